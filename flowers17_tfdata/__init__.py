@@ -1,0 +1,8 @@
+"""Transfer learning from a folder of photographs, fast and honest.
+
+Importing this package does no work: TensorFlow is imported by the modules
+that need it. `import flowers17_tfdata.data` registers the TFDS builder
+`oxford_flowers17`.
+"""
+
+__version__ = "0.1.0"

@@ -1,0 +1,43 @@
+"""The command line: flags -> config -> phase -> exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from flowers17_tfdata import flags
+from flowers17_tfdata.errors import UserError
+
+
+def main(argv: list[str]) -> int:
+    """Runs one command line (program name first) and returns its exit code.
+
+    0 done; 1 failed; 2 bad flags; 3 accuracy gate missed; 130 interrupted.
+    """
+    try:
+        config = flags.parse(argv)
+        if config is None:
+            print(flags.help_text(os.path.basename(argv[0])))
+            return 0
+        # TensorFlow's C++ start-up notes would bury our own lines.
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+        # Imported here: --help and a flag error must not wait for TensorFlow.
+        from flowers17_tfdata import phases
+
+        phases.run(config)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(
+            "interrupted: the same command resumes from the last epoch's "
+            "checkpoint",
+            file=sys.stderr,
+        )
+        return 130
+    return 0
+
+
+def run() -> None:
+    """The console script."""
+    sys.exit(main(sys.argv))

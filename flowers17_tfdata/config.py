@@ -1,0 +1,340 @@
+"""The configuration: frozen dataclasses whose fields are the flags.
+
+A field is declared once, here: its name is the flag's name, its metadata hold
+the help text and the rule that `validate` checks. `flags.py` makes the absl
+flags from it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from flowers17_tfdata.errors import ConfigError
+
+PHASES = ("prepare", "transfer", "finetune", "train", "evaluate")
+STAGES = ("transfer", "finetune")
+OPTIMIZERS = ("sgd", "adam", "adamw")
+
+
+def option(
+    default: Any,
+    help_text: str,
+    *,
+    choices: tuple[str, ...] | None = None,
+    at_least: float | None = None,
+    at_most: float | None = None,
+    above: float | None = None,
+) -> Any:
+    """Declares one flag: its default, its help and the rule for its value."""
+    rule = {
+        "help": help_text,
+        "choices": choices,
+        "at_least": at_least,
+        "at_most": at_most,
+        "above": above,
+    }
+    return dataclasses.field(default=default, metadata=rule)
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Which images, and where they come from."""
+
+    dataset: str = option(
+        "oxford_flowers17",
+        "TFDS data set, NAME or NAME/CONFIG. Of oxford_flowers17: seeded "
+        "(default), official_1, official_2, official_3, synthetic.",
+    )
+    archive: str = option(
+        "",
+        "17flowers.tgz or its extracted folder, instead of the download.",
+    )
+    data_dir: str = option(
+        "", "Where TFDS keeps prepared data sets ('': ~/tensorflow_datasets)."
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class InputConfig:
+    """How an image becomes a training example."""
+
+    image_size: int = option(
+        299, "Height and width of the network's input, pixels.", at_least=32
+    )
+    cache: str = option(
+        "memory",
+        "memory: decode once, keep resized uint8 images (3 * image_size^2 "
+        "bytes each); none: decode in every epoch.",
+        choices=("memory", "none"),
+    )
+    augmentation: str = option(
+        "affine",
+        "affine: one random affine resampling; keras: the stock layers "
+        "RandomFlip, RandomRotation, RandomTranslation, RandomZoom with the "
+        "same ranges; none.",
+        choices=("affine", "keras", "none"),
+    )
+    rotation: float = option(
+        30.0, "Rotation range, +-degrees.", at_least=0, at_most=180
+    )
+    shift: float = option(
+        0.1,
+        "Width and height shift range, +-fraction of the size.",
+        at_least=0,
+        at_most=1,
+    )
+    zoom: float = option(
+        0.2, "Zoom range: scale in [1-zoom, 1+zoom].", at_least=0, at_most=0.9
+    )
+    horizontal_flip: bool = option(True, "Flip half of the images.")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The network."""
+
+    backbone: str = option(
+        "inception_v3",
+        "Any keras.applications classifier, e.g. inception_v3, xception, "
+        "resnet50v2, mobilenet_v2, efficientnetv2-b0, vgg16.",
+    )
+    weights: str = option(
+        "imagenet",
+        "Backbone weights: imagenet (downloaded), none (random), or the path "
+        "of a .weights.h5 / .h5 file without the top.",
+    )
+    head_units: int = option(
+        1024, "Units of the head's hidden layer; 0: none.", at_least=0
+    )
+    dropout: float = option(
+        0.4, "Dropout rate before the last layer.", at_least=0, at_most=0.95
+    )
+    unfreeze_from: str = option(
+        "auto",
+        "First backbone layer or block that the fine-tune stage trains, e.g. "
+        "mixed2, block5; all; auto: per backbone (inception_v3: mixed2; all "
+        "for --weights=none).",
+    )
+    init_from: str = option(
+        "",
+        "Saved .keras classifier that finetune starts from ('': the "
+        "workdir's model_transfer.keras).",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizationConfig:
+    """The two stages' epochs and optimizers."""
+
+    global_batch_size: int = option(
+        32, "Images a step, over all replicas.", at_least=1
+    )
+    transfer_epochs: int = option(
+        3, "Epochs with the backbone frozen.", at_least=1
+    )
+    transfer_optimizer: str = option(
+        "adamw", "Optimizer of the transfer stage.", choices=OPTIMIZERS
+    )
+    transfer_learning_rate: float = option(
+        1e-3, "Peak learning rate of the transfer stage.", above=0
+    )
+    finetune_epochs: int = option(
+        24, "Epochs with the backbone partly unfrozen.", at_least=1
+    )
+    finetune_optimizer: str = option(
+        "adamw", "Optimizer of the fine-tune stage.", choices=OPTIMIZERS
+    )
+    finetune_learning_rate: float = option(
+        1e-3, "Peak learning rate of the fine-tune stage.", above=0
+    )
+    schedule: str = option(
+        "cosine",
+        "Learning rate after the warm-up: cosine to 0, or constant.",
+        choices=("cosine", "constant"),
+    )
+    warmup_epochs: float = option(
+        1.0, "Epochs of linear warm-up, in each stage.", at_least=0
+    )
+    momentum: float = option(
+        0.9, "Momentum of sgd.", at_least=0, at_most=0.999
+    )
+    weight_decay: float = option(
+        1e-4,
+        "Decoupled weight decay of adamw (times the learning rate); not on "
+        "biases or batch-norm.",
+        at_least=0,
+    )
+    label_smoothing: float = option(
+        0.1, "Label smoothing of the training loss.", at_least=0, at_most=0.9
+    )
+    global_clip_norm: float = option(
+        0.0,
+        "Clip the all-reduced gradient to this global norm; 0: do not clip.",
+        at_least=0,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class RuntimeConfig:
+    """Where and in what arithmetic it runs."""
+
+    strategy: str = option(
+        "auto",
+        "auto: mirrored where there are several devices; default: one "
+        "device; mirrored: all devices.",
+        choices=("auto", "default", "mirrored"),
+    )
+    num_virtual_devices: int = option(
+        0,
+        "Split the CPU (or the one GPU) into N logical devices, to try "
+        "replicas on one machine; 0: do not.",
+        at_least=0,
+        at_most=64,
+    )
+    precision: str = option(
+        "auto",
+        "auto: mixed_bfloat16 where the hardware has it, mixed_float16 on "
+        "older GPUs with tensor cores, else float32.",
+        choices=("auto", "float32", "mixed_bfloat16", "mixed_float16"),
+    )
+    seed: int = option(
+        0,
+        "Seed of initialization, order, augmentation and dropout.",
+        at_least=0,
+        at_most=2**31 - 1,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """What `--phase=evaluate` looks at."""
+
+    model: str = option(
+        "",
+        "Saved .keras classifier ('': the workdir's model_finetune.keras, "
+        "else model_transfer.keras).",
+    )
+    split: str = option("test", "Split to evaluate.")
+    assert_accuracy_at_least: float = option(
+        0.0,
+        "Exit with 3 if the accuracy is lower.",
+        at_least=0,
+        at_most=1,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One run: the phase, its workdir, and a group of options per module."""
+
+    phase: str = option("train", "What to do.", choices=PHASES)
+    workdir: str = option(
+        "workdir", "Folder of this run: metrics, checkpoints, models."
+    )
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    input: InputConfig = dataclasses.field(default_factory=InputConfig)
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    optimization: OptimizationConfig = dataclasses.field(
+        default_factory=OptimizationConfig
+    )
+    runtime: RuntimeConfig = dataclasses.field(default_factory=RuntimeConfig)
+    evaluation: EvaluationConfig = dataclasses.field(
+        default_factory=EvaluationConfig
+    )
+
+    def __post_init__(self) -> None:
+        validate(self)
+
+
+def groups(config_class: type | Config = Config):
+    """Yields `(name, class)` of the nested option groups."""
+    for field in dataclasses.fields(config_class):
+        if field.default_factory is not dataclasses.MISSING:
+            yield field.name, field.default_factory
+
+
+def options(config_class: type) -> list[dataclasses.Field]:
+    """Returns the fields of `config_class` that are flags."""
+    return [f for f in dataclasses.fields(config_class) if "help" in f.metadata]
+
+
+def from_values(values: dict[str, Any]) -> Config:
+    """Builds a `Config` from `{flag name: value}`.
+
+    Raises:
+      ConfigError: a value breaks its rule, or two flags contradict.
+    """
+
+    def pick(cls: type) -> dict[str, Any]:
+        return {f.name: values[f.name] for f in options(cls)}
+
+    nested = {name: cls(**pick(cls)) for name, cls in groups()}
+    return Config(**pick(Config), **nested)
+
+
+def to_values(config: Config) -> dict[str, Any]:
+    """Returns `{flag name: value}`, flat: the inverse of `from_values`."""
+    values = {f.name: getattr(config, f.name) for f in options(Config)}
+    for name, cls in groups():
+        group = getattr(config, name)
+        values |= {f.name: getattr(group, f.name) for f in options(cls)}
+    return values
+
+
+def _check_option(field: dataclasses.Field, value: Any) -> None:
+    rule = field.metadata
+    if rule["choices"] and value not in rule["choices"]:
+        raise ConfigError(
+            f"--{field.name} must be one of {', '.join(rule['choices'])}; "
+            f"got {value!r}"
+        )
+    # Negated, so that NaN fails every bound.
+    if rule["at_least"] is not None and not value >= rule["at_least"]:
+        raise ConfigError(
+            f"--{field.name} must be at least {rule['at_least']}; got {value}"
+        )
+    if rule["at_most"] is not None and not value <= rule["at_most"]:
+        raise ConfigError(
+            f"--{field.name} must be at most {rule['at_most']}; got {value}"
+        )
+    if rule["above"] is not None and not (rule["above"] < value < 1e6):
+        raise ConfigError(
+            f"--{field.name} must be a number above {rule['above']}; "
+            f"got {value}"
+        )
+
+
+def validate(config: Config) -> None:
+    """Checks every option against its rule, then the rules between options.
+
+    Raises:
+      ConfigError: names the flag, the rule and the value.
+    """
+    for field in options(Config):
+        _check_option(field, getattr(config, field.name))
+    for name, cls in groups():
+        for field in options(cls):
+            _check_option(field, getattr(getattr(config, name), field.name))
+    if not config.workdir:
+        raise ConfigError("--workdir must name a folder; got ''")
+    if not config.data.dataset:
+        raise ConfigError("--dataset must name a TFDS data set; got ''")
+    if config.data.archive and not is_flowers17(config.data.dataset):
+        raise ConfigError(
+            "--archive goes with --dataset=oxford_flowers17 (seeded or "
+            f"official_*) alone; got --dataset={config.data.dataset}"
+        )
+    size = config.optimization.global_batch_size
+    devices = config.runtime.num_virtual_devices
+    if devices and size % devices:
+        raise ConfigError(
+            "--global_batch_size must be a multiple of the number of "
+            f"replicas ({devices}); got {size}"
+        )
+
+
+def is_flowers17(dataset: str) -> bool:
+    """Whether `dataset` is `oxford_flowers17` made from the Oxford archive."""
+    name, _, config_name = dataset.partition("/")
+    return name == "oxford_flowers17" and config_name != "synthetic"

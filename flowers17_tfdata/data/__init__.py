@@ -1,0 +1,11 @@
+"""The data sets. Importing this registers `oxford_flowers17` with TFDS:
+
+    import flowers17_tfdata.data
+    import tensorflow_datasets as tfds
+
+    train = tfds.load("oxford_flowers17", split="train")
+"""
+
+from flowers17_tfdata.data.oxford_flowers17 import (  # noqa: F401
+    oxford_flowers17_dataset_builder,
+)

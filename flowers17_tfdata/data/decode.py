@@ -1,0 +1,89 @@
+"""The one decoder: training, evaluation and the audit see the same pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from flowers17_tfdata.errors import one_line
+
+
+def decode_image(encoded: tf.Tensor) -> tf.Tensor:
+    """Decodes a JPEG, PNG, BMP or the first frame of a GIF.
+
+    Args:
+      encoded: scalar string.
+
+    Returns:
+      uint8 `[height, width, 3]` in [0, 255], RGB.
+    """
+    image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
+    image.set_shape([None, None, 3])
+    return image
+
+
+def decode_and_resize(encoded: tf.Tensor, image_size: int) -> tf.Tensor:
+    """Decodes and resizes (antialiased bilinear, aspect ratio not kept).
+
+    Args:
+      encoded: scalar string.
+      image_size: height and width of the result, pixels.
+
+    Returns:
+      uint8 `[image_size, image_size, 3]` in [0, 255].
+    """
+    image = tf.image.resize(
+        decode_image(encoded), [image_size, image_size], antialias=True
+    )
+    # Antialiasing keeps within the input's range but for rounding.
+    image = tf.clip_by_value(tf.round(image), 0.0, 255.0)
+    return tf.ensure_shape(
+        tf.cast(image, tf.uint8), [image_size, image_size, 3]
+    )
+
+
+class Thumbnails(NamedTuple):
+    """What a pass over encoded images found.
+
+    Attributes:
+      thumbnails: float32 `[n, 16, 17]`, gray levels in [0, 255]; zeros where
+        the image can't be decoded.
+      sizes: int32 `[n, 2]`, height and width, pixels; zeros likewise.
+      errors: `{position: one line}` of the images that can't be decoded.
+    """
+
+    thumbnails: np.ndarray
+    sizes: np.ndarray
+    errors: dict[int, str]
+
+
+def make_thumbnails(encoded: Sequence[bytes]) -> Thumbnails:
+    """Decodes every image to the thumbnail that near-duplicates are found by."""
+
+    def thumbnail(data):
+        image = decode_image(data)
+        gray = tf.image.rgb_to_grayscale(tf.cast(image, tf.float32))
+        small = tf.image.resize(gray, [16, 17], method="area")
+        return small[..., 0], tf.shape(image)[:2]
+
+    thumbnails = np.zeros([len(encoded), 16, 17], np.float32)
+    sizes = np.zeros([len(encoded), 2], np.int32)
+    errors = {}
+    for position, data in enumerate(encoded):
+        try:
+            small, size = thumbnail(tf.constant(data))
+        except tf.errors.InvalidArgumentError as error:
+            errors[position] = _decoder_message(error)
+            continue
+        thumbnails[position], sizes[position] = small, size
+    return Thumbnails(thumbnails, sizes, errors)
+
+
+def _decoder_message(error: tf.errors.OpError) -> str:
+    # Up to the op's name, which says nothing to a user.
+    return one_line(error.message.split(" [Op:")[0].removeprefix(
+        "{{function_node"
+    ), 160)

@@ -1,0 +1,1 @@
+"""Oxford Flowers-17: the TFDS builder folder."""

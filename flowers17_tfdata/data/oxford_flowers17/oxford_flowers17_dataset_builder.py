@@ -1,0 +1,261 @@
+"""Oxford Flowers-17, with splits that near-duplicates don't straddle."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+from collections.abc import Iterator, Mapping
+from importlib import resources
+
+import numpy as np
+import tensorflow_datasets.public_api as tfds
+
+from flowers17_tfdata.data import archive as archive_lib
+from flowers17_tfdata.data import near_duplicates, splits, synthetic
+from flowers17_tfdata.errors import UserError, one_line
+
+HOMEPAGE = "https://www.robots.ox.ac.uk/~vgg/data/flowers/17/"
+
+# Label ids, in the order of the table that the original tutorial published.
+CLASS_NAMES = (
+    "Buttercup",
+    "Colts Foot",
+    "Daffodil",
+    "Daisy",
+    "Dandelion",
+    "Fritillary",
+    "Iris",
+    "Pansy",
+    "Sunflower",
+    "Windflower",
+    "Snowdrop",
+    "LilyValley",
+    "Bluebell",
+    "Crocus",
+    "Tigerlily",
+    "Tulip",
+    "Cowslip",
+)
+
+# The archive's order: images 1 to 80 are daffodils, 81 to 160 snowdrops, ...
+ARCHIVE_ORDER = (
+    "Daffodil",
+    "Snowdrop",
+    "LilyValley",
+    "Bluebell",
+    "Crocus",
+    "Iris",
+    "Tigerlily",
+    "Tulip",
+    "Fritillary",
+    "Sunflower",
+    "Daisy",
+    "Colts Foot",
+    "Dandelion",
+    "Cowslip",
+    "Buttercup",
+    "Windflower",
+    "Pansy",
+)
+
+_OFFICIAL_KEYS = {"train": "trn", "validation": "val", "test": "tst"}
+
+
+def class_name(image_number: int) -> str:
+    """Returns the true class name of image 1 to 1360."""
+    return ARCHIVE_ORDER[(image_number - 1) // archive_lib.IMAGES_PER_CLASS]
+
+
+def known_near_duplicates() -> list[tuple[int, int]]:
+    """Returns the published pairs of image numbers that show one picture.
+
+    Found by dHash (copies), and by SIFT matches that agree on one similarity
+    transform (crops, mirror images), then looked at one by one.
+    """
+    table = resources.files(__package__) / "near_duplicates.csv"
+    with table.open(newline="") as file:
+        return [
+            (int(row["first"]), int(row["second"]))
+            for row in csv.DictReader(file)
+        ]
+
+
+@dataclasses.dataclass
+class Flowers17Config(tfds.core.BuilderConfig):
+    """Which images, and how they are split.
+
+    Attributes:
+      official_split: 1 to 3 for the publishers' splits, 0 for the seeded one.
+      drawn: whether the images are the synthetic ones.
+      seed: of the seeded split and of the drawing.
+    """
+
+    official_split: int = 0
+    drawn: bool = False
+    seed: int = 0
+
+
+class Builder(tfds.core.GeneratorBasedBuilder):
+    """TFDS builder of `oxford_flowers17`.
+
+    Args:
+      archive: path of 17flowers.tgz or its extracted folder, instead of the
+        download. `tfds.load(..., builder_kwargs={"archive": path})` passes it.
+      **kwargs: of `tfds.core.GeneratorBasedBuilder`.
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+    RELEASE_NOTES = {"1.0.0": "First release."}
+    BUILDER_CONFIGS = [
+        Flowers17Config(
+            name="seeded",
+            description="800/260/260 and 40 unused; near-duplicates together.",
+        ),
+        *(
+            Flowers17Config(
+                name=f"official_{k}",
+                description=f"Split {k} of the publishers' datasplits.mat.",
+                official_split=k,
+            )
+            for k in (1, 2, 3)
+        ),
+        Flowers17Config(
+            name="synthetic",
+            description="Drawn flowers in the same layout, seeded split.",
+            drawn=True,
+        ),
+    ]
+
+    def __init__(self, *, archive: str = "", **kwargs):
+        self._archive = archive
+        super().__init__(**kwargs)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return self.dataset_info_from_configs(
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(
+                        shape=(None, None, 3), encoding_format="jpeg"
+                    ),
+                    "label": tfds.features.ClassLabel(names=list(CLASS_NAMES)),
+                    "file_name": tfds.features.Text(),
+                    "image_id": np.int64,
+                }
+            ),
+            supervised_keys=("image", "label"),
+            homepage=HOMEPAGE,
+            metadata=tfds.core.MetadataDict(),
+        )
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager):
+        images = self._read_images(dl_manager)
+        self.info.metadata["content_digest"] = archive_lib.content_digest(
+            images
+        )
+        if self.builder_config.official_split:
+            split_of = self._official_splits(dl_manager)
+        else:
+            split_of = self._seeded_splits(images)
+        names = list(dict.fromkeys((*_OFFICIAL_KEYS, *split_of.values())))
+        return {
+            split: self._generate_examples(
+                {n: d for n, d in images.items() if split_of.get(n) == split}
+            )
+            for split in names
+        }
+
+    def _generate_examples(
+        self, images: Mapping[str, bytes]
+    ) -> Iterator[tuple[str, dict]]:
+        for name, data in images.items():
+            number = archive_lib.image_number(name)
+            yield (
+                name,
+                {
+                    "image": io.BytesIO(data),
+                    "label": class_name(number),
+                    "file_name": name,
+                    "image_id": number,
+                },
+            )
+
+    def _read_images(self, dl_manager) -> dict[str, bytes]:
+        if self.builder_config.drawn:
+            return dict(
+                synthetic.iter_synthetic_images(self.builder_config.seed)
+            )
+        path = self._archive
+        if not path:
+            path = _download(dl_manager, archive_lib.ARCHIVE_URL)
+            archive_lib.verify_digest(
+                path, "sha256", archive_lib.ARCHIVE_SHA256
+            )
+        return archive_lib.read_archive(path)
+
+    def _seeded_splits(self, images: Mapping[str, bytes]) -> dict[str, str]:
+        # Imported here: it needs TensorFlow, which registering must not load.
+        from flowers17_tfdata.data import decode
+
+        found = decode.make_thumbnails(list(images.values()))
+        names = list(images)
+        if found.errors:
+            listed = "; ".join(
+                f"{names[position]}: {message}"
+                for position, message in sorted(found.errors.items())[:5]
+            )
+            raise UserError(
+                f"{len(found.errors)} of {len(names)} images can't be "
+                f"decoded ({listed}); replace them, the split needs them all"
+            )
+        pairs = [
+            pair[:2]
+            for pair in near_duplicates.find_near_duplicates(found.thumbnails)
+        ]
+        if not self.builder_config.drawn:
+            pairs += [(a - 1, b - 1) for a, b in known_near_duplicates()]
+        labels = [
+            CLASS_NAMES.index(class_name(archive_lib.image_number(name)))
+            for name in names
+        ]
+        return splits.make_splits(
+            names,
+            labels,
+            near_duplicates.group_pairs(pairs, len(names)),
+            splits.FLOWERS17_SIZES,
+            self.builder_config.seed,
+        )
+
+    def _official_splits(self, dl_manager) -> dict[str, str]:
+        # SciPy reads MATLAB's format; nothing else here needs it so early.
+        from scipy import io as scipy_io
+
+        path = archive_lib.splits_beside(self._archive)
+        if path is None:
+            path = _download(dl_manager, archive_lib.SPLITS_URL)
+            archive_lib.verify_digest(path, "md5", archive_lib.SPLITS_MD5)
+        k = self.builder_config.official_split
+        try:
+            numbers = scipy_io.loadmat(path)
+            return {
+                archive_lib.image_name(int(number)): split
+                for split, key in _OFFICIAL_KEYS.items()
+                for number in numbers[f"{key}{k}"].ravel()
+            }
+        except (ValueError, KeyError, OSError) as error:
+            raise UserError(
+                f"{path} can't be read as datasplits.mat: {one_line(error)}"
+            ) from error
+
+
+def _download(dl_manager, url: str):
+    try:
+        return dl_manager.download(url)
+    # Whatever the network raises, the user's way out is the same.
+    except Exception as error:
+        raise UserError(
+            f"can't download {url} ({one_line(error, 120)}): pass a local "
+            "17flowers.tgz (and datasplits.mat beside it, for official_*) "
+            "with --archive=PATH, or use "
+            "--dataset=oxford_flowers17/synthetic"
+        ) from error

@@ -1,0 +1,31 @@
+"""Errors that a user can act on: one line, and the exit code it ends with."""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """A mistake outside the program: a file, a folder, the network, the data.
+
+    The message is one line that names the flag or file, the rule and the
+    value. The command line prints it without a traceback.
+    """
+
+    exit_code = 1
+
+
+class ConfigError(UserError):
+    """A flag or a combination of flags that breaks a rule."""
+
+    exit_code = 2
+
+
+class AccuracyGateMissed(UserError):
+    """The evaluated accuracy is below `--assert_accuracy_at_least`."""
+
+    exit_code = 3
+
+
+def one_line(error: BaseException, limit: int = 300) -> str:
+    """Returns the error's message on one line of at most `limit` characters."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -1,0 +1,217 @@
+"""Random geometry for training images."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from flowers17_tfdata.config import InputConfig
+
+# Uniform numbers that one image's transform is made from.
+_NUM_DRAWS = 6
+
+
+def example_seed(
+    seed: int | tf.Tensor, epoch: tf.Tensor, index: tf.Tensor
+) -> tf.Tensor:
+    """Returns the random seed, int32 `[2]`, of one example in one epoch."""
+    base = tf.stack([tf.cast(seed, tf.int32), 0])
+    fold_in = tf.random.experimental.stateless_fold_in
+    return fold_in(
+        fold_in(base, tf.cast(epoch, tf.int32)), tf.cast(index, tf.int32)
+    )
+
+
+@keras.saving.register_keras_serializable(package="flowers17_tfdata")
+class RandomAffine(keras.layers.Layer):
+    """Rotates, shifts, zooms and flips images by one resampling each.
+
+    The layer owns the distribution: `draw` makes the transforms, as a pure
+    function of (seed, epoch, index), and `call` applies them (bilinear; beyond
+    the border, the nearest pixel). Safe inside a `tf.data` pipeline, serial or
+    parallel.
+
+    With c the image centre, output pixel p shows input point
+    `c + R diag(zx, zy) F (p - c) + t`, R the rotation, z the zoom, F the
+    flip, t the shift: the composition of Keras's ImageDataGenerator.
+
+    Args:
+      rotation: largest angle, degrees, in either direction.
+      shift: largest shift, as a fraction of height and of width.
+      zoom: zx and zy are uniform in [1 - zoom, 1 + zoom].
+      horizontal_flip: whether half of the images are mirrored.
+      **kwargs: of `keras.layers.Layer`. Computes in float32 whatever the
+        dtype policy: half precision would move pixels.
+
+    Input shape: `(batch, height, width, channels)`, any range and dtype.
+    Output shape: the same, float32, within the input's range.
+    """
+
+    def __init__(
+        self,
+        rotation: float = 30.0,
+        shift: float = 0.1,
+        zoom: float = 0.2,
+        horizontal_flip: bool = True,
+        **kwargs: Any,
+    ):
+        kwargs.setdefault("dtype", "float32")
+        super().__init__(**kwargs)
+        self.rotation = rotation
+        self.shift = shift
+        self.zoom = zoom
+        self.horizontal_flip = horizontal_flip
+
+    def draw(
+        self,
+        seed: int | tf.Tensor,
+        epoch: tf.Tensor,
+        indices: tf.Tensor,
+        height: int,
+        width: int,
+    ) -> tf.Tensor:
+        """Draws one transform an image.
+
+        Args:
+          seed: of the run.
+          epoch: scalar int64.
+          indices: int64 `[batch]`, each image's position in the data set.
+          height: of the images, pixels.
+          width: of the images, pixels.
+
+        Returns:
+          float32 `[batch, 8]`: rows `a0 a1 a2 b0 b1 b2 0 0` that map output
+          (x, y) to input (a0 x + a1 y + a2, b0 x + b1 y + b2), pixels.
+        """
+        uniform = tf.map_fn(
+            lambda index: tf.random.stateless_uniform(
+                [_NUM_DRAWS], example_seed(seed, epoch, index)
+            ),
+            indices,
+            fn_output_signature=tf.TensorSpec([_NUM_DRAWS], tf.float32),
+        )
+        angle, dx, dy, zx, zy, flip = tf.unstack(uniform, axis=1)
+        angle = (2 * angle - 1) * self.rotation * math.pi / 180
+        dx = (2 * dx - 1) * self.shift * width
+        dy = (2 * dy - 1) * self.shift * height
+        zx = 1 + (2 * zx - 1) * self.zoom
+        zy = 1 + (2 * zy - 1) * self.zoom
+        if self.horizontal_flip:
+            zx = tf.where(flip < 0.5, -zx, zx)
+        return affine_rows(angle, dx, dy, zx, zy, height, width)
+
+    def call(self, images, transforms):
+        return keras.ops.image.affine_transform(
+            keras.ops.cast(images, "float32"),
+            transforms,
+            interpolation="bilinear",
+            fill_mode="nearest",
+            data_format="channels_last",
+        )
+
+    def compute_output_shape(self, images_shape, transforms_shape=None):
+        return images_shape
+
+    def get_config(self):
+        return super().get_config() | {
+            "rotation": self.rotation,
+            "shift": self.shift,
+            "zoom": self.zoom,
+            "horizontal_flip": self.horizontal_flip,
+        }
+
+
+def affine_rows(
+    angle: tf.Tensor,
+    dx: tf.Tensor,
+    dy: tf.Tensor,
+    zx: tf.Tensor,
+    zy: tf.Tensor,
+    height: int,
+    width: int,
+) -> tf.Tensor:
+    """Composes output-to-input maps about the image centre.
+
+    Args:
+      angle: radians, `[batch]` float32, as are all that follow.
+      dx: shift of the sampled point along x, pixels.
+      dy: likewise along y.
+      zx: scale along x; below 1 magnifies, negative mirrors.
+      zy: scale along y.
+      height: of the images, pixels.
+      width: of the images, pixels.
+
+    Returns:
+      float32 `[batch, 8]`; see `RandomAffine.draw`.
+    """
+    cos, sin = tf.cos(angle), tf.sin(angle)
+    a0, a1, b0, b1 = cos * zx, -sin * zy, sin * zx, cos * zy
+    cx, cy = (width - 1) / 2, (height - 1) / 2
+    a2 = cx + dx - a0 * cx - a1 * cy
+    b2 = cy + dy - b0 * cx - b1 * cy
+    zero = tf.zeros_like(angle)
+    return tf.stack([a0, a1, a2, b0, b1, b2, zero, zero], axis=1)
+
+
+class KerasStack:
+    """The stock Keras layers, with the ranges of `RandomAffine`.
+
+    Four resamplings instead of one. Randomness is a pure function of
+    (seed, epoch, index of the batch's first image): a Keras layer draws for a
+    whole batch at once.
+    """
+
+    def __init__(self, config: InputConfig):
+        layers = keras.layers
+        # float32 even under mixed precision: these layers would otherwise
+        # compute pixel values in half precision.
+        common = {"fill_mode": "nearest", "dtype": "float32"}
+        self._layers = [
+            layers.RandomRotation(config.rotation / 360, **common),
+            layers.RandomTranslation(config.shift, config.shift, **common),
+            layers.RandomZoom(config.zoom, config.zoom, **common),
+        ]
+        if config.horizontal_flip:
+            self._layers.insert(
+                0, layers.RandomFlip("horizontal", dtype="float32")
+            )
+
+    def __call__(self, images, seed, epoch, indices):
+        batch_seed = example_seed(seed, epoch, indices[0])
+        images = tf.cast(images, tf.float32)
+        for position, layer in enumerate(self._layers):
+            layer_seed = tf.random.experimental.stateless_fold_in(
+                batch_seed, position
+            )
+            state = layer.generator.state
+            # The layer reads its seed from this scope instead of counting its
+            # own calls, whose order a parallel map does not keep.
+            with keras.StatelessScope(
+                [(state, tf.cast(layer_seed, state.dtype))]
+            ):
+                images = layer(images, training=True)
+        return images
+
+
+def make_augmentation(config: InputConfig):
+    """Returns `augment(images, seed, epoch, indices) -> images`.
+
+    images: uint8 `[batch, height, width, 3]` in [0, 255] with a static height
+    and width; indices: int64 `[batch]`. The result is float32 in [0, 255].
+    """
+    if config.augmentation == "keras":
+        return KerasStack(config)
+    if config.augmentation == "none":
+        return lambda images, seed, epoch, indices: tf.cast(images, tf.float32)
+    layer = RandomAffine(
+        config.rotation, config.shift, config.zoom, config.horizontal_flip
+    )
+
+    def augment(images, seed, epoch, indices):
+        height, width = images.shape[1:3]
+        return layer(images, layer.draw(seed, epoch, indices, height, width))
+
+    return augment

@@ -1,0 +1,1 @@
+"""The networks: backbones, the classifier, what is frozen."""

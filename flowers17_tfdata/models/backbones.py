@@ -1,0 +1,134 @@
+"""The backbones of keras.applications, by name."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from flowers17_tfdata.errors import ConfigError, UserError, one_line
+
+
+def _canonical(name: str) -> str:
+    return name.lower().replace("_", "").replace("-", "")
+
+
+def available_backbones() -> dict[str, Callable[..., keras.Model]]:
+    """Returns `{canonical name: constructor}` of keras.applications."""
+    return {
+        _canonical(name): constructor
+        for name, constructor in vars(keras.applications).items()
+        if inspect.isfunction(constructor)
+        and "include_top" in inspect.signature(constructor).parameters
+    }
+
+
+def _constructor(name: str) -> Callable[..., keras.Model]:
+    known = available_backbones()
+    if _canonical(name) not in known:
+        close = difflib.get_close_matches(_canonical(name), known, 3, 0.5)
+        raise ConfigError(
+            "--backbone must name a keras.applications classifier"
+            + (f" (did you mean {', '.join(close)}?)" if close else "")
+            + f"; got {name!r}"
+        )
+    return known[_canonical(name)]
+
+
+def get_preprocess(name: str) -> Callable[[tf.Tensor], tf.Tensor]:
+    """Returns the backbone's own input normalization.
+
+    The function maps float32 images in [0, 255], `[batch, height, width, 3]`,
+    RGB, to what the published weights were trained on: [-1, 1] for
+    inception_v3, mean-subtracted BGR for vgg16, unchanged for networks that
+    rescale inside.
+
+    Raises:
+      ConfigError: no such backbone.
+    """
+    module = inspect.getmodule(_constructor(name))
+
+    def preprocess(images):
+        return module.preprocess_input(images, data_format="channels_last")
+
+    return preprocess
+
+
+def build_backbone(name: str, image_size: int, weights: str) -> keras.Model:
+    """Builds a backbone without its top and loads its weights.
+
+    Args:
+      name: e.g. `inception_v3`; case, `_` and `-` don't matter.
+      image_size: height and width, pixels.
+      weights: `imagenet`, `none`, or a file that `load_weights` reads.
+
+    Returns:
+      Model from `[batch, image_size, image_size, 3]` to a feature map. Its
+      name is the canonical backbone name, so that a saved classifier tells
+      which preprocessing it wants.
+
+    Raises:
+      ConfigError: no such backbone, or the size is too small for it.
+      UserError: the weights can't be had or are another architecture's.
+    """
+    constructor = _constructor(name)
+    arguments: dict[str, Any] = {
+        "include_top": False,
+        "weights": "imagenet" if weights == "imagenet" else None,
+        "input_shape": (image_size, image_size, 3),
+    }
+    if "name" in inspect.signature(constructor).parameters:
+        arguments["name"] = _canonical(name)
+    if weights not in ("imagenet", "none"):
+        _check_weights_file(weights)
+    try:
+        backbone = constructor(**arguments)
+    except ValueError as error:
+        raise ConfigError(
+            f"--image_size or --backbone: {name} at {image_size} pixels: "
+            f"{one_line(error)}"
+        ) from error
+    # keras.utils.get_file raises plain Exception.
+    except Exception as error:
+        if weights != "imagenet":
+            raise
+        raise UserError(
+            f"--weights=imagenet: the weights of {name} can't be downloaded "
+            f"({one_line(error, 160)}); pass a local file with "
+            "--weights=PATH, or --weights=none to train from scratch"
+        ) from error
+    if weights not in ("imagenet", "none"):
+        _load_weights(backbone, name, weights)
+    return backbone
+
+
+def _check_weights_file(path: str) -> None:
+    if not pathlib.Path(path).is_file():
+        raise UserError(
+            "--weights must be imagenet, none or an existing file; got "
+            f"{path!r}"
+        )
+    if not path.endswith((".weights.h5", ".h5")):
+        raise ConfigError(
+            f"--weights file must end in .weights.h5 or .h5; got {path!r}"
+        )
+
+
+def _load_weights(backbone: keras.Model, name: str, path: str) -> None:
+    try:
+        backbone.load_weights(path)
+    except (ValueError, OSError, KeyError) as error:
+        raise UserError(
+            f"--weights {path} are not weights of {name} without its top: "
+            f"{one_line(error, 160)}"
+        ) from error
+    for variable in backbone.variables:
+        if not bool(tf.reduce_all(tf.math.is_finite(variable.value))):
+            raise UserError(
+                f"--weights {path} hold NaN or infinity in {variable.path}"
+            )

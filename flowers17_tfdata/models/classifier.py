@@ -1,0 +1,111 @@
+"""Backbone plus head: the network that is trained and saved."""
+
+from __future__ import annotations
+
+import pathlib
+
+import keras
+
+from flowers17_tfdata.config import ModelConfig
+from flowers17_tfdata.errors import UserError, one_line
+from flowers17_tfdata.models import backbones
+
+
+def build_classifier(
+    config: ModelConfig, *, image_size: int, num_classes: int, seed: int
+) -> keras.Model:
+    """Builds the classifier.
+
+    With pretrained weights, the backbone's batch-norm runs in inference mode
+    throughout, training included: on a few hundred images, batch statistics
+    drift away from the ones the weights were trained with. With random
+    weights it follows the training flag.
+
+    Args:
+      config: backbone, weights, head.
+      image_size: height and width, pixels.
+      num_classes: units of the last layer.
+      seed: of the head's initial weights and dropout.
+
+    Returns:
+      Model from preprocessed images `[batch, image_size, image_size, 3]`
+      (float32; see `backbones.get_preprocess`) to float32 logits
+      `[batch, num_classes]`.
+    """
+    keras.utils.set_random_seed(seed)
+    backbone = backbones.build_backbone(
+        config.backbone, image_size, config.weights
+    )
+    inputs = keras.Input((image_size, image_size, 3), name="image")
+    if config.weights == "none":
+        x = backbone(inputs)
+    else:
+        x = backbone(inputs, training=False)
+    x = keras.layers.GlobalAveragePooling2D(name="pooler")(x)
+    if config.head_units:
+        x = keras.layers.Dense(
+            config.head_units, activation="relu", name="head_dense"
+        )(x)
+    x = keras.layers.Dropout(config.dropout, seed=seed, name="head_dropout")(x)
+    # Logits in float32 under every policy: softmax and the loss lose too much
+    # in half precision.
+    logits = keras.layers.Dense(
+        num_classes, dtype="float32", name="predictions"
+    )(x)
+    return keras.Model(inputs, logits, name="classifier")
+
+
+def get_backbone(model: keras.Model) -> keras.Model:
+    """Returns the backbone of a classifier built here (or loaded)."""
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            return layer
+    raise UserError(
+        f"the model {model.name} has no backbone inside: it was not saved by "
+        "this program"
+    )
+
+
+def load_classifier(path: str | pathlib.Path, flag: str) -> keras.Model:
+    """Loads a saved `.keras` classifier.
+
+    Args:
+      path: of the file.
+      flag: the flag that named it, for the error.
+
+    Raises:
+      UserError: missing, damaged, or not a classifier of ours.
+    """
+    if not pathlib.Path(path).is_file():
+        raise UserError(f"{flag} {path} does not exist")
+    try:
+        model = keras.models.load_model(path, compile=False, safe_mode=True)
+    # Keras raises whatever the zip, JSON or HDF5 reader does.
+    except Exception as error:
+        raise UserError(
+            f"{flag} {path} can't be loaded as a .keras model: "
+            f"{one_line(error, 160)}"
+        ) from error
+    get_backbone(model)
+    return model
+
+
+def check_classifier(
+    model: keras.Model, path: object, image_size: int, num_classes: int
+) -> None:
+    """Checks that a loaded classifier fits the data.
+
+    Raises:
+      UserError: it has another input size or number of classes.
+    """
+    size, classes = model.input_shape[1], model.output_shape[-1]
+    if size != image_size:
+        raise UserError(
+            f"{path} takes images of {size} pixels: pass --image_size={size}; "
+            f"got {image_size}"
+        )
+    if classes != num_classes:
+        raise UserError(
+            f"{path} tells {classes} classes apart; the data set has "
+            f"{num_classes}"
+        )

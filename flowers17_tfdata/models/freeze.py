@@ -1,0 +1,81 @@
+"""Which layers train in which stage."""
+
+from __future__ import annotations
+
+import re
+
+import keras
+
+from flowers17_tfdata.errors import ConfigError
+
+# Where `auto` unfreezes: below lie generic edges and textures, and more than
+# a third of the training step's cost.
+_AUTO = {
+    "inceptionv3": "mixed2",
+    "xception": "block5",
+    "resnet50v2": "conv3",
+    "mobilenetv2": "block_4",
+    "efficientnetv2b0": "block4",
+    "vgg16": "block3",
+}
+
+
+def freeze_all(backbone: keras.Model) -> None:
+    """Freezes the backbone: the transfer stage."""
+    backbone.trainable = False
+
+
+def unfreeze_from(backbone: keras.Model, name: str) -> None:
+    """Unfreezes a layer or block and all that doesn't feed it.
+
+    Args:
+      backbone: changed in place.
+      name: a layer, e.g. `mixed2`; a block, i.e. the leading part of layers'
+        names, e.g. `block5`; `all`; or `auto`.
+
+    Raises:
+      ConfigError: no layer or block has that name.
+    """
+    if name == "auto":
+        name = _AUTO.get(backbone.name, "all")
+    backbone.trainable = True
+    if name == "all":
+        return
+    first = _matching_layers(backbone, name)
+    for layer in _ancestors(first):
+        layer.trainable = False
+
+
+def _matching_layers(
+    backbone: keras.Model, name: str
+) -> list[keras.layers.Layer]:
+    exact = [layer for layer in backbone.layers if layer.name == name]
+    # `block5` takes block5_conv1 and block5a_..., but not block50_...
+    block = re.compile(re.escape(name) + r"(_|[a-z]_)")
+    layers = exact or [x for x in backbone.layers if block.match(x.name)]
+    if not layers:
+        names = [x.name for x in backbone.layers if x.name.startswith("mixed")]
+        names = names or sorted(
+            {x.name.split("_")[0] for x in backbone.layers if x.weights}
+        )
+        raise ConfigError(
+            f"--unfreeze_from must be all, auto, or a layer or block of "
+            f"{backbone.name} ({', '.join(names[:24])}); got {name!r}"
+        )
+    return layers
+
+
+def _ancestors(layers: list[keras.layers.Layer]) -> list[keras.layers.Layer]:
+    """Returns the layers that feed `layers`, without `layers` themselves."""
+    found: dict[int, keras.layers.Layer] = {}
+    waiting = list(layers)
+    while waiting:
+        for node in waiting.pop()._inbound_nodes:
+            for parent in node.parent_nodes:
+                layer = parent.operation
+                if id(layer) not in found:
+                    found[id(layer)] = layer
+                    waiting.append(layer)
+    for layer in layers:
+        found.pop(id(layer), None)
+    return list(found.values())

@@ -1,0 +1,119 @@
+"""What the user sees: lines, tables and the progress bar."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import rich.console
+import rich.progress
+import rich.table
+
+
+def get_console() -> rich.console.Console:
+    """Returns a console on standard output; colours only on a terminal."""
+    # Made anew each time: standard output may have been redirected since.
+    return rich.console.Console(highlight=False, soft_wrap=True)
+
+
+def say(text: str) -> None:
+    """Prints one line."""
+    get_console().print(text, markup=False)
+
+
+def show_table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]
+) -> None:
+    """Prints a table; numbers are right-aligned."""
+    table = rich.table.Table(title=title, title_justify="left")
+    for k, name in enumerate(columns):
+        numeric = bool(rows) and not isinstance(rows[0][k], str)
+        table.add_column(name, justify="right" if numeric else "left")
+    for row in rows:
+        table.add_row(*(_shown(value) for value in row))
+    get_console().print(table)
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+class EpochProgress:
+    """The bar of one epoch: steps, ETA, images/s, share of waiting for data.
+
+    A context manager. Draws nothing where standard output is no terminal.
+    """
+
+    def __init__(self, title: str, num_steps: int):
+        console = get_console()
+        self._progress = rich.progress.Progress(
+            rich.progress.TextColumn("{task.description}"),
+            rich.progress.BarColumn(),
+            rich.progress.MofNCompleteColumn(),
+            rich.progress.TextColumn("ETA"),
+            rich.progress.TimeRemainingColumn(),
+            rich.progress.TextColumn("{task.fields[rates]}"),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task = self._progress.add_task(title, total=num_steps, rates="")
+
+    def __enter__(self) -> EpochProgress:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._progress.stop()
+
+    def advance(self, images_per_sec: float, data_wait_fraction: float):
+        """Counts one step."""
+        rates = f"{images_per_sec:.1f} images/s, wait {data_wait_fraction:.1%}"
+        self._progress.update(self._task, advance=1, rates=rates)
+
+
+def show_audit(audit: Mapping[str, Any]) -> None:
+    """Prints the summary that `data.audit.audit` returns."""
+    splits = audit["splits"]
+    class_names = list(next(iter(splits.values()))["per_class"])
+    rows = [
+        [name, *(s["per_class"][name] for s in splits.values())]
+        for name in class_names
+    ]
+    rows.append(["all", *(s["num_examples"] for s in splits.values())])
+    show_table(audit["dataset"], ["class", *splits], rows)
+    for side, size in audit["image_sizes"].items():
+        say(
+            f"{side}: {size['minimum']} to {size['maximum']} pixels, "
+            f"median {size['median']:g}"
+        )
+    duplicates = audit["near_duplicates"]
+    say(
+        f"near-duplicates: {duplicates['num_pairs']} pairs in "
+        f"{duplicates['num_groups']} groups; "
+        f"{duplicates['num_pairs_across_splits']} pairs across splits"
+    )
+    say(f"undecodable files: {len(audit['undecodable'])}")
+    for file in audit["undecodable"]:
+        say(f"  {file['split']} {file['id']}: {file['error']}")
+
+
+def show_evaluation(evaluation: Mapping[str, Any]) -> None:
+    """Prints the contents of `evaluation.json`."""
+    rows = [
+        [name, s["precision"], s["recall"], s["f1"], s["support"]]
+        for name, s in evaluation["per_class"].items()
+    ]
+    show_table(
+        f"{evaluation['split']} split",
+        ["class", "precision", "recall", "F1", "images"],
+        rows,
+    )
+    low, high = evaluation["accuracy_interval"]
+    say(
+        f"{evaluation['split']}: accuracy {evaluation['accuracy']:.4f} "
+        f"(95 % interval {low:.4f} to {high:.4f}, "
+        f"{evaluation['num_examples']} images), "
+        f"top-5 {evaluation['top_5_accuracy']:.4f}, "
+        f"loss {evaluation['loss']:.4f}"
+    )

@@ -1,0 +1,159 @@
+"""Checkpoints of a stage: the last epochs to resume from, and the best one."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from flowers17_tfdata import config as config_lib
+from flowers17_tfdata.config import Config
+from flowers17_tfdata.errors import ConfigError, UserError, one_line
+from flowers17_tfdata.results import metrics
+
+# What may change between a run and its resumption without changing its
+# result (or, for the devices, more than its rounding).
+_FREE_TO_CHANGE = {
+    "phase",
+    "workdir",
+    "data_dir",
+    "archive",
+    "cache",
+    "strategy",
+    "num_virtual_devices",
+    *(f.name for f in config_lib.options(config_lib.EvaluationConfig)),
+}
+_OF_FINETUNE = {"unfreeze_from", "init_from"}
+
+
+def resume_key(
+    config: Config, stage: str, dataset: str, precision: str
+) -> dict[str, Any]:
+    """Returns the flags that a stage's result depends on.
+
+    Args:
+      config: of the run.
+      stage: `transfer` or `finetune`.
+      dataset: full name, with config and version.
+      precision: resolved dtype policy.
+    """
+    other = "finetune_" if stage == "transfer" else "transfer_"
+    key = {
+        name: value
+        for name, value in config_lib.to_values(config).items()
+        if name not in _FREE_TO_CHANGE
+        and not name.startswith(other)
+        and not (stage == "transfer" and name in _OF_FINETUNE)
+    }
+    return key | {"dataset": dataset, "precision": precision}
+
+
+def check_resume_key(
+    path: pathlib.Path, key: dict[str, Any], workdir: pathlib.Path
+) -> None:
+    """Refuses to go on with other flags than a stage was started with.
+
+    Flags that only one of the two has are not compared (another stage's, or
+    of another version).
+
+    Raises:
+      ConfigError: names the first flag that differs, with both values.
+    """
+    if not path.exists():
+        return
+    for name, old in metrics.read_json(path).items():
+        if name in key and key[name] != old:
+            raise ConfigError(
+                f"--{name}: {workdir} was started with {old!r}, got "
+                f"{key[name]!r}; pass the old value to resume, or another "
+                "--workdir"
+            )
+
+
+class StageCheckpoints:
+    """Saves and restores everything that a stage's future depends on.
+
+    Attributes:
+      epoch: number of finished epochs.
+      best_accuracy, best_loss, best_epoch: of the best epoch by validation
+        accuracy, then loss.
+      seconds: wall time of the finished epochs.
+    """
+
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        model: keras.Model,
+        optimizer: keras.optimizers.Optimizer,
+        strategy: tf.distribute.Strategy,
+    ):
+        with strategy.scope():
+            self.epoch = tf.Variable(0, dtype=tf.int64)
+            self.best_epoch = tf.Variable(0, dtype=tf.int64)
+            self.best_accuracy = tf.Variable(-1.0, dtype=tf.float64)
+            self.best_loss = tf.Variable(float("inf"), dtype=tf.float64)
+            self.seconds = tf.Variable(0.0, dtype=tf.float64)
+        checkpoint = tf.train.Checkpoint(
+            model=model,
+            optimizer=optimizer,
+            epoch=self.epoch,
+            best_epoch=self.best_epoch,
+            best_accuracy=self.best_accuracy,
+            best_loss=self.best_loss,
+            seconds=self.seconds,
+        )
+        self._latest = tf.train.CheckpointManager(
+            checkpoint, str(folder), max_to_keep=2
+        )
+        self._best = tf.train.CheckpointManager(
+            tf.train.Checkpoint(model=model),
+            str(folder / "best"),
+            max_to_keep=1,
+        )
+
+    def restore(self) -> int:
+        """Restores the newest checkpoint, if any; returns epochs done.
+
+        Raises:
+          UserError: it can't be read.
+        """
+        path = self._latest.latest_checkpoint
+        if path is None:
+            return 0
+        try:
+            self._latest.checkpoint.restore(path).assert_consumed()
+        except (tf.errors.OpError, AssertionError, ValueError) as error:
+            raise UserError(
+                f"the checkpoint {path} can't be restored: {one_line(error)}"
+            ) from error
+        return int(self.epoch)
+
+    def save(self, accuracy: float, loss: float, seconds: float) -> None:
+        """Records one more finished epoch; keeps its weights if they are best.
+
+        Raises:
+          UserError: the checkpoint can't be written.
+        """
+        self.epoch.assign_add(1)
+        self.seconds.assign_add(seconds)
+        before = (float(self.best_accuracy), -float(self.best_loss))
+        try:
+            if (accuracy, -loss) > before:
+                self.best_epoch.assign(self.epoch)
+                self.best_accuracy.assign(accuracy)
+                self.best_loss.assign(loss)
+                self._best.save(checkpoint_number=int(self.epoch))
+            # After the best one: a kill in between repeats the epoch.
+            self._latest.save(checkpoint_number=int(self.epoch))
+        except tf.errors.OpError as error:
+            raise UserError(
+                "a checkpoint can't be written to "
+                f"{self._latest.directory}: {one_line(error)}"
+            ) from error
+
+    def restore_best(self) -> None:
+        """Puts the best epoch's weights into the model."""
+        status = self._best.checkpoint.restore(self._best.latest_checkpoint)
+        status.assert_consumed()

@@ -1,0 +1,258 @@
+"""The epochs of one stage: train, validate, record, save."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import pathlib
+import time
+from collections.abc import Callable, Iterator
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from flowers17_tfdata.config import Config
+from flowers17_tfdata.errors import UserError
+from flowers17_tfdata.input import input_pipeline
+from flowers17_tfdata.input.input_pipeline import Examples
+from flowers17_tfdata.models import batch_norm
+from flowers17_tfdata.results import metrics, terminal
+from flowers17_tfdata.results.evaluate import evaluate
+from flowers17_tfdata.training import optimizers
+from flowers17_tfdata.training.checkpoints import StageCheckpoints
+from flowers17_tfdata.training.trainer import Trainer, TrainTotals
+
+# Reading a value waits for the device; every step would keep it from running
+# ahead, every epoch would train on NaN for minutes.
+_STEPS_BETWEEN_CHECKS = 10
+
+# Images whose batch statistics batch-norm is calibrated by.
+_CALIBRATION_IMAGES = 512
+
+
+@dataclasses.dataclass(frozen=True)
+class StageData:
+    """The two splits that a stage looks at, and their normalization."""
+
+    train: Examples
+    validation: Examples
+    preprocess: Callable[[tf.Tensor], tf.Tensor]
+
+
+@dataclasses.dataclass(frozen=True)
+class StageResult:
+    """The best epoch of a stage, and the wall time of all of its epochs."""
+
+    best_epoch: int
+    validation_accuracy: float
+    validation_loss: float
+    seconds: float
+
+
+class Stage:
+    """One stage (`transfer` or `finetune`) of one run.
+
+    Args:
+      name: of the stage.
+      config: of the run.
+      workdir: of the run.
+      model: with this stage's layers frozen; built in the strategy's scope.
+      strategy: the current one.
+      data: train and validation split.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        config: Config,
+        workdir: pathlib.Path,
+        model: keras.Model,
+        strategy: tf.distribute.Strategy,
+        data: StageData,
+    ):
+        self.name = name
+        self._config = config
+        self._workdir = workdir
+        self._model = model
+        self._strategy = strategy
+        self._data = data
+        options = config.optimization
+        self._batch_size = options.global_batch_size
+        self._epochs = getattr(options, f"{name}_epochs")
+        self._steps_per_epoch = input_pipeline.steps_per_epoch(
+            data.train.num_examples, self._batch_size
+        )
+        self._schedule = optimizers.learning_rate_schedule(
+            options,
+            getattr(options, f"{name}_learning_rate"),
+            self._epochs,
+            self._steps_per_epoch,
+        )
+        policy = model.get_layer("pooler").dtype_policy.name
+        with strategy.scope():
+            optimizer = optimizers.make_optimizer(
+                getattr(options, f"{name}_optimizer"),
+                self._schedule,
+                options,
+                scale_loss=policy == "mixed_float16",
+            )
+        self._trainer = Trainer(
+            model=model,
+            strategy=strategy,
+            global_batch_size=self._batch_size,
+            optimizer=optimizer,
+            label_smoothing=options.label_smoothing,
+            global_clip_norm=options.global_clip_norm,
+        )
+        self._checkpoints = StageCheckpoints(
+            workdir / "checkpoints" / name, model, optimizer, strategy
+        )
+
+    def run(self) -> StageResult:
+        """Trains from the newest checkpoint to the last epoch.
+
+        Leaves the best epoch's weights in the model.
+
+        Raises:
+          UserError: the loss is not finite; the last checkpoint stays.
+        """
+        done = self._checkpoints.restore()
+        if done:
+            terminal.say(f"{self.name}: resuming after epoch {done}")
+        elif self._calibrates:
+            self._calibrate()
+        writer = metrics.MetricsWriter(self._workdir, self.name, done)
+        if done < self._epochs:
+            batches = iter(self._train_batches(initial_epoch=done))
+            for epoch in range(done, self._epochs):
+                self._run_epoch(epoch, batches, writer)
+        writer.close()
+        self._checkpoints.restore_best()
+        return StageResult(
+            best_epoch=int(self._checkpoints.best_epoch),
+            validation_accuracy=float(self._checkpoints.best_accuracy),
+            validation_loss=float(self._checkpoints.best_loss),
+            seconds=float(self._checkpoints.seconds),
+        )
+
+    def _run_epoch(
+        self, epoch: int, batches: Iterator, writer: metrics.MetricsWriter
+    ) -> None:
+        start = time.perf_counter()
+        totals, wait_secs = self._train_epoch(epoch, batches)
+        train_secs = time.perf_counter() - start
+        # The statistics of the weights as they are now; while they train, the
+        # batches' own are used.
+        if self._calibrates and self._model.get_layer("pooler").trainable:
+            self._calibrate()
+        validation = evaluate(
+            self._trainer.eval_step, self._validation_batches()
+        )
+        examples = float(totals.examples)
+        step = (epoch + 1) * self._steps_per_epoch
+        line = {
+            "phase": self.name,
+            "epoch": epoch + 1,
+            "step": step,
+            "train_loss": float(totals.loss) / examples,
+            "train_accuracy": float(totals.correct) / examples,
+            "validation_loss": validation["loss"],
+            "validation_accuracy": validation["accuracy"],
+            "learning_rate": float(self._schedule(step - 1)),
+            "images_per_sec": examples / train_secs,
+            "data_wait_fraction": wait_secs / train_secs,
+            "seconds": time.perf_counter() - start,
+        }
+        # Before the checkpoint: a line too many is dropped when the epoch
+        # runs again; a missing one would never come back.
+        writer.write(line)
+        self._checkpoints.save(
+            validation["accuracy"], validation["loss"], line["seconds"]
+        )
+        terminal.say(
+            f"{self.name} epoch {epoch + 1}/{self._epochs}: "
+            f"train loss {line['train_loss']:.3f} "
+            f"accuracy {line['train_accuracy']:.3f}, "
+            f"validation loss {line['validation_loss']:.3f} "
+            f"accuracy {line['validation_accuracy']:.3f}, "
+            f"{line['images_per_sec']:.1f} images/s "
+            f"(wait {line['data_wait_fraction']:.1%}), "
+            f"{line['seconds']:.0f} s"
+        )
+
+    def _train_epoch(
+        self, epoch: int, batches: Iterator
+    ) -> tuple[TrainTotals, float]:
+        """Returns the epoch's sums and the seconds spent waiting for data."""
+        totals = TrainTotals(*(tf.zeros([]) for _ in TrainTotals._fields))
+        wait_secs, start = 0.0, time.perf_counter()
+        title = f"{self.name} epoch {epoch + 1}/{self._epochs}"
+        with terminal.EpochProgress(title, self._steps_per_epoch) as progress:
+            for step in range(1, self._steps_per_epoch + 1):
+                before = time.perf_counter()
+                batch = next(batches)
+                wait_secs += time.perf_counter() - before
+                sums = self._trainer.train_step(batch)
+                totals = TrainTotals(
+                    *(a + b for a, b in zip(totals, sums, strict=True))
+                )
+                last = step == self._steps_per_epoch
+                if last or step % _STEPS_BETWEEN_CHECKS == 0:
+                    self._check_finite(totals, epoch, step)
+                elapsed = time.perf_counter() - start
+                progress.advance(
+                    step * self._batch_size / elapsed, wait_secs / elapsed
+                )
+        return totals, wait_secs
+
+    def _check_finite(self, totals: TrainTotals, epoch: int, step: int):
+        if math.isfinite(float(totals.loss)):
+            return
+        first = max(1, step - _STEPS_BETWEEN_CHECKS + 1)
+        raise UserError(
+            f"the training loss became {float(totals.loss)} in {self.name} "
+            f"epoch {epoch + 1}, step {first} to {step}: lower "
+            f"--{self.name}_learning_rate, or set --global_clip_norm=1; the "
+            f"checkpoint of epoch {epoch} is kept"
+        )
+
+    @property
+    def _calibrates(self) -> bool:
+        """Whether batch-norm has no pretrained statistics to keep."""
+        return self._config.model.weights == "none"
+
+    def _calibrate(self) -> None:
+        batches = input_pipeline.make_eval_dataset(
+            self._data.train,
+            self._config.input,
+            self._data.preprocess,
+            global_batch_size=self._batch_size,
+        ).take(max(1, _CALIBRATION_IMAGES // self._batch_size))
+        batch_norm.calibrate(
+            self._model, (np.asarray(b.images) for b in batches)
+        )
+
+    def _train_batches(self, initial_epoch: int):
+        return self._strategy.distribute_datasets_from_function(
+            lambda context: input_pipeline.make_train_dataset(
+                self._data.train,
+                self._config.input,
+                self._data.preprocess,
+                global_batch_size=self._batch_size,
+                seed=self._config.runtime.seed,
+                initial_epoch=initial_epoch,
+                input_context=context,
+            )
+        )
+
+    def _validation_batches(self):
+        return self._strategy.distribute_datasets_from_function(
+            lambda context: input_pipeline.make_eval_dataset(
+                self._data.validation,
+                self._config.input,
+                self._data.preprocess,
+                global_batch_size=self._batch_size,
+                input_context=context,
+            )
+        )

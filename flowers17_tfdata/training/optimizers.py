@@ -1,0 +1,65 @@
+"""Learning-rate schedules and optimizers."""
+
+from __future__ import annotations
+
+import keras
+
+from flowers17_tfdata.config import OptimizationConfig
+
+
+def learning_rate_schedule(
+    config: OptimizationConfig, peak: float, epochs: int, steps_per_epoch: int
+) -> keras.optimizers.schedules.LearningRateSchedule:
+    """Linear warm-up from 0 to `peak`, then cosine to 0 or constant.
+
+    Returns:
+      Schedule over the steps of a stage. The warm-up is cut to half of a stage
+      that is shorter than twice its length.
+    """
+    total_steps = epochs * steps_per_epoch
+    warmup_steps = min(
+        round(config.warmup_epochs * steps_per_epoch), total_steps // 2
+    )
+    # A constant rate is a cosine whose floor is its peak.
+    floor = 1.0 if config.schedule == "constant" else 0.0
+    return keras.optimizers.schedules.CosineDecay(
+        initial_learning_rate=0.0 if warmup_steps else peak,
+        decay_steps=total_steps - warmup_steps,
+        alpha=floor,
+        warmup_target=peak if warmup_steps else None,
+        warmup_steps=warmup_steps,
+    )
+
+
+def make_optimizer(
+    name: str,
+    learning_rate: keras.optimizers.schedules.LearningRateSchedule,
+    config: OptimizationConfig,
+    *,
+    scale_loss: bool,
+) -> keras.optimizers.Optimizer:
+    """Builds `sgd` (with momentum), `adam` or `adamw`.
+
+    Args:
+      name: of the optimizer.
+      learning_rate: by step.
+      config: momentum and weight decay.
+      scale_loss: whether to wrap it for dynamic loss scaling (float16).
+    """
+    if name == "sgd":
+        optimizer = keras.optimizers.SGD(
+            learning_rate, momentum=config.momentum
+        )
+    elif name == "adam":
+        optimizer = keras.optimizers.Adam(learning_rate)
+    else:
+        optimizer = keras.optimizers.AdamW(
+            learning_rate, weight_decay=config.weight_decay
+        )
+        # Decay pulls towards 0; for an offset or a scale that is no prior.
+        optimizer.exclude_from_weight_decay(
+            var_names=["bias", "beta", "gamma"]
+        )
+    if scale_loss:
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+    return optimizer

@@ -327,6 +327,11 @@ def validate(config: Config) -> None:
         )
     size = config.optimization.global_batch_size
     devices = config.runtime.num_virtual_devices
+    if devices > 1 and config.runtime.strategy == "default":
+        raise ConfigError(
+            "--num_virtual_devices goes with --strategy=auto or mirrored; got "
+            f"--strategy=default and {devices} devices"
+        )
     if devices and size % devices:
         raise ConfigError(
             "--global_batch_size must be a multiple of the number of "

@@ -25,7 +25,7 @@ class AccuracyGateMissed(UserError):
     exit_code = 3
 
 
-def one_line(error: BaseException, limit: int = 300) -> str:
-    """Returns the error's message on one line of at most `limit` characters."""
+def one_line(error: BaseException | str, limit: int = 300) -> str:
+    """Returns the message on one line of at most `limit` characters."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -253,11 +253,16 @@ def _build_stage_model(session: Session, stage: str) -> keras.Model:
             model, path, config.input.image_size, num_classes
         )
         _check_policy(model, path, session.precision)
+        pretrained = config.model.weights != "none"
         unfreeze = config.model.unfreeze_from
-        if unfreeze == "auto" and config.model.weights == "none":
+        if unfreeze == "auto" and not pretrained:
             # Nothing in a random network is worth freezing.
             unfreeze = "all"
-        freeze.unfreeze_from(classifier.get_backbone(model), unfreeze)
+        freeze.unfreeze_from(
+            classifier.get_backbone(model),
+            unfreeze,
+            keep_batch_norm=pretrained,
+        )
         return model
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import pathlib
 import re
 import tarfile
@@ -50,7 +51,7 @@ def read_archive(path: str | pathlib.Path) -> dict[str, bytes]:
     Raises:
       UserError: not readable, not an archive, or not these 1360 images.
     """
-    path = pathlib.Path(path).expanduser()
+    path = pathlib.Path(os.path.expanduser(path))
     if not path.exists():
         raise UserError(f"--archive {path} does not exist")
     images: dict[str, bytes] = {}
@@ -60,7 +61,14 @@ def read_archive(path: str | pathlib.Path) -> dict[str, bytes]:
             if name in images:
                 raise UserError(f"--archive {path} holds {name} twice")
             images[name] = data
-    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
+    # tarfile lets ValueError out for some malformed headers.
+    except (
+        tarfile.TarError,
+        OSError,
+        EOFError,
+        ValueError,
+        zlib.error,
+    ) as error:
         raise UserError(
             f"--archive {path} can't be read as a 17flowers.tgz or its folder: "
             f"{one_line(error)}"
@@ -98,6 +106,10 @@ def _tar_images(path: pathlib.Path) -> Iterator[tuple[str, bytes]]:
                     f"bytes; an image has at most {_MAX_IMAGE_BYTES}"
                 )
             yield name, tar.extractfile(member).read()
+        # tar stops at its end mark; the compressed stream's checksum, which
+        # tells whether the bytes are whole, comes after it.
+        while tar.fileobj.read(2**20):
+            pass
 
 
 def content_digest(images: dict[str, bytes]) -> str:
@@ -123,11 +135,26 @@ def verify_digest(path: str | pathlib.Path, algorithm: str, expected: str):
         )
 
 
+def check_official_split(numbers_of: dict[str, list[int]], path: object):
+    """Checks that a split holds every image number exactly once.
+
+    Raises:
+      UserError: it doesn't; names the file.
+    """
+    numbers = [n for split in numbers_of.values() for n in split]
+    if sorted(numbers) != list(range(1, NUM_IMAGES + 1)):
+        raise UserError(
+            f"{path} must put each of the images 1 to {NUM_IMAGES} into one "
+            f"split; it lists {len(numbers)} numbers, {len(set(numbers))} of "
+            "them different"
+        )
+
+
 def splits_beside(archive: str | pathlib.Path) -> pathlib.Path | None:
     """Returns the datasplits.mat in or beside a local archive, if any."""
     if not archive:
         return None
-    archive = pathlib.Path(archive).expanduser()
+    archive = pathlib.Path(os.path.expanduser(archive))
     for folder in (archive, archive.parent):
         if (folder / "datasplits.mat").is_file():
             return folder / "datasplits.mat"

@@ -83,7 +83,6 @@ def make_thumbnails(encoded: Sequence[bytes]) -> Thumbnails:
 
 
 def _decoder_message(error: tf.errors.OpError) -> str:
-    # Up to the op's name, which says nothing to a user.
-    return one_line(error.message.split(" [Op:")[0].removeprefix(
-        "{{function_node"
-    ), 160)
+    # Between the op's name and its suffix, which say nothing to a user.
+    message = error.message.rpartition("}} ")[2].split(" [Op:")[0]
+    return one_line(message, 160)

@@ -44,7 +44,7 @@ def difference_hashes(thumbnails: np.ndarray) -> np.ndarray:
       bool `[n, 256]`.
     """
     bits = thumbnails[:, :, 1:] > thumbnails[:, :, :-1]
-    return bits.reshape(len(thumbnails), -1)
+    return bits.reshape(len(thumbnails), 256)
 
 
 def find_near_duplicates(

@@ -119,9 +119,10 @@ def _make_builder(config: DataConfig) -> tfds.core.DatasetBuilder:
         return tfds.builder(config.dataset, **kwargs)
     except (
         tfds.core.DatasetNotFoundError,
-        # TFDS: an unknown config, a malformed name.
+        # TFDS: an unknown config, a malformed name, an unknown version.
         ValueError,
         KeyError,
+        AssertionError,
     ) as error:
         names = ", ".join(c.name for c in flowers17.Builder.BUILDER_CONFIGS)
         raise ConfigError(
@@ -162,6 +163,8 @@ def _check_features(builder: tfds.core.DatasetBuilder, dataset: str) -> None:
     features = builder.info.features
     if not (
         keys
+        and len(keys) == 2
+        and all(isinstance(key, str) for key in keys)
         and isinstance(features[keys[0]], tfds.features.Image)
         and isinstance(features[keys[1]], tfds.features.ClassLabel)
     ):

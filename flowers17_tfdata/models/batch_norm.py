@@ -42,7 +42,7 @@ def calibrate(model: keras.Model, batches: Iterable[tf.Tensor]) -> None:
         for variable in (layer.moving_mean, layer.moving_variance)
     ]
     seeds = [v for v in model.non_trainable_variables if "seed" in v.path]
-    kept_seeds = [np.array(v) for v in seeds]
+    kept_seeds = [keras.ops.convert_to_numpy(v) for v in seeds]
 
     @tf.function
     def measure(images):
@@ -50,7 +50,8 @@ def calibrate(model: keras.Model, batches: Iterable[tf.Tensor]) -> None:
             variable.assign(tf.zeros_like(variable.value))
         model(images, training=True)
 
-    sums, count = None, 0
+    sums = [np.zeros(v.shape) for v in statistics]
+    count = 0
     for layer in layers:
         # A frozen batch-norm ignores the training flag.
         layer.trainable = True
@@ -58,8 +59,8 @@ def calibrate(model: keras.Model, batches: Iterable[tf.Tensor]) -> None:
         for images in batches:
             measure(images)
             # From zero, one update leaves (1 - momentum) * batch statistic.
-            now = [np.array(v, np.float64) for v in statistics]
-            sums = now if sums is None else [a + b for a, b in zip(sums, now, strict=True)]
+            for total, variable in zip(sums, statistics, strict=True):
+                total += keras.ops.convert_to_numpy(variable)
             count += 1
     finally:
         for layer, value in zip(layers, trainable, strict=True):

@@ -14,12 +14,7 @@ from flowers17_tfdata.models import backbones
 def build_classifier(
     config: ModelConfig, *, image_size: int, num_classes: int, seed: int
 ) -> keras.Model:
-    """Builds the classifier.
-
-    With pretrained weights, the backbone's batch-norm runs in inference mode
-    throughout, training included: on a few hundred images, batch statistics
-    drift away from the ones the weights were trained with. With random
-    weights it follows the training flag.
+    """Builds the classifier; `freeze` decides what of it trains.
 
     Args:
       config: backbone, weights, head.
@@ -37,11 +32,7 @@ def build_classifier(
         config.backbone, image_size, config.weights
     )
     inputs = keras.Input((image_size, image_size, 3), name="image")
-    if config.weights == "none":
-        x = backbone(inputs)
-    else:
-        x = backbone(inputs, training=False)
-    x = keras.layers.GlobalAveragePooling2D(name="pooler")(x)
+    x = keras.layers.GlobalAveragePooling2D(name="pooler")(backbone(inputs))
     if config.head_units:
         x = keras.layers.Dense(
             config.head_units, activation="relu", name="head_dense"

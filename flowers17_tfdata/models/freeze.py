@@ -7,6 +7,7 @@ import re
 import keras
 
 from flowers17_tfdata.errors import ConfigError
+from flowers17_tfdata.models import batch_norm
 
 # Where `auto` unfreezes: below lie generic edges and textures, and more than
 # a third of the training step's cost.
@@ -25,13 +26,20 @@ def freeze_all(backbone: keras.Model) -> None:
     backbone.trainable = False
 
 
-def unfreeze_from(backbone: keras.Model, name: str) -> None:
+def unfreeze_from(
+    backbone: keras.Model, name: str, *, keep_batch_norm: bool
+) -> None:
     """Unfreezes a layer or block and all that doesn't feed it.
 
     Args:
       backbone: changed in place.
       name: a layer, e.g. `mixed2`; a block, i.e. the leading part of layers'
         names, e.g. `block5`; `all`; or `auto`.
+      keep_batch_norm: keep every batch-norm frozen, which for Keras is also
+        inference mode: on a few hundred images, batch statistics drift away
+        from the ones that pretrained weights were trained with. (Calling a
+        nested model with `training=False` does not do it: the outer model's
+        training flag overrides it.)
 
     Raises:
       ConfigError: no layer or block has that name.
@@ -39,11 +47,12 @@ def unfreeze_from(backbone: keras.Model, name: str) -> None:
     if name == "auto":
         name = _AUTO.get(backbone.name, "all")
     backbone.trainable = True
-    if name == "all":
-        return
-    first = _matching_layers(backbone, name)
-    for layer in _ancestors(first):
-        layer.trainable = False
+    if name != "all":
+        for layer in _ancestors(_matching_layers(backbone, name)):
+            layer.trainable = False
+    if keep_batch_norm:
+        for layer in batch_norm.batch_norm_layers(backbone):
+            layer.trainable = False
 
 
 def _matching_layers(

@@ -75,7 +75,7 @@ def check_resume_key(
 class StageCheckpoints:
     """Saves and restores everything that a stage's future depends on.
 
-    Attributes:
+    Attributes (variables; `.numpy()` reads them on any number of replicas):
       epoch: number of finished epochs.
       best_accuracy, best_loss, best_epoch: of the best epoch by validation
         accuracy, then loss.
@@ -95,9 +95,16 @@ class StageCheckpoints:
             self.best_accuracy = tf.Variable(-1.0, dtype=tf.float64)
             self.best_loss = tf.Variable(float("inf"), dtype=tf.float64)
             self.seconds = tf.Variable(0.0, dtype=tf.float64)
+        # Dropout's random state; tracking the model does not reach it.
+        seeds = [
+            v.value
+            for v in model.non_trainable_variables
+            if "seed_generator" in v.path
+        ]
         checkpoint = tf.train.Checkpoint(
             model=model,
             optimizer=optimizer,
+            seeds=seeds,
             epoch=self.epoch,
             best_epoch=self.best_epoch,
             best_accuracy=self.best_accuracy,
@@ -128,7 +135,7 @@ class StageCheckpoints:
             raise UserError(
                 f"the checkpoint {path} can't be restored: {one_line(error)}"
             ) from error
-        return int(self.epoch)
+        return int(self.epoch.numpy())
 
     def save(self, accuracy: float, loss: float, seconds: float) -> None:
         """Records one more finished epoch; keeps its weights if they are best.
@@ -138,15 +145,16 @@ class StageCheckpoints:
         """
         self.epoch.assign_add(1)
         self.seconds.assign_add(seconds)
-        before = (float(self.best_accuracy), -float(self.best_loss))
+        epoch = int(self.epoch.numpy())
+        before = (self.best_accuracy.numpy(), -self.best_loss.numpy())
         try:
             if (accuracy, -loss) > before:
-                self.best_epoch.assign(self.epoch)
+                self.best_epoch.assign(epoch)
                 self.best_accuracy.assign(accuracy)
                 self.best_loss.assign(loss)
-                self._best.save(checkpoint_number=int(self.epoch))
+                self._best.save(checkpoint_number=epoch)
             # After the best one: a kill in between repeats the epoch.
-            self._latest.save(checkpoint_number=int(self.epoch))
+            self._latest.save(checkpoint_number=epoch)
         except tf.errors.OpError as error:
             raise UserError(
                 "a checkpoint can't be written to "

@@ -130,10 +130,10 @@ class Stage:
         writer.close()
         self._checkpoints.restore_best()
         return StageResult(
-            best_epoch=int(self._checkpoints.best_epoch),
-            validation_accuracy=float(self._checkpoints.best_accuracy),
-            validation_loss=float(self._checkpoints.best_loss),
-            seconds=float(self._checkpoints.seconds),
+            best_epoch=int(self._checkpoints.best_epoch.numpy()),
+            validation_accuracy=float(self._checkpoints.best_accuracy.numpy()),
+            validation_loss=float(self._checkpoints.best_loss.numpy()),
+            seconds=float(self._checkpoints.seconds.numpy()),
         )
 
     def _run_epoch(
@@ -142,9 +142,9 @@ class Stage:
         start = time.perf_counter()
         totals, wait_secs = self._train_epoch(epoch, batches)
         train_secs = time.perf_counter() - start
-        # The statistics of the weights as they are now; while they train, the
-        # batches' own are used.
-        if self._calibrates and self._model.get_layer("pooler").trainable:
+        if self._calibrates and self._trains_batch_norm:
+            # Trained on the batches' own statistics; evaluated, and saved,
+            # with those of the data under the weights as they are now.
             self._calibrate()
         validation = evaluate(
             self._trainer.eval_step, self._validation_batches()
@@ -221,6 +221,11 @@ class Stage:
     def _calibrates(self) -> bool:
         """Whether batch-norm has no pretrained statistics to keep."""
         return self._config.model.weights == "none"
+
+    @property
+    def _trains_batch_norm(self) -> bool:
+        layers = batch_norm.batch_norm_layers(self._model)
+        return any(layer.trainable for layer in layers)
 
     def _calibrate(self) -> None:
         batches = input_pipeline.make_eval_dataset(

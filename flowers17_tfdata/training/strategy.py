@@ -17,8 +17,7 @@ def get_strategy(config: RuntimeConfig) -> tf.distribute.Strategy:
     Must run before any other TensorFlow operation.
 
     Raises:
-      ConfigError: the devices were already in use, or `--strategy=default`
-        contradicts `--num_virtual_devices`.
+      ConfigError: the devices were already in use.
     """
     devices = tf.config.list_physical_devices("GPU")
     if config.num_virtual_devices:

@@ -236,16 +236,27 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             archive_lib.verify_digest(path, "md5", archive_lib.SPLITS_MD5)
         k = self.builder_config.official_split
         try:
-            numbers = scipy_io.loadmat(path)
-            return {
-                archive_lib.image_name(int(number)): split
+            table = scipy_io.loadmat(path)
+            numbers_of = {
+                split: [int(n) for n in table[f"{key}{k}"].ravel()]
                 for split, key in _OFFICIAL_KEYS.items()
-                for number in numbers[f"{key}{k}"].ravel()
             }
-        except (ValueError, KeyError, OSError) as error:
+        except (
+            scipy_io.matlab.MatReadError,
+            ValueError,
+            KeyError,
+            TypeError,
+            OSError,
+        ) as error:
             raise UserError(
                 f"{path} can't be read as datasplits.mat: {one_line(error)}"
             ) from error
+        archive_lib.check_official_split(numbers_of, path)
+        return {
+            archive_lib.image_name(number): split
+            for split, numbers in numbers_of.items()
+            for number in numbers
+        }
 
 
 def _download(dl_manager, url: str):

@@ -1,0 +1,66 @@
+"""Two logical CPU devices for every test, and a clean state between tests."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+import pytest
+import tensorflow as tf
+
+from tests import fakes
+
+NUM_DEVICES = 2
+
+# Before TensorFlow starts: it can't be changed afterwards.
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0],
+    [tf.config.LogicalDeviceConfiguration() for _ in range(NUM_DEVICES)],
+)
+
+
+@pytest.fixture(autouse=True)
+def _restore_global_state(monkeypatch):
+    policy = keras.config.dtype_policy()
+    monkeypatch.delenv("TF_CONFIG", raising=False)
+    yield
+    keras.config.set_dtype_policy(policy)
+
+
+@pytest.fixture(scope="session")
+def mirrored_strategy() -> tf.distribute.MirroredStrategy:
+    """Two replicas on the two logical CPUs.
+
+    One for all tests: a second strategy in a process starts again at the first
+    collective's key, which TensorFlow still holds with the old shape.
+    """
+    return tf.distribute.MirroredStrategy(
+        [d.name for d in tf.config.list_logical_devices("CPU")]
+    )
+
+
+@pytest.fixture
+def tiny_backbone(monkeypatch) -> str:
+    """Name of a two-convolution backbone, injected into keras.applications."""
+    monkeypatch.setattr(
+        keras.applications, "TinyNet", fakes.TinyNet, raising=False
+    )
+    return "tiny_net"
+
+
+@pytest.fixture(scope="session")
+def dummy_archive() -> pathlib.Path:
+    """The builder folder's dummy 17flowers.tgz."""
+    from flowers17_tfdata.data import oxford_flowers17
+
+    folder = pathlib.Path(oxford_flowers17.__file__).parent / "dummy_data"
+    return folder / "17flowers.tgz"
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory) -> pathlib.Path:
+    """A TFDS folder that all end-to-end tests share."""
+    return tmp_path_factory.mktemp("data")

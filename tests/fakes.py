@@ -1,0 +1,84 @@
+"""Tiny stand-ins: images, examples, a backbone. No network, no weights."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from flowers17_tfdata.input.input_pipeline import Batch, Examples
+
+IMAGE_SIZE = 32
+NUM_CLASSES = 17
+
+
+def preprocess_input(x, data_format=None):
+    """`TinyNet`'s normalization: [0, 255] to [-1, 1]."""
+    return x / 127.5 - 1.0
+
+
+def TinyNet(include_top, weights, input_shape, name="tiny"):
+    """A keras.applications-like backbone of two convolutions."""
+    del include_top, weights
+    inputs = keras.Input(input_shape)
+    x = keras.layers.Conv2D(8, 3, strides=4, name="block1_conv")(inputs)
+    x = keras.layers.BatchNormalization(name="block1_bn")(x)
+    x = keras.layers.ReLU(name="block1_relu")(x)
+    x = keras.layers.Conv2D(16, 3, strides=2, name="block2_conv")(x)
+    x = keras.layers.BatchNormalization(name="block2_bn")(x)
+    x = keras.layers.ReLU(name="block2_relu")(x)
+    return keras.Model(inputs, x, name=name)
+
+
+def make_examples(num_examples: int, num_classes: int = NUM_CLASSES) -> Examples:
+    """Images whose every pixel is their index: position tells identity.
+
+    Labels are the index modulo `num_classes`.
+    """
+    index = np.arange(num_examples)
+    images = np.broadcast_to(
+        index.astype(np.uint8)[:, None, None, None],
+        [num_examples, IMAGE_SIZE, IMAGE_SIZE, 3],
+    )
+    return Examples(
+        tf.constant(images), tf.constant(index % num_classes, tf.int64)
+    )
+
+
+def make_noise_examples(num_examples: int, seed: int = 0) -> Examples:
+    """Random images and labels, for steps that need a gradient."""
+    rng = np.random.default_rng(seed)
+    shape = [num_examples, IMAGE_SIZE, IMAGE_SIZE, 3]
+    return Examples(
+        tf.constant(rng.integers(0, 256, shape, np.uint8)),
+        tf.constant(rng.integers(0, NUM_CLASSES, num_examples)),
+    )
+
+
+def make_batch(num_examples: int, num_padding: int = 0, seed: int = 0) -> Batch:
+    """A batch in [-1, 1] whose last `num_padding` examples have weight 0."""
+    examples = make_noise_examples(num_examples, seed)
+    weights = np.ones(num_examples, np.float32)
+    weights[num_examples - num_padding :] = 0
+    return Batch(
+        tf.cast(examples.images, tf.float32) / 127.5 - 1,
+        examples.labels,
+        tf.constant(weights),
+    )
+
+
+def make_model(
+    dropout: float = 0.0, l2: float = 0.0, seed: int = 0
+) -> keras.Model:
+    """A small classifier without batch-norm, built from a seed."""
+    keras.utils.set_random_seed(seed)
+    regularizer = keras.regularizers.L2(l2) if l2 else None
+    inputs = keras.Input([IMAGE_SIZE, IMAGE_SIZE, 3])
+    x = keras.layers.Conv2D(
+        4, 3, strides=4, activation="relu", kernel_regularizer=regularizer
+    )(inputs)
+    x = keras.layers.GlobalAveragePooling2D(name="pooler")(x)
+    x = keras.layers.Dropout(dropout, seed=seed)(x)
+    return keras.Model(
+        inputs, keras.layers.Dense(NUM_CLASSES, dtype="float32")(x)
+    )

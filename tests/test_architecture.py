@@ -1,0 +1,54 @@
+"""The arrows between the packages go one way."""
+
+from __future__ import annotations
+
+import ast
+import pathlib
+
+import flowers17_tfdata
+
+PACKAGE = pathlib.Path(flowers17_tfdata.__file__).parent
+
+# A package may import itself, `errors`, and these.
+MAY_IMPORT = {
+    "errors": set(),
+    "config": set(),
+    "flags": {"config"},
+    "data": {"config"},
+    "input": {"config", "data"},
+    "models": {"config"},
+    "results": {"config", "input", "models"},
+    "training": {"config", "input", "models", "results"},
+    "phases": {"config", "data", "input", "models", "results", "training"},
+    "cli": {"flags", "phases"},
+    "__init__": set(),
+}
+
+
+def _imports(path: pathlib.Path) -> set[str]:
+    """Returns the parts of our package that a module imports, anywhere."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = []
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        for name in names:
+            parts = name.split(".")
+            if parts[0] == "flowers17_tfdata" and len(parts) > 1:
+                found.add(parts[1])
+    return found
+
+
+def test_imports_follow_the_layout():
+    for path in PACKAGE.rglob("*.py"):
+        room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        others = _imports(path) - {room, "errors", "__version__"}
+        assert others <= MAY_IMPORT[room], f"{path}: {others}"
+
+
+def test_only_flags_touches_absl_flags():
+    for path in PACKAGE.rglob("*.py"):
+        if path.name != "flags.py":
+            assert "absl import flags" not in path.read_text(), path

@@ -1,0 +1,130 @@
+"""The affine layer: literal pixels, reproducible draws, the stock stack."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from flowers17_tfdata.config import InputConfig
+from flowers17_tfdata.input import augmentation
+
+IMAGE = np.array([[[1, 2, 3], [4, 5, 6]]], np.uint8)[..., None]  # 1x2x3x1
+
+
+def _rows(angle=0.0, dx=0.0, dy=0.0, zx=1.0, zy=1.0, height=2, width=3):
+    values = [tf.constant([v], tf.float32) for v in (angle, dx, dy, zx, zy)]
+    return augmentation.affine_rows(*values, height, width)
+
+
+@pytest.mark.parametrize(
+    ("transform", "expected"),
+    [
+        ({}, [[1, 2, 3], [4, 5, 6]]),
+        ({"zx": -1.0}, [[3, 2, 1], [6, 5, 4]]),
+        # The sampled point moves right; beyond the border, the nearest pixel.
+        ({"dx": 1.0}, [[2, 3, 3], [5, 6, 6]]),
+        ({"dy": 0.5}, [[2.5, 3.5, 4.5], [4, 5, 6]]),
+        ({"zx": 0.5}, [[1.5, 2, 2.5], [4.5, 5, 5.5]]),
+        ({"angle": np.pi}, [[6, 5, 4], [3, 2, 1]]),
+    ],
+)
+def test_literal_pixels(transform, expected):
+    layer = augmentation.RandomAffine()
+    result = layer(IMAGE, _rows(**transform))
+    np.testing.assert_allclose(result[0, ..., 0], expected, atol=1e-4)
+
+
+def test_quarter_turn_on_a_square():
+    image = np.array([[1, 2], [3, 4]], np.float32)[None, ..., None]
+    layer = augmentation.RandomAffine()
+    result = layer(image, _rows(angle=np.pi / 2, height=2, width=2))
+    np.testing.assert_allclose(result[0, ..., 0], [[2, 4], [1, 3]], atol=1e-4)
+
+
+def _draw(layer, indices, seed=1, epoch=2):
+    return layer.draw(
+        seed, tf.constant(epoch, tf.int64), tf.constant(indices, tf.int64), 9, 9
+    ).numpy()
+
+
+def test_draws_are_a_pure_function_of_seed_epoch_index():
+    layer = augmentation.RandomAffine()
+    together = _draw(layer, [5, 6, 7])
+    np.testing.assert_array_equal(together[1:2], _draw(layer, [6]))
+    for other in (
+        _draw(layer, [5, 6, 7], seed=2),
+        _draw(layer, [5, 6, 7], epoch=3),
+    ):
+        assert np.all(np.abs(together - other).max(axis=1) > 0)
+
+
+def test_draws_fill_the_ranges_and_no_more():
+    layer = augmentation.RandomAffine(rotation=30, shift=0.1, zoom=0.2)
+    rows = _draw(layer, range(2000))
+    a0, a1, a2, b0, b1, b2 = rows[:, :6].T
+    zx, zy = np.hypot(a0, b0), np.hypot(a1, b1)
+    angle = np.degrees(np.arctan2(-a1, b1))
+    dx, dy = a2 + 4 * a0 + 4 * a1 - 4, b2 + 4 * b0 + 4 * b1 - 4
+    for value, low, high in (
+        (zx, 0.8, 1.2),
+        (zy, 0.8, 1.2),
+        (angle, -30, 30),
+        (dx, -0.9, 0.9),
+        (dy, -0.9, 0.9),
+    ):
+        margin = 0.01 * (high - low)
+        assert low - 1e-4 <= value.min() < low + margin
+        assert high - margin < value.max() <= high + 1e-4
+    flipped = np.mean(a0 * b1 - a1 * b0 < 0)
+    assert 0.45 < flipped < 0.55
+
+
+@pytest.mark.parametrize("name", ["affine", "keras"])
+def test_reproducible_in_a_parallel_map_and_equal_to_eager(name):
+    config = InputConfig(augmentation=name)
+    augment = augmentation.make_augmentation(config)
+    rng = np.random.default_rng(0)
+    images = tf.constant(rng.integers(0, 256, [6, 4, 16, 16, 3], np.uint8))
+    indices = tf.reshape(tf.range(24, dtype=tf.int64), [6, 4])
+    epoch = tf.constant(0, tf.int64)
+
+    def mapped(parallel):
+        dataset = tf.data.Dataset.from_tensor_slices((images, indices)).map(
+            lambda x, i: augment(tf.ensure_shape(x, [4, 16, 16, 3]), 7, epoch, i),
+            num_parallel_calls=parallel,
+        )
+        return np.stack(list(dataset.as_numpy_iterator()))
+
+    eager = np.stack(
+        [
+            augment(x, 7, epoch, i)
+            for x, i in zip(images, indices, strict=True)
+        ]
+    )
+    parallel = mapped(4)
+    np.testing.assert_array_equal(parallel, mapped(4))
+    np.testing.assert_array_equal(parallel, mapped(None))
+    # Graph and eager kernels may round differently.
+    np.testing.assert_allclose(parallel, eager, atol=1e-2)
+    assert np.abs(eager - images.numpy()).max() > 10
+    assert eager.min() >= 0 and eager.max() <= 255.001
+
+
+def test_float32_under_mixed_precision():
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    images = tf.fill([1, 8, 8, 3], tf.constant(129, tf.uint8))
+    index = tf.constant([0], tf.int64)
+    for name in ("affine", "keras"):
+        augment = augmentation.make_augmentation(InputConfig(augmentation=name))
+        result = augment(images, 0, tf.constant(0, tf.int64), index)
+        assert result.dtype == tf.float32
+        # bfloat16 has 8 bits of mantissa: 129 would become 128 or 130.
+        np.testing.assert_allclose(result, 129.0, atol=1e-3)
+
+
+def test_config_round_trip():
+    layer = augmentation.RandomAffine(rotation=7, shift=0.3, zoom=0.4)
+    clone = augmentation.RandomAffine.from_config(layer.get_config())
+    np.testing.assert_array_equal(_draw(layer, [3]), _draw(clone, [3]))

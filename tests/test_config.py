@@ -1,0 +1,96 @@
+"""Flags: one line, exit 2, the flag, the rule, the value."""
+
+from __future__ import annotations
+
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from flowers17_tfdata import cli, flags
+from flowers17_tfdata import config as config_lib
+from flowers17_tfdata.errors import ConfigError
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize(
+    ("argument", "expected"),
+    [
+        ("--phas=train", "'phas'. Did you mean: phase"),
+        ("--phase=trian", "--phase must be one of prepare, "),
+        ("--image_size=big", "--image_size"),
+        ("--image_size=8", "--image_size must be at least 32; got 8"),
+        ("--dropout=nan", "--dropout must be at least 0; got nan"),
+        ("--dropout=1.5", "--dropout must be at most 0.95; got 1.5"),
+        (
+            "--finetune_learning_rate=0",
+            "--finetune_learning_rate must be a number above 0; got 0.0",
+        ),
+        ("--transfer_learning_rate=inf", "--transfer_learning_rate must"),
+        ("--global_batch_size=0", "--global_batch_size must be at least 1"),
+        ("--num_virtual_devices=3", "--global_batch_size must be a multiple"),
+        ("--workdir=", "--workdir must name a folder"),
+        ("--dataset=", "--dataset must name"),
+        ("--flagfile=no/such.flags", "--flagfile"),
+        ("stray", "every argument must be a --flag=value; got 'stray'"),
+    ],
+)
+def test_bad_flags_exit_2_with_one_line(argument, expected, capsys):
+    assert cli.main(["main.py", argument]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert err.startswith("error: ")
+    if argument.startswith("--flagfile"):
+        expected = "no/such.flags"
+    assert expected in err
+
+
+def test_contradicting_flags():
+    with pytest.raises(ConfigError, match="--archive goes with"):
+        flags.parse(["main.py", "--dataset=mnist", "--archive=x"])
+    with pytest.raises(ConfigError, match="--strategy=default"):
+        flags.parse(
+            ["main.py", "--strategy=default", "--num_virtual_devices=2"]
+        )
+
+
+def test_values_round_trip_and_do_not_leak_between_parses():
+    first = flags.parse(["main.py", "--seed=7", "--nohorizontal_flip"])
+    assert first.runtime.seed == 7
+    assert first.input.horizontal_flip is False
+    assert config_lib.from_values(config_lib.to_values(first)) == first
+    assert flags.parse(["main.py"]) == config_lib.Config()
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "configs").rglob("*.flags")), ids=lambda p: p.stem
+)
+def test_shipped_flag_files_parse(path):
+    config = flags.parse(["main.py", f"--flagfile={path}"])
+    assert config.workdir == f"runs/{path.stem}"
+
+
+def test_help_lists_every_flag(capsys):
+    assert cli.main(["main.py", "--help"]) == 0
+    text = capsys.readouterr().out
+    for name in config_lib.to_values(config_lib.Config()):
+        assert f"--{name}=" in text or f"--[no]{name}=" in text
+
+
+def test_help_and_flag_errors_do_not_wait_for_tensorflow():
+    script = (
+        "import sys; from flowers17_tfdata import cli; "
+        "codes = [cli.main(['main.py', a]) for a in ('--help', '--seed=x')]; "
+        "assert codes == [0, 2], codes; "
+        "slow = {'tensorflow', 'keras', 'numpy', 'tensorflow_datasets'}; "
+        "assert not slow & set(sys.modules), slow & set(sys.modules)"
+    )
+    subprocess.run(
+        [sys.executable, "-c", script],
+        check=True,
+        cwd=ROOT,
+        capture_output=True,
+    )

@@ -1,0 +1,257 @@
+"""The command line on the builder's dummy archive and a tiny backbone."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import pytest
+import tensorflow as tf
+
+from flowers17_tfdata import cli
+from flowers17_tfdata.results import metrics
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+@pytest.fixture
+def run(tmp_path, data_dir, dummy_archive, tiny_backbone, capsys):
+    """Returns `run(*flags) -> (exit code, stdout, stderr)`."""
+
+    def run(*flags):
+        code = cli.main(
+            [
+                "main.py",
+                f"--workdir={tmp_path / 'work'}",
+                f"--data_dir={data_dir}",
+                f"--archive={dummy_archive}",
+                f"--backbone={tiny_backbone}",
+                "--weights=none",
+                "--image_size=32",
+                "--head_units=16",
+                "--global_batch_size=64",
+                "--transfer_epochs=1",
+                "--finetune_epochs=2",
+                "--finetune_learning_rate=1e-2",
+                "--strategy=default",
+                *flags,
+            ]
+        )
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
+
+
+def _one_line(err: str) -> str:
+    lines = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, err
+    assert "Traceback" not in err
+    return lines[0]
+
+
+def test_train_leaves_all_its_files(run, tmp_path):
+    code, out, err = run("--phase=train")
+    assert code == 0, err
+    workdir = tmp_path / "work"
+    for name in ("transfer", "finetune"):
+        assert (workdir / f"model_{name}.keras").stat().st_size > 0
+        assert f"{name}: best epoch" in out
+
+    audit = json.loads((workdir / "audit.json").read_text())
+    sizes = {k: v["num_examples"] for k, v in audit["splits"].items()}
+    assert sizes == {"train": 800, "validation": 260, "test": 260, "unused": 40}
+    assert audit["near_duplicates"]["num_pairs_across_splits"] == 0
+    assert audit["near_duplicates"]["num_pairs"] >= 132
+    assert audit["undecodable"] == []
+
+    lines = metrics.read_metrics(workdir / "metrics.jsonl")
+    assert [(x["phase"], x["epoch"], x["step"]) for x in lines] == [
+        ("transfer", 1, 13),
+        ("finetune", 1, 13),
+        ("finetune", 2, 26),
+    ]
+    assert set(lines[0]) == {
+        "phase",
+        "epoch",
+        "step",
+        "train_loss",
+        "train_accuracy",
+        "validation_loss",
+        "validation_accuracy",
+        "learning_rate",
+        "images_per_sec",
+        "data_wait_fraction",
+        "seconds",
+    }
+    assert lines[2]["train_loss"] < lines[1]["train_loss"]
+
+    config = json.loads((workdir / "config.json").read_text())
+    assert config["flags"]["backbone"] == "tiny_net"
+    assert config["flags"]["dataset"] == "oxford_flowers17/seeded/1.0.0"
+    assert config["flags"]["precision"] != "auto"
+    assert config["versions"]["tensorflow"] == tf.__version__
+    assert config["hardware"]["cpu_cores"] >= 1
+
+    evaluation = json.loads((workdir / "evaluation.json").read_text())
+    low, high = evaluation["accuracy_interval"]
+    assert low < evaluation["accuracy"] < high
+    assert evaluation["split"] == "test"
+    assert evaluation["num_examples"] == 260
+    # The dummy images are tinted by class: chance is 1 in 17.
+    assert evaluation["accuracy"] > 0.2
+    matrix = evaluation["confusion_matrix"]
+    assert sum(map(sum, matrix)) == 260
+    assert sum(matrix[k][k] for k in range(17)) == pytest.approx(
+        260 * evaluation["accuracy"]
+    )
+    assert sum(s["support"] for s in evaluation["per_class"].values()) == 260
+
+    tags = set()
+    for path in (workdir / "tensorboard" / "finetune").iterdir():
+        for event in tf.compat.v1.train.summary_iterator(str(path)):
+            tags |= {value.tag for value in event.summary.value}
+    assert {"train_loss", "validation_accuracy", "learning_rate"} <= tags
+
+    # The same command again finds everything done.
+    kept = (workdir / "metrics.jsonl").read_text()
+    code, out, _ = run("--phase=train")
+    assert code == 0
+    assert "transfer: already done" in out
+    assert "finetune: already done" in out
+    assert (workdir / "metrics.jsonl").read_text() == kept
+
+    # A changed flag is refused before anything is lost.
+    code, _, err = run("--phase=train", "--dropout=0.1")
+    assert code == 2
+    assert "--dropout" in _one_line(err)
+    assert "started with 0.4, got 0.1" in err
+    assert (workdir / "metrics.jsonl").read_text() == kept
+
+    # The saved model on another split; the gate.
+    code, out, _ = run("--phase=evaluate", "--split=validation")
+    assert code == 0
+    evaluation = json.loads((workdir / "evaluation.json").read_text())
+    best = max(line["validation_accuracy"] for line in lines[1:])
+    assert evaluation["accuracy"] == pytest.approx(best)
+    code, _, err = run("--phase=evaluate", "--assert_accuracy_at_least=1")
+    assert code == 3
+    assert "--assert_accuracy_at_least=1.0" in _one_line(err)
+
+    code, _, err = run("--phase=evaluate", "--split=tset")
+    assert code == 1
+    assert "--split must be one of train, validation, test" in _one_line(err)
+    code, _, err = run("--phase=evaluate", "--image_size=48")
+    assert code == 1
+    assert "--image_size=32" in _one_line(err)
+
+
+def test_phases_one_by_one_and_from_another_model(run, tmp_path):
+    code, out, err = run("--phase=prepare")
+    assert code == 0, err
+    assert "0 pairs across splits" in out
+    code, _, err = run("--phase=finetune")
+    assert code == 1
+    assert "run --phase=transfer in this --workdir first" in _one_line(err)
+    assert run("--phase=transfer")[0] == 0
+    code, _, err = run(
+        "--phase=finetune", "--finetune_epochs=1", "--unfreeze_from=block9"
+    )
+    assert code == 2
+    assert "--unfreeze_from" in _one_line(err)
+    code, _, err = run(
+        "--phase=finetune",
+        "--finetune_epochs=1",
+        "--unfreeze_from=block2",
+        f"--workdir={tmp_path / 'other'}",
+        f"--init_from={tmp_path / 'work' / 'model_transfer.keras'}",
+    )
+    assert code == 0, err
+    assert (tmp_path / "other" / "model_finetune.keras").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "expected"),
+    [
+        (["--weights=no/such.h5"], 1, "--weights must be imagenet"),
+        (["--backbone=tiny_nte"], 2, "--backbone must name"),
+        (["--dataset=oxford_flowers71", "--archive="], 2, "--dataset"),
+        (["--dataset=oxford_flowers17/none"], 2, "--dataset"),
+        (["--workdir=/dev/null/x"], 1, "--workdir /dev/null/x can't be"),
+        (["--phase=evaluate"], 1, "holds no model_finetune.keras"),
+        (["--phase=evaluate", "--model=no.keras"], 1, "--model no.keras"),
+        (["--phase=finetune", "--init_from=no.keras"], 1, "--init_from"),
+    ],
+)
+def test_mistakes_get_one_line(run, flags, code, expected):
+    got, _, err = run("--phase=transfer", *flags)
+    assert got == code, err
+    assert expected in _one_line(err)
+
+
+def test_wrong_archive_gets_one_line(run, tmp_path):
+    path = tmp_path / "wrong.tgz"
+    path.write_bytes(b"not a tgz")
+    code, _, err = run(
+        "--phase=prepare", f"--archive={path}", f"--data_dir={tmp_path}"
+    )
+    assert code == 1
+    assert f"--archive {path}" in _one_line(err)
+
+
+def test_corrupt_jpeg_is_named_and_nothing_is_prepared(
+    run, tmp_path, dummy_archive
+):
+    folder = tmp_path / "extracted"
+    shutil.unpack_archive(dummy_archive, folder, filter="data")
+    (folder / "jpg" / "image_0100.jpg").write_bytes(b"\xff\xd8 broken")
+    flags = [
+        "--phase=prepare",
+        f"--archive={folder}",
+        f"--data_dir={tmp_path / 'data'}",
+    ]
+    code, _, err = run(*flags)
+    assert code == 1
+    assert "image_0100.jpg" in _one_line(err)
+    shutil.unpack_archive(dummy_archive, folder, filter="data")
+    assert run(*flags)[0] == 0
+
+
+def test_two_virtual_devices_in_a_fresh_process(
+    tmp_path, data_dir, dummy_archive
+):
+    script = (
+        "import keras, sys; from tests import fakes; "
+        "keras.applications.TinyNet = fakes.TinyNet; "
+        "from flowers17_tfdata import cli; sys.exit(cli.main(sys.argv))"
+    )
+    result = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            script,
+            "--phase=train",
+            f"--workdir={tmp_path}",
+            f"--data_dir={data_dir}",
+            f"--archive={dummy_archive}",
+            "--backbone=tiny_net",
+            "--weights=none",
+            "--image_size=32",
+            "--global_batch_size=64",
+            "--transfer_epochs=1",
+            "--finetune_epochs=1",
+            "--num_virtual_devices=2",
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert result.returncode == 0, result.stderr
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["num_replicas"] == 2
+    evaluation = json.loads((tmp_path / "evaluation.json").read_text())
+    assert evaluation["num_examples"] == 260

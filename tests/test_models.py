@@ -1,0 +1,244 @@
+"""Backbones, freezing, batch-norm, the classifier, and what is refused."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from flowers17_tfdata.config import ModelConfig
+from flowers17_tfdata.errors import ConfigError, UserError
+from flowers17_tfdata.models import backbones, batch_norm, classifier, freeze
+from tests import fakes
+
+
+def _build(backbone, weights="none", **kwargs):
+    return classifier.build_classifier(
+        ModelConfig(backbone=backbone, weights=weights, **kwargs),
+        image_size=fakes.IMAGE_SIZE,
+        num_classes=fakes.NUM_CLASSES,
+        seed=0,
+    )
+
+
+@pytest.fixture
+def tiny_weights(tmp_path, tiny_backbone) -> str:
+    """A weights file of TinyNet whose batch-norm moved from its start."""
+    keras.utils.set_random_seed(5)
+    model = fakes.TinyNet(False, None, (fakes.IMAGE_SIZE, fakes.IMAGE_SIZE, 3))
+    for layer in batch_norm.batch_norm_layers(model):
+        layer.moving_mean.assign(layer.moving_mean + 0.1)
+    path = str(tmp_path / "tiny.weights.h5")
+    model.save_weights(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "image", "expected"),
+    [
+        ("inception_v3", [0, 127.5, 255], [-1, 0, 1]),
+        ("xception", [0, 127.5, 255], [-1, 0, 1]),
+        ("resnet50v2", [0, 127.5, 255], [-1, 0, 1]),
+        ("mobilenet_v2", [0, 127.5, 255], [-1, 0, 1]),
+        # Rescales inside the network.
+        ("efficientnetv2-b0", [0, 127.5, 255], [0, 127.5, 255]),
+        # BGR minus the ImageNet mean.
+        (
+            "vgg16",
+            [0, 127.5, 255],
+            [255 - 103.939, 127.5 - 116.779, 0 - 123.68],
+        ),
+    ],
+)
+def test_preprocessing_is_the_backbones_own(name, image, expected):
+    preprocess = backbones.get_preprocess(name)
+    images = tf.constant(image, tf.float32)[None, None, None]
+    np.testing.assert_allclose(preprocess(images)[0, 0, 0], expected, rtol=1e-5)
+    mapped = tf.data.Dataset.from_tensors(images).map(preprocess)
+    np.testing.assert_array_equal(
+        next(iter(mapped)), preprocess(tf.identity(images))
+    )
+
+
+def test_unknown_backbone_names_the_close_ones():
+    with pytest.raises(ConfigError, match=r"--backbone.*inceptionv3.*got"):
+        backbones.get_preprocess("inceptoin_v3")
+
+
+def test_too_small_images_are_refused():
+    with pytest.raises(ConfigError, match="--image_size") as error:
+        backbones.build_backbone("inception_v3", 64, "none")
+    assert "\n" not in str(error.value)
+
+
+def test_missing_weights_file_is_refused(tiny_backbone):
+    with pytest.raises(UserError, match=r"--weights .* got 'no\.h5'"):
+        backbones.build_backbone(tiny_backbone, 32, "no.h5")
+
+
+def test_unreachable_imagenet_weights_name_the_way_out(monkeypatch):
+    def offline(*args, **kwargs):
+        raise Exception("URL fetch failure on https://...: no network")
+
+    monkeypatch.setattr(keras.utils, "get_file", offline)
+    monkeypatch.setattr("keras.src.utils.file_utils.get_file", offline)
+    with pytest.raises(UserError, match=r"--weights=PATH.*--weights=none") as e:
+        backbones.build_backbone("mobilenet_v2", 96, "imagenet")
+    assert "\n" not in str(e.value)
+
+
+def test_weights_of_another_architecture_are_refused(tmp_path, tiny_backbone):
+    inputs = keras.Input([8, 8, 3])
+    other = keras.Model(inputs, keras.layers.Conv2D(2, 1)(inputs))
+    path = str(tmp_path / "other.weights.h5")
+    other.save_weights(path)
+    with pytest.raises(UserError, match="are not weights of tiny_net") as e:
+        backbones.build_backbone(tiny_backbone, 32, path)
+    assert "\n" not in str(e.value)
+
+
+def test_damaged_weights_are_refused(tmp_path, tiny_weights, tiny_backbone):
+    path = tmp_path / "damaged.weights.h5"
+    path.write_bytes(b"\x89HDF\r\n\x1a\n garbage")
+    with pytest.raises(UserError, match="are not weights of tiny_net"):
+        backbones.build_backbone(tiny_backbone, 32, str(path))
+
+
+def test_nan_weights_are_refused(tmp_path, tiny_backbone):
+    model = fakes.TinyNet(False, None, (32, 32, 3))
+    model.layers[1].bias.assign(np.full(8, np.nan))
+    path = str(tmp_path / "nan.weights.h5")
+    model.save_weights(path)
+    with pytest.raises(UserError, match="NaN or infinity"):
+        backbones.build_backbone(tiny_backbone, 32, path)
+
+
+def test_weights_file_is_loaded(tiny_weights, tiny_backbone):
+    model = backbones.build_backbone(tiny_backbone, 32, tiny_weights)
+    mean = batch_norm.batch_norm_layers(model)[0].moving_mean
+    np.testing.assert_allclose(mean, 0.1, rtol=1e-6)
+
+
+def test_head_and_float32_logits(tiny_backbone):
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    model = _build(tiny_backbone, head_units=12)
+    assert [layer.name for layer in model.layers[-4:]] == [
+        "pooler",
+        "head_dense",
+        "head_dropout",
+        "predictions",
+    ]
+    assert model.get_layer("head_dense").units == 12
+    assert model.get_layer("pooler").compute_dtype == "bfloat16"
+    assert model(tf.zeros([1, 32, 32, 3])).dtype == tf.float32
+    assert "head_dense" not in [
+        layer.name for layer in _build(tiny_backbone, head_units=0).layers
+    ]
+
+
+def test_frozen_backbone_trains_the_head_alone(tiny_backbone):
+    model = _build(tiny_backbone)
+    freeze.freeze_all(classifier.get_backbone(model))
+    assert {v.path.split("/")[0] for v in model.trainable_variables} == {
+        "head_dense",
+        "predictions",
+    }
+
+
+def test_unfreeze_from_a_layer_a_block_all():
+    keras.utils.set_random_seed(0)
+    backbone = keras.applications.InceptionV3(
+        include_top=False, weights=None, input_shape=(75, 75, 3)
+    )
+    for name, convolutions in (
+        ("all", 94),
+        # The stem has 5, each block below 7.
+        ("mixed2", 94 - 5 - 3 * 7),
+        ("mixed10", 0),
+    ):
+        freeze.freeze_all(backbone)
+        freeze.unfreeze_from(backbone, name, keep_batch_norm=True)
+        kernels = [v for v in backbone.trainable_variables if v.ndim == 4]
+        assert len(kernels) == convolutions, name
+
+
+def test_block_prefix_does_not_take_longer_numbers(tiny_backbone):
+    model = classifier.get_backbone(_build(tiny_backbone))
+    freeze.unfreeze_from(model, "block2", keep_batch_norm=False)
+    assert {v.path.split("/")[0] for v in model.trainable_variables} == {
+        "block2_conv",
+        "block2_bn",
+    }
+    with pytest.raises(ConfigError, match=r"--unfreeze_from.*got 'block'"):
+        freeze.unfreeze_from(model, "block", keep_batch_norm=False)
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_batch_norm_statistics_stay_if_kept(tiny_backbone, keep, tmp_path):
+    """Also in a model that was saved and loaded."""
+    model = _build(tiny_backbone)
+    backbone = classifier.get_backbone(model)
+    freeze.unfreeze_from(backbone, "all", keep_batch_norm=keep)
+    model.save(tmp_path / "model.keras")
+    images = tf.random.normal([4, 32, 32, 3])
+    loaded = classifier.load_classifier(tmp_path / "model.keras", "--model")
+    for each in (model, loaded):
+        each(images, training=True)
+        moved = [
+            not np.all(keras.ops.convert_to_numpy(layer.moving_mean) == 0)
+            for layer in batch_norm.batch_norm_layers(each)
+        ]
+        assert moved == [not keep] * 2
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_calibration_gives_the_batch_statistics(tiny_backbone, frozen):
+    model = _build(tiny_backbone, dropout=0.5)
+    backbone = classifier.get_backbone(model)
+    if frozen:
+        freeze.freeze_all(backbone)
+    kernels = [
+        keras.ops.convert_to_numpy(v) for v in model.trainable_variables
+    ]
+    rng = np.random.default_rng(0)
+    batches = rng.normal(2, 3, [3, 8, 32, 32, 3]).astype(np.float32)
+    batch_norm.calibrate(model, batches)
+    first = backbone.get_layer("block1_bn")
+    convolution = backbone.get_layer("block1_conv")
+    values = np.stack([convolution(b) for b in batches])
+    np.testing.assert_allclose(
+        first.moving_mean, values.mean((0, 1, 2, 3)), rtol=1e-3, atol=1e-4
+    )
+    np.testing.assert_allclose(
+        first.moving_variance,
+        values.var(axis=(1, 2, 3)).mean(0),
+        rtol=1e-3,
+    )
+    assert first.trainable is not frozen
+    for value, old in zip(model.trainable_variables, kernels, strict=True):
+        np.testing.assert_array_equal(value, old)
+
+
+def test_saved_classifier_loads_equal(tmp_path, tiny_backbone, tiny_weights):
+    model = _build(tiny_backbone, tiny_weights)
+    path = tmp_path / "model.keras"
+    model.save(path)
+    loaded = classifier.load_classifier(path, "--model")
+    images = tf.random.normal([2, 32, 32, 3])
+    np.testing.assert_allclose(loaded(images), model(images), atol=1e-6)
+    assert classifier.get_backbone(loaded).name == "tinynet"
+
+
+def test_unloadable_models_are_refused(tmp_path):
+    with pytest.raises(UserError, match="--model .* does not exist"):
+        classifier.load_classifier(tmp_path / "none.keras", "--model")
+    path = tmp_path / "bad.keras"
+    path.write_bytes(b"not a zip")
+    with pytest.raises(UserError, match="can't be loaded") as error:
+        classifier.load_classifier(path, "--model")
+    assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match="--image_size=32; got 64"):
+        classifier.check_classifier(fakes.make_model(), "x", 64, 17)
+    with pytest.raises(UserError, match="17 classes apart.*has 5"):
+        classifier.check_classifier(fakes.make_model(), "x", 32, 5)

@@ -156,9 +156,7 @@ class OptimizationConfig:
     warmup_epochs: float = option(
         1.0, "Epochs of linear warm-up, in each stage.", at_least=0
     )
-    momentum: float = option(
-        0.9, "Momentum of sgd.", at_least=0, at_most=0.999
-    )
+    momentum: float = option(0.9, "Momentum of sgd.", at_least=0, at_most=0.999)
     weight_decay: float = option(
         1e-4,
         "Decoupled weight decay of adamw (times the learning rate); not on "

@@ -30,7 +30,9 @@ def TinyNet(include_top, weights, input_shape, name="tiny"):
     return keras.Model(inputs, x, name=name)
 
 
-def make_examples(num_examples: int, num_classes: int = NUM_CLASSES) -> Examples:
+def make_examples(
+    num_examples: int, num_classes: int = NUM_CLASSES
+) -> Examples:
     """Images whose every pixel is their index: position tells identity.
 
     Labels are the index modulo `num_classes`.

@@ -92,16 +92,15 @@ def test_reproducible_in_a_parallel_map_and_equal_to_eager(name):
 
     def mapped(parallel):
         dataset = tf.data.Dataset.from_tensor_slices((images, indices)).map(
-            lambda x, i: augment(tf.ensure_shape(x, [4, 16, 16, 3]), 7, epoch, i),
+            lambda x, i: augment(
+                tf.ensure_shape(x, [4, 16, 16, 3]), 7, epoch, i
+            ),
             num_parallel_calls=parallel,
         )
         return np.stack(list(dataset.as_numpy_iterator()))
 
     eager = np.stack(
-        [
-            augment(x, 7, epoch, i)
-            for x, i in zip(images, indices, strict=True)
-        ]
+        [augment(x, 7, epoch, i) for x, i in zip(images, indices, strict=True)]
     )
     parallel = mapped(4)
     np.testing.assert_array_equal(parallel, mapped(4))

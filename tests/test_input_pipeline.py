@@ -57,9 +57,7 @@ def _eval(batch_size, **kwargs):
     "batch_size", [6, NUM_EXAMPLES - 6, NUM_EXAMPLES, NUM_EXAMPLES + 6]
 )
 def test_eval_sees_every_example_once(batch_size, replicas):
-    batches = list(
-        _eval(batch_size, input_context=_context(1, 0, replicas))
-    )
+    batches = list(_eval(batch_size, input_context=_context(1, 0, replicas)))
     steps = -(-NUM_EXAMPLES // batch_size)
     assert len(batches) == steps * replicas
     assert {len(b.labels) for b in batches} == {batch_size // replicas}

@@ -198,9 +198,7 @@ def test_calibration_gives_the_batch_statistics(tiny_backbone, frozen):
     backbone = classifier.get_backbone(model)
     if frozen:
         freeze.freeze_all(backbone)
-    kernels = [
-        keras.ops.convert_to_numpy(v) for v in model.trainable_variables
-    ]
+    kernels = [keras.ops.convert_to_numpy(v) for v in model.trainable_variables]
     rng = np.random.default_rng(0)
     batches = rng.normal(2, 3, [3, 8, 32, 32, 3]).astype(np.float32)
     batch_norm.calibrate(model, batches)

@@ -126,9 +126,7 @@ def test_overflow_on_replica_1_alone_skips_the_step_on_both(
     images = batch.images.numpy()
     images[-1] = np.inf
     overflowing = batch._replace(images=tf.constant(images))
-    trainer = _trainer(
-        mirrored_strategy, _scaled_sgd, global_clip_norm=clip
-    )
+    trainer = _trainer(mirrored_strategy, _scaled_sgd, global_clip_norm=clip)
     before = _weights(trainer)
     trainer.train_step(_split(mirrored_strategy, overflowing))
     for a, b in zip(_weights(trainer), before, strict=True):
@@ -137,9 +135,7 @@ def test_overflow_on_replica_1_alone_skips_the_step_on_both(
     trainer.train_step(_split(mirrored_strategy, batch))
     after = _weights(trainer)
     assert all(np.all(np.isfinite(w)) for w in after)
-    assert any(
-        np.any(a != b) for a, b in zip(after, before, strict=True)
-    )
+    assert any(np.any(a != b) for a, b in zip(after, before, strict=True))
 
 
 @pytest.mark.parametrize("clip", [0.0, 1e-2])

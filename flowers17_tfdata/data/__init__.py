@@ -1,9 +1,9 @@
 """The data sets. Importing this registers `oxford_flowers17` with TFDS:
 
-    import flowers17_tfdata.data
-    import tensorflow_datasets as tfds
+import flowers17_tfdata.data
+import tensorflow_datasets as tfds
 
-    train = tfds.load("oxford_flowers17", split="train")
+train = tfds.load("oxford_flowers17", split="train")
 """
 
 from flowers17_tfdata.data.oxford_flowers17 import (  # noqa: F401

@@ -84,9 +84,7 @@ def _hamming(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return a.sum(1)[:, None] + b.sum(1)[None] - 2 * a @ b.T
 
 
-def group_pairs(
-    pairs: Iterable[Sequence[int]], num_images: int
-) -> np.ndarray:
+def group_pairs(pairs: Iterable[Sequence[int]], num_images: int) -> np.ndarray:
     """Joins pairs that share an image into groups.
 
     Args:

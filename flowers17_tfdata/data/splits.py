@@ -45,7 +45,9 @@ def class_quotas(
         split: size - sum(q[split] for q in quotas.values())
         for split, size in sizes.items()
     }
-    labels = sorted(class_counts, key=lambda label: _order(seed, "class", label))
+    labels = sorted(
+        class_counts, key=lambda label: _order(seed, "class", label)
+    )
     for label in labels:
         for _ in range(class_counts[label] - sum(quotas[label].values())):
             split = max(sizes, key=lambda s: (left[s], _order(seed, label, s)))

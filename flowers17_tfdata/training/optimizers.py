@@ -57,9 +57,7 @@ def make_optimizer(
             learning_rate, weight_decay=config.weight_decay
         )
         # Decay pulls towards 0; for an offset or a scale that is no prior.
-        optimizer.exclude_from_weight_decay(
-            var_names=["bias", "beta", "gamma"]
-        )
+        optimizer.exclude_from_weight_decay(var_names=["bias", "beta", "gamma"])
     if scale_loss:
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
     return optimizer

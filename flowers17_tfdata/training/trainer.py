@@ -136,9 +136,7 @@ class Trainer:
             gradients = [g + tf.cast(poison, g.dtype) for g in gradients]
         if self._global_clip_norm:
             # The norm that counts is the sum's, known after the all-reduce.
-            summed = replicas.all_reduce(
-                tf.distribute.ReduceOp.SUM, gradients
-            )
+            summed = replicas.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
             scale = self.optimizer.scale_loss(1.0) if self._scales_loss else 1.0
             norm = tf.linalg.global_norm(summed) / scale
             shrink = tf.minimum(

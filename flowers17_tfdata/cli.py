@@ -6,7 +6,7 @@ import os
 import sys
 
 from flowers17_tfdata import flags
-from flowers17_tfdata.errors import UserError
+from flowers17_tfdata.errors import UserError, one_line
 
 
 def main(argv: list[str]) -> int:
@@ -28,6 +28,10 @@ def main(argv: list[str]) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        # A full disk, a folder that vanished: the message names the file.
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print(
             "interrupted: the same command resumes from the last epoch's "

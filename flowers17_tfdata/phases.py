@@ -208,15 +208,16 @@ def _run_stage(session: Session, stage: str, data: StageData) -> None:
     for earlier in config_lib.STAGES[: config_lib.STAGES.index(stage) + 1]:
         # A fine-tuned model stands on the transfer stage of the same flags.
         if earlier == stage or not config.model.init_from:
-            path = workdir / "checkpoints" / earlier / "flags.json"
-            checkpoints.check_resume_key(path, key, workdir)
+            checkpoints.check_resume_key(
+                workdir / "checkpoints" / earlier, key, workdir
+            )
     if (folder / "done.json").exists() and _model_path(session, stage).exists():
         terminal.say(f"{stage}: already done in {workdir}")
         return
     start = time.perf_counter()
     model = _build_stage_model(session, stage)
     folder.mkdir(parents=True, exist_ok=True)
-    metrics.write_json(folder / "flags.json", key)
+    checkpoints.write_resume_key(folder, key)
     runner = Stage(stage, config, workdir, model, session.strategy, data)
     result = runner.run()
     _save_model(model, _model_path(session, stage))

@@ -229,7 +229,7 @@ def test_saved_classifier_loads_equal(tmp_path, tiny_backbone, tiny_weights):
 
 
 def test_unloadable_models_are_refused(tmp_path):
-    with pytest.raises(UserError, match="--model .* does not exist"):
+    with pytest.raises(UserError, match=r"--model .* does not exist"):
         classifier.load_classifier(tmp_path / "none.keras", "--model")
     path = tmp_path / "bad.keras"
     path.write_bytes(b"not a zip")
@@ -238,5 +238,5 @@ def test_unloadable_models_are_refused(tmp_path):
     assert "\n" not in str(error.value)
     with pytest.raises(UserError, match="--image_size=32; got 64"):
         classifier.check_classifier(fakes.make_model(), "x", 64, 17)
-    with pytest.raises(UserError, match="17 classes apart.*has 5"):
+    with pytest.raises(UserError, match=r"17 classes apart.*has 5"):
         classifier.check_classifier(fakes.make_model(), "x", 32, 5)

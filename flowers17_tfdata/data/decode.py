@@ -61,7 +61,7 @@ class Thumbnails(NamedTuple):
 
 
 def make_thumbnails(encoded: Sequence[bytes]) -> Thumbnails:
-    """Decodes every image to the thumbnail that near-duplicates are found by."""
+    """Decodes every image to the thumbnail that hashing works on."""
 
     def thumbnail(data):
         image = decode_image(data)

@@ -136,14 +136,14 @@ def _prepare(builder: tfds.core.DatasetBuilder) -> None:
         builder.download_and_prepare()
     except UserError:
         raise
-    except OSError as error:
+    except (
+        OSError,
+        tfds.download.DownloadError,
+        AssertionError,
+    ) as error:
         raise UserError(
-            f"--data_dir: {builder.data_path} can't be written: "
-            f"{one_line(error)}"
-        ) from error
-    except (tfds.download.DownloadError, AssertionError) as error:
-        raise UserError(
-            f"{builder.name} can't be prepared: {one_line(error)}"
+            f"{builder.name} can't be prepared in --data_dir "
+            f"({builder.data_path}): {one_line(error)}"
         ) from error
 
 

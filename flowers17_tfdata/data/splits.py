@@ -126,5 +126,5 @@ def _choose_split(
     for split, places in room.items():
         mark -= places
         if mark < 0:
-            break
-    return split
+            return split
+    raise AssertionError("the mark is below the sum of the places")

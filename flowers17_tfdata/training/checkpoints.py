@@ -50,18 +50,25 @@ def resume_key(
     return key | {"dataset": dataset, "precision": precision}
 
 
+def write_resume_key(folder: pathlib.Path, key: dict[str, Any]) -> None:
+    """Records the flags that a stage was started with in its folder."""
+    metrics.write_json(folder / "flags.json", key)
+
+
 def check_resume_key(
-    path: pathlib.Path, key: dict[str, Any], workdir: pathlib.Path
+    folder: pathlib.Path, key: dict[str, Any], workdir: pathlib.Path
 ) -> None:
     """Refuses to go on with other flags than a stage was started with.
 
-    Flags that only one of the two has are not compared (another stage's, or
-    of another version).
+    A stage without a checkpoint has nothing to lose and may start anew. Flags
+    that only one of the two has are not compared (another stage's, or of
+    another version).
 
     Raises:
       ConfigError: names the first flag that differs, with both values.
     """
-    if not path.exists():
+    path = folder / "flags.json"
+    if not path.exists() or tf.train.latest_checkpoint(str(folder)) is None:
         return
     for name, old in metrics.read_json(path).items():
         if name in key and key[name] != old:

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from flowers17_tfdata.data import synthetic
+from flowers17_tfdata.data import flower_kinds, flower_painting, synthetic
 
 # Spread over the class, so that neighbours and distant indices both occur.
 _SAMPLED_INDICES = (0, 1, 27, 53, 79)
@@ -115,12 +115,12 @@ def test_classes_differ_at_the_same_index(sample) -> None:
 def test_every_class_has_traits_of_its_own() -> None:
     # Drawn without any variation but the random generator's, the flowers
     # themselves must differ, not just their backgrounds.
-    pose = synthetic._Pose(48.0, 48.0, 44.0, 0.0, 0.0, 0.0, 0.0)
+    pose = flower_painting.Pose(48.0, 48.0, 44.0, 0.0, 0.0, 0.0, 0.0)
     flowers = []
-    for kind in synthetic._KINDS:
+    for kind in flower_kinds.KINDS:
         canvas = np.zeros((96, 96, 3), np.uint8)
         rng = np.random.default_rng(0)
-        synthetic._paint_flower(canvas, rng, kind, pose, np.ones(3), 6)
+        flower_painting.paint_flower(canvas, rng, kind, pose, np.ones(3), 6)
         flowers.append(canvas.astype(np.float64))
     assert len(flowers) == synthetic.NUM_CLASSES
     for first, second in itertools.combinations(flowers, 2):

@@ -34,8 +34,8 @@ def main(argv: list[str]) -> int:
         return 1
     except KeyboardInterrupt:
         print(
-            "interrupted: the same command resumes from the last epoch's "
-            "checkpoint",
+            "interrupted: a training phase goes on after its last finished "
+            "epoch when the same command is given again",
             file=sys.stderr,
         )
         return 130

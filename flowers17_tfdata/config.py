@@ -140,13 +140,13 @@ class OptimizationConfig:
         1e-3, "Peak learning rate of the transfer stage.", above=0
     )
     finetune_epochs: int = option(
-        24, "Epochs with the backbone partly unfrozen.", at_least=1
+        8, "Epochs with the backbone partly unfrozen.", at_least=1
     )
     finetune_optimizer: str = option(
         "adamw", "Optimizer of the fine-tune stage.", choices=OPTIMIZERS
     )
     finetune_learning_rate: float = option(
-        1e-3, "Peak learning rate of the fine-tune stage.", above=0
+        3e-4, "Peak learning rate of the fine-tune stage.", above=0
     )
     schedule: str = option(
         "cosine",
@@ -154,7 +154,10 @@ class OptimizationConfig:
         choices=("cosine", "constant"),
     )
     warmup_epochs: float = option(
-        1.0, "Epochs of linear warm-up, in each stage.", at_least=0
+        1.0,
+        "Epochs of linear warm-up, in each stage.",
+        at_least=0,
+        at_most=1000,
     )
     momentum: float = option(0.9, "Momentum of sgd.", at_least=0, at_most=0.999)
     weight_decay: float = option(
@@ -322,6 +325,16 @@ def validate(config: Config) -> None:
         raise ConfigError(
             "--archive goes with --dataset=oxford_flowers17 (seeded or "
             f"official_*) alone; got --dataset={config.data.dataset}"
+        )
+    if config.phase == "train" and config.evaluation.model:
+        raise ConfigError(
+            "--model goes with --phase=evaluate alone: train evaluates the "
+            f"model that it trains; got {config.evaluation.model!r}"
+        )
+    if config.phase == "train" and config.model.init_from:
+        raise ConfigError(
+            "--init_from goes with --phase=finetune alone: train starts from "
+            f"its own transfer stage; got {config.model.init_from!r}"
         )
     size = config.optimization.global_batch_size
     devices = config.runtime.num_virtual_devices

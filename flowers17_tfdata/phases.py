@@ -7,6 +7,7 @@ import os
 import pathlib
 import platform
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -55,11 +56,33 @@ def run(config: Config) -> None:
     # Checked before minutes of data preparation and of training.
     backbones.get_preprocess(config.model.backbone)
     strategy = strategy_lib.get_strategy(config.runtime)
+    _check_batch_size(config, strategy.num_replicas_in_sync)
     policy = precision.set_precision(config.runtime.precision)
     tfds.disable_progress_bar()
+    terminal.say(f"{config.phase}: opening {config.data.dataset}")
     source = sources.open_source(config.data)
     session = Session(config, workdir, strategy, policy, source)
-    _PHASES[config.phase](session)
+    try:
+        _PHASES[config.phase](session)
+    except (tf.errors.ResourceExhaustedError, MemoryError) as error:
+        raise UserError(
+            "out of memory: lower --global_batch_size or --image_size, or "
+            f"pass --cache=none ({one_line(error, 120)})"
+        ) from error
+    except tf.errors.DataLossError as error:
+        raise UserError(
+            f"{source.name} is damaged on disk ({one_line(error, 120)}): "
+            "delete it from --data_dir, it is prepared again"
+        ) from error
+
+
+def _check_batch_size(config: Config, num_replicas: int) -> None:
+    size = config.optimization.global_batch_size
+    if size % num_replicas:
+        raise ConfigError(
+            "--global_batch_size must be a multiple of the number of replicas "
+            f"({num_replicas}); got {size}"
+        )
 
 
 def _make_workdir(path: str) -> pathlib.Path:
@@ -92,25 +115,31 @@ def prepare(session: Session) -> None:
 
 def transfer(session: Session) -> None:
     """Trains the head; writes `model_transfer.keras`."""
-    _write_config(session)
-    _run_stage(session, "transfer", _load_stage_data(session))
+    _train_stages(session, ["transfer"])
 
 
 def finetune(session: Session) -> None:
     """Trains the upper backbone too; writes `model_finetune.keras`."""
-    _write_config(session)
-    _run_stage(session, "finetune", _load_stage_data(session))
+    _train_stages(session, ["finetune"])
 
 
 def train(session: Session) -> None:
-    """Audits, transfers, fine-tunes and evaluates on the test split."""
-    if not (session.workdir / "audit.json").exists():
+    """Audits, transfers, fine-tunes and evaluates on `--split` (test)."""
+    # A misspelt split must not wait for the end of the training.
+    session.source.read(session.config.evaluation.split)
+    if not _is_audited(session):
         prepare(session)
-    _write_config(session)
-    data = _load_stage_data(session)
-    for stage in config_lib.STAGES:
-        _run_stage(session, stage, data)
+    _train_stages(session, config_lib.STAGES)
     evaluate(session)
+
+
+def _is_audited(session: Session) -> bool:
+    path = session.workdir / "audit.json"
+    if not path.exists():
+        return False
+    audit = metrics.read_json(path)
+    same = audit["dataset"] == session.source.name
+    return same and not audit["undecodable"]
 
 
 def evaluate(session: Session) -> None:
@@ -134,14 +163,12 @@ def evaluate(session: Session) -> None:
         model=model, strategy=session.strategy, global_batch_size=batch_size
     )
     split = config.evaluation.split
-    # Seen once: a cache would only take memory.
-    inputs = dataclasses.replace(config.input, cache="none")
-    examples = input_pipeline.load_examples(session.source, split, inputs)
+    examples = input_pipeline.load_examples(session.source, split, config.input)
     preprocess = backbones.get_preprocess(classifier.get_backbone(model).name)
     batches = session.strategy.distribute_datasets_from_function(
         lambda context: input_pipeline.make_eval_dataset(
             examples,
-            inputs,
+            config.input,
             preprocess,
             global_batch_size=batch_size,
             input_context=context,
@@ -189,19 +216,41 @@ def _model_to_evaluate(session: Session) -> tuple[pathlib.Path, str]:
 
 
 def _load_stage_data(session: Session) -> StageData:
-    config = session.config
+    config, source = session.config, session.source
+    if not {"train", "validation"} <= set(source.split_sizes):
+        raise UserError(
+            f"--dataset {source.name} must have the splits train and "
+            f"validation; it has {', '.join(source.split_sizes)}"
+        )
     train_examples, validation_examples = (
-        input_pipeline.load_examples(session.source, split, config.input)
+        input_pipeline.load_examples(source, split, config.input)
         for split in ("train", "validation")
     )
     preprocess = backbones.get_preprocess(config.model.backbone)
     return StageData(train_examples, validation_examples, preprocess)
 
 
-def _run_stage(session: Session, stage: str, data: StageData) -> None:
-    """Runs a stage to its saved model, or finds it done."""
+def _train_stages(session: Session, stages: Sequence[str]) -> None:
+    """Runs each stage to its saved model, or finds it done.
+
+    Refuses changed flags before anything is read, trained or written.
+    """
+    keys = {stage: _checked_resume_key(session, stage) for stage in stages}
+    data = None
+    for stage in stages:
+        folder = session.workdir / "checkpoints" / stage
+        done = (folder / "done.json").exists()
+        if done and _model_path(session, stage).exists():
+            terminal.say(f"{stage}: already done in {session.workdir}")
+            continue
+        if data is None:
+            _write_config(session)
+            data = _load_stage_data(session)
+        _run_stage(session, stage, data, keys[stage])
+
+
+def _checked_resume_key(session: Session, stage: str) -> dict[str, Any]:
     workdir, config = session.workdir, session.config
-    folder = workdir / "checkpoints" / stage
     key = checkpoints.resume_key(
         config, stage, session.source.name, session.precision
     )
@@ -211,9 +260,14 @@ def _run_stage(session: Session, stage: str, data: StageData) -> None:
             checkpoints.check_resume_key(
                 workdir / "checkpoints" / earlier, key, workdir
             )
-    if (folder / "done.json").exists() and _model_path(session, stage).exists():
-        terminal.say(f"{stage}: already done in {workdir}")
-        return
+    return key
+
+
+def _run_stage(
+    session: Session, stage: str, data: StageData, key: dict[str, Any]
+) -> None:
+    workdir, config = session.workdir, session.config
+    folder = workdir / "checkpoints" / stage
     start = time.perf_counter()
     model = _build_stage_model(session, stage)
     folder.mkdir(parents=True, exist_ok=True)
@@ -253,6 +307,7 @@ def _build_stage_model(session: Session, stage: str) -> keras.Model:
         classifier.check_classifier(
             model, path, config.input.image_size, num_classes
         )
+        classifier.check_backbone(model, path, config.model.backbone)
         _check_policy(model, path, session.precision)
         pretrained = config.model.weights != "none"
         unfreeze = config.model.unfreeze_from

@@ -20,6 +20,7 @@ tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0],
     [tf.config.LogicalDeviceConfiguration() for _ in range(NUM_DEVICES)],
 )
+tf.config.set_visible_devices([], "GPU")
 
 
 @pytest.fixture(autouse=True)

@@ -143,6 +143,7 @@ def test_nan_stops_with_the_flag_to_turn_and_keeps_the_checkpoint(tmp_path):
     assert "\n" not in message
     assert "became nan in transfer epoch 2, step 1 to 3" in message
     assert "--transfer_learning_rate" in message
+    assert "epoch 1's checkpoint is kept" in message
     again = _stage(tmp_path)
     assert again._checkpoints.restore() == 1
     assert all(np.all(np.isfinite(w)) for w in _weights(again))

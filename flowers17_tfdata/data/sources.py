@@ -7,7 +7,6 @@ from collections.abc import Mapping
 
 import tensorflow as tf
 import tensorflow_datasets as tfds
-from absl import logging
 
 from flowers17_tfdata import config as config_lib
 from flowers17_tfdata.config import DataConfig
@@ -90,7 +89,6 @@ def open_source(config: DataConfig) -> Source:
     """
     builder = _make_builder(config)
     if not builder.data_path.exists():
-        logging.info("Preparing %s in %s", builder.name, builder.data_path)
         _prepare(builder)
     elif config.archive:
         _check_same_archive(builder, config.archive)

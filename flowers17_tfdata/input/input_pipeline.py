@@ -75,9 +75,11 @@ def load_examples(source: Source, split: str, config: InputConfig) -> Examples:
         encoded.append(example["image"])
     if not ids:
         raise UserError(f"{source.name} has no examples in split {split!r}")
-    labels = tf.constant(labels, tf.int64)
     if config.cache == "none":
-        return Examples(tf.constant(encoded), labels)
+        errors = decode.make_thumbnails(encoded).errors
+        if errors:
+            raise _undecodable(source, split, ids, errors)
+        return _on_host(encoded, labels)
     size = config.image_size
     images = np.empty([len(ids), size, size, 3], np.uint8)
     resized = tf.data.Dataset.from_tensor_slices(encoded).map(
@@ -91,12 +93,22 @@ def load_examples(source: Source, split: str, config: InputConfig) -> Examples:
         errors = decode.make_thumbnails(encoded).errors
         if not errors:
             raise
-        position, message = min(errors.items())
-        raise UserError(
-            f"{source.name}, split {split}: {ids[position].decode()} can't be "
-            f"decoded ({message}); --phase=prepare lists all such files"
-        ) from error
-    return Examples(tf.constant(images), labels)
+        raise _undecodable(source, split, ids, errors) from error
+    return _on_host(images, labels)
+
+
+def _on_host(images, labels) -> Examples:
+    # Where there is a GPU, a constant would land in its memory.
+    with tf.device("CPU:0"):
+        return Examples(tf.constant(images), tf.constant(labels, tf.int64))
+
+
+def _undecodable(source, split, ids, errors) -> UserError:
+    position, message = min(errors.items())
+    return UserError(
+        f"{source.name}, split {split}: {ids[position].decode()} can't be "
+        f"decoded ({message}); --phase=prepare lists all such files"
+    )
 
 
 def steps_per_epoch(num_examples: int, global_batch_size: int) -> int:

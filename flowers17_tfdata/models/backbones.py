@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import os
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -14,14 +15,15 @@ import tensorflow as tf
 from flowers17_tfdata.errors import ConfigError, UserError, one_line
 
 
-def _canonical(name: str) -> str:
+def canonical_name(name: str) -> str:
+    """Returns a backbone's name in lower case, without `_` and `-`."""
     return name.lower().replace("_", "").replace("-", "")
 
 
 def available_backbones() -> dict[str, Callable[..., keras.Model]]:
     """Returns `{canonical name: constructor}` of keras.applications."""
     return {
-        _canonical(name): constructor
+        canonical_name(name): constructor
         for name, constructor in vars(keras.applications).items()
         if inspect.isfunction(constructor)
         and "include_top" in inspect.signature(constructor).parameters
@@ -30,14 +32,14 @@ def available_backbones() -> dict[str, Callable[..., keras.Model]]:
 
 def _constructor(name: str) -> Callable[..., keras.Model]:
     known = available_backbones()
-    if _canonical(name) not in known:
-        close = difflib.get_close_matches(_canonical(name), known, 3, 0.5)
+    if canonical_name(name) not in known:
+        close = difflib.get_close_matches(canonical_name(name), known, 3, 0.5)
         raise ConfigError(
             "--backbone must name a keras.applications classifier"
             + (f" (did you mean {', '.join(close)}?)" if close else "")
             + f"; got {name!r}"
         )
-    return known[_canonical(name)]
+    return known[canonical_name(name)]
 
 
 def get_preprocess(name: str) -> Callable[[tf.Tensor], tf.Tensor]:
@@ -68,9 +70,9 @@ def build_backbone(name: str, image_size: int, weights: str) -> keras.Model:
       weights: `imagenet`, `none`, or a file that `load_weights` reads.
 
     Returns:
-      Model from `[batch, image_size, image_size, 3]` to a feature map. Its
-      name is the canonical backbone name, so that a saved classifier tells
-      which preprocessing it wants.
+      Model from `[batch, image_size, image_size, 3]` to a feature map. The
+      canonical form of its name is the backbone's, so that a saved classifier
+      tells which preprocessing it wants.
 
     Raises:
       ConfigError: no such backbone, or the size is too small for it.
@@ -82,10 +84,13 @@ def build_backbone(name: str, image_size: int, weights: str) -> keras.Model:
         "weights": "imagenet" if weights == "imagenet" else None,
         "input_shape": (image_size, image_size, 3),
     }
-    if "name" in inspect.signature(constructor).parameters:
-        arguments["name"] = _canonical(name)
+    # Keras's own default where it has one: some constructors look the weights'
+    # file up by it. MobileNet's would hold the width and the size.
+    default_name = inspect.signature(constructor).parameters["name"].default
+    arguments["name"] = default_name or canonical_name(name)
     if weights not in ("imagenet", "none"):
-        _check_weights_file(weights)
+        weights = os.path.expanduser(weights)
+        _check_weights_file(weights, name)
     try:
         backbone = constructor(**arguments)
     except ValueError as error:
@@ -107,7 +112,13 @@ def build_backbone(name: str, image_size: int, weights: str) -> keras.Model:
     return backbone
 
 
-def _check_weights_file(path: str) -> None:
+def _check_weights_file(path: str, name: str) -> None:
+    if canonical_name(name).startswith("efficientnetb"):
+        raise ConfigError(
+            "--weights must be imagenet or none for efficientnetb0 to b7 "
+            "(Keras scales their inputs differently without its own download);"
+            f" got {path!r}"
+        )
     if not pathlib.Path(path).is_file():
         raise UserError(
             "--weights must be imagenet, none or an existing file; got "

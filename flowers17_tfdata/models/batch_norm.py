@@ -23,8 +23,9 @@ def batch_norm_layers(
 def calibrate(model: keras.Model, batches: Iterable[tf.Tensor]) -> None:
     """Sets every batch-norm's mean and variance to the data's.
 
-    The mean over batches of the batch statistics ("precise batch-norm", Wu
-    and Johnson 2021, https://arxiv.org/abs/2105.07576): a moving average with
+    Means and variances of all batches together, from the batches' own
+    ("precise batch-norm", Wu and Johnson 2021,
+    https://arxiv.org/abs/2105.07576): a moving average with
     momentum 0.99 needs hundreds of steps to forget its start, and a random
     network that is normalized by its initial statistics lets the signal die.
 
@@ -36,21 +37,21 @@ def calibrate(model: keras.Model, batches: Iterable[tf.Tensor]) -> None:
     if not layers:
         return
     trainable = [layer.trainable for layer in layers]
-    statistics = [
-        variable
-        for layer in layers
-        for variable in (layer.moving_mean, layer.moving_variance)
-    ]
+    means = [layer.moving_mean for layer in layers]
+    variances = [layer.moving_variance for layer in layers]
+    # From zero, one update leaves (1 - momentum) * batch statistic.
+    scales = [1 / (1 - layer.momentum) for layer in layers]
     seeds = [v for v in model.non_trainable_variables if "seed" in v.path]
     kept_seeds = [keras.ops.convert_to_numpy(v) for v in seeds]
 
     @tf.function
     def measure(images):
-        for variable in statistics:
+        for variable in means + variances:
             variable.assign(tf.zeros_like(variable.value))
         model(images, training=True)
 
-    sums = [np.zeros(v.shape) for v in statistics]
+    sum_mean = [np.zeros(v.shape) for v in means]
+    sum_square = [np.zeros(v.shape) for v in means]
     count = 0
     for layer in layers:
         # A frozen batch-norm ignores the training flag.
@@ -58,15 +59,19 @@ def calibrate(model: keras.Model, batches: Iterable[tf.Tensor]) -> None:
     try:
         for images in batches:
             measure(images)
-            # From zero, one update leaves (1 - momentum) * batch statistic.
-            for total, variable in zip(sums, statistics, strict=True):
-                total += keras.ops.convert_to_numpy(variable)
+            for k, scale in enumerate(scales):
+                mean = keras.ops.convert_to_numpy(means[k]) * scale
+                variance = keras.ops.convert_to_numpy(variances[k]) * scale
+                sum_mean[k] += mean
+                sum_square[k] += variance + np.square(mean)
             count += 1
     finally:
         for layer, value in zip(layers, trainable, strict=True):
             layer.trainable = value
-    scales = [1 / (1 - layer.momentum) for layer in layers for _ in range(2)]
-    for variable, total, scale in zip(statistics, sums, scales, strict=True):
-        variable.assign((total * scale / count).astype(np.float32))
+    for k in range(len(layers)):
+        mean = sum_mean[k] / count
+        means[k].assign(mean.astype(np.float32))
+        variance = sum_square[k] / count - np.square(mean)
+        variances[k].assign(variance.astype(np.float32))
     for variable, value in zip(seeds, kept_seeds, strict=True):
         variable.assign(value)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 
 import keras
 
 from flowers17_tfdata.config import ModelConfig
-from flowers17_tfdata.errors import UserError, one_line
+from flowers17_tfdata.errors import ConfigError, UserError, one_line
 from flowers17_tfdata.models import backbones
 
 
@@ -67,7 +68,8 @@ def load_classifier(path: str | pathlib.Path, flag: str) -> keras.Model:
     Raises:
       UserError: missing, damaged, or not a classifier of ours.
     """
-    if not pathlib.Path(path).is_file():
+    path = pathlib.Path(os.path.expanduser(path))
+    if not path.is_file():
         raise UserError(f"{flag} {path} does not exist")
     try:
         model = keras.models.load_model(path, compile=False, safe_mode=True)
@@ -79,6 +81,19 @@ def load_classifier(path: str | pathlib.Path, flag: str) -> keras.Model:
         ) from error
     get_backbone(model)
     return model
+
+
+def check_backbone(model: keras.Model, path: object, backbone: str) -> None:
+    """Checks that a loaded classifier stands on the backbone of the flags.
+
+    Raises:
+      ConfigError: it stands on another, which wants other preprocessing.
+    """
+    own = get_backbone(model).name
+    if backbones.canonical_name(own) != backbones.canonical_name(backbone):
+        raise ConfigError(
+            f"--backbone must be {own}, which {path} stands on; got {backbone}"
+        )
 
 
 def check_classifier(

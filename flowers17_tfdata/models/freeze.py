@@ -8,6 +8,7 @@ import keras
 
 from flowers17_tfdata.errors import ConfigError
 from flowers17_tfdata.models import batch_norm
+from flowers17_tfdata.models.backbones import canonical_name
 
 # Where `auto` unfreezes: below lie generic edges and textures, and more than
 # a third of the training step's cost.
@@ -45,7 +46,7 @@ def unfreeze_from(
       ConfigError: no layer or block has that name.
     """
     if name == "auto":
-        name = _AUTO.get(backbone.name, "all")
+        name = _AUTO.get(canonical_name(backbone.name), "all")
     backbone.trainable = True
     if name != "all":
         for layer in _ancestors(_matching_layers(backbone, name)):

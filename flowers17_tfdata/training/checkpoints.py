@@ -40,10 +40,15 @@ def resume_key(
       precision: resolved dtype policy.
     """
     other = "finetune_" if stage == "transfer" else "transfer_"
+    free = set(_FREE_TO_CHANGE)
+    if config.model.weights == "none" or config.input.augmentation == "keras":
+        # A replica's batch decides batch-norm's statistics, and the draws of
+        # the stock layers.
+        free -= {"strategy", "num_virtual_devices"}
     key = {
         name: value
         for name, value in config_lib.to_values(config).items()
-        if name not in _FREE_TO_CHANGE
+        if name not in free
         and not name.startswith(other)
         and not (stage == "transfer" and name in _OF_FINETUNE)
     }
@@ -124,7 +129,8 @@ class StageCheckpoints:
         self._best = tf.train.CheckpointManager(
             tf.train.Checkpoint(model=model),
             str(folder / "best"),
-            max_to_keep=1,
+            # A kill may leave one newer than the epoch on record.
+            max_to_keep=2,
         )
 
     def restore(self) -> int:
@@ -170,5 +176,10 @@ class StageCheckpoints:
 
     def restore_best(self) -> None:
         """Puts the best epoch's weights into the model."""
-        status = self._best.checkpoint.restore(self._best.latest_checkpoint)
-        status.assert_consumed()
+        path = f"{self._best.directory}/ckpt-{self.best_epoch.numpy()}"
+        try:
+            self._best.checkpoint.restore(path).assert_consumed()
+        except (tf.errors.OpError, AssertionError, ValueError) as error:
+            raise UserError(
+                f"the checkpoint {path} can't be restored: {one_line(error)}"
+            ) from error

@@ -212,9 +212,13 @@ class Stage:
         first = max(1, step - _STEPS_BETWEEN_CHECKS + 1)
         raise UserError(
             f"the training loss became {float(totals.loss)} in {self.name} "
-            f"epoch {epoch + 1}, step {first} to {step}: lower "
-            f"--{self.name}_learning_rate, or set --global_clip_norm=1; the "
-            f"checkpoint of epoch {epoch} is kept"
+            f"epoch {epoch + 1}, step {first} to {step}: try a lower "
+            f"--{self.name}_learning_rate or --global_clip_norm=1"
+            + (
+                f", in another --workdir; epoch {epoch}'s checkpoint is kept"
+                if epoch
+                else ""
+            )
         )
 
     @property

@@ -22,9 +22,8 @@ def get_strategy(config: RuntimeConfig) -> tf.distribute.Strategy:
     devices = tf.config.list_physical_devices("GPU")
     if config.num_virtual_devices:
         _split_device(config.num_virtual_devices, devices)
-    for gpu in devices if not config.num_virtual_devices else ():
-        # Leaves room for other programs; TensorFlow would take all of it.
-        tf.config.experimental.set_memory_growth(gpu, True)
+    else:
+        _grow_memory(devices)
     kind = "GPU" if devices else "CPU"
     logical = tf.config.list_logical_devices(kind)
     mirrored = config.strategy == "mirrored" or (
@@ -35,6 +34,16 @@ def get_strategy(config: RuntimeConfig) -> tf.distribute.Strategy:
     return tf.distribute.MirroredStrategy([device.name for device in logical])
 
 
+def _grow_memory(gpus: list) -> None:
+    """Leaves room for other programs; TensorFlow would take all memory."""
+    for gpu in gpus:
+        try:
+            tf.config.experimental.set_memory_growth(gpu, True)
+        except RuntimeError:
+            # A notebook already runs on the GPU: its choice stands.
+            return
+
+
 def _split_device(count: int, gpus: list) -> None:
     device = gpus[0] if gpus else tf.config.list_physical_devices("CPU")[0]
     memory = _LOGICAL_GPU_MEMORY_MB if gpus else None
@@ -43,6 +52,8 @@ def _split_device(count: int, gpus: list) -> None:
         for _ in range(count)
     ]
     try:
+        if gpus:
+            tf.config.set_visible_devices(device, "GPU")
         tf.config.set_logical_device_configuration(device, parts)
     except RuntimeError as error:
         present = tf.config.list_logical_devices(device.device_type)

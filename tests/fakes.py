@@ -17,7 +17,7 @@ def preprocess_input(x, data_format=None):
     return x / 127.5 - 1.0
 
 
-def TinyNet(include_top, weights, input_shape, name="tiny"):
+def TinyNet(include_top, weights, input_shape, name="tinynet"):
     """A keras.applications-like backbone of two convolutions."""
     del include_top, weights
     inputs = keras.Input(input_shape)

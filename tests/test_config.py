@@ -51,6 +51,10 @@ def test_bad_flags_exit_2_with_one_line(argument, expected, capsys):
 def test_contradicting_flags():
     with pytest.raises(ConfigError, match="--archive goes with"):
         flags.parse(["main.py", "--dataset=mnist", "--archive=x"])
+    with pytest.raises(ConfigError, match="--model goes with"):
+        flags.parse(["main.py", "--phase=train", "--model=x.keras"])
+    with pytest.raises(ConfigError, match="--init_from goes with"):
+        flags.parse(["main.py", "--phase=train", "--init_from=x.keras"])
     with pytest.raises(ConfigError, match="--strategy=default"):
         flags.parse(
             ["main.py", "--strategy=default", "--num_virtual_devices=2"]

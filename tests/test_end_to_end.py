@@ -118,6 +118,7 @@ def test_train_leaves_all_its_files(run, tmp_path):
 
     # The same command again finds everything done.
     kept = (workdir / "metrics.jsonl").read_text()
+    kept_config = (workdir / "config.json").read_text()
     code, out, _ = run("--phase=train")
     assert code == 0
     assert "transfer: already done" in out
@@ -130,6 +131,7 @@ def test_train_leaves_all_its_files(run, tmp_path):
     assert "--dropout" in _one_line(err)
     assert "started with 0.4, got 0.1" in err
     assert (workdir / "metrics.jsonl").read_text() == kept
+    assert (workdir / "config.json").read_text() == kept_config
 
     # The saved model on another split; the gate.
     code, out, _ = run("--phase=evaluate", "--split=validation")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import keras
 import numpy as np
 import pytest
@@ -59,6 +61,25 @@ def test_preprocessing_is_the_backbones_own(name, image, expected):
     np.testing.assert_array_equal(
         next(iter(mapped)), preprocess(tf.identity(images))
     )
+
+
+def test_keras_default_names_lead_back_to_the_backbone():
+    """A saved model's backbone name must tell its preprocessing."""
+    for name, constructor in backbones.available_backbones().items():
+        default = inspect.signature(constructor).parameters["name"].default
+        assert backbones.canonical_name(default or name) == name
+
+
+def test_efficientnet_weights_from_a_file_are_refused():
+    with pytest.raises(ConfigError, match="scales their inputs differently"):
+        backbones.build_backbone("efficientnet-b0", 32, "x.weights.h5")
+
+
+def test_model_of_another_backbone_is_refused(tiny_backbone):
+    model = _build(tiny_backbone)
+    classifier.check_backbone(model, "x", "Tiny_Net")
+    with pytest.raises(ConfigError, match="--backbone must be tinynet"):
+        classifier.check_backbone(model, "x", "vgg16")
 
 
 def test_unknown_backbone_names_the_close_ones():

@@ -6,6 +6,7 @@ import difflib
 import inspect
 import os
 import pathlib
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -132,7 +133,10 @@ def _check_weights_file(path: str, name: str) -> None:
 
 def _load_weights(backbone: keras.Model, name: str, path: str) -> None:
     try:
-        backbone.load_weights(path)
+        with warnings.catch_warnings():
+            # One a layer, ahead of the error that says it all.
+            warnings.filterwarnings("ignore", "Skipping nested container")
+            backbone.load_weights(path)
     except (ValueError, OSError, KeyError) as error:
         raise UserError(
             f"--weights {path} are not weights of {name} without its top: "

@@ -1,4 +1,4 @@
-"""Transfer learning from a folder of photographs, fast and honest.
+"""Transfer learning on photographs, honestly measured.
 
 Importing this package does no work: TensorFlow is imported by the modules
 that need it. `import flowers17_tfdata.data` registers the TFDS builder

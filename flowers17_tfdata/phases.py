@@ -126,7 +126,7 @@ def finetune(session: Session) -> None:
 def train(session: Session) -> None:
     """Audits, transfers, fine-tunes and evaluates on `--split` (test)."""
     # A misspelt split must not wait for the end of the training.
-    session.source.read(session.config.evaluation.split)
+    session.source.check_split(session.config.evaluation.split)
     if not _is_audited(session):
         prepare(session)
     _train_stages(session, config_lib.STAGES)
@@ -198,6 +198,10 @@ _PHASES = {
 }
 
 
+def _stage_folder(session: Session, stage: str) -> pathlib.Path:
+    return session.workdir / "checkpoints" / stage
+
+
 def _model_path(session: Session, stage: str) -> pathlib.Path:
     return session.workdir / f"model_{stage}.keras"
 
@@ -238,8 +242,7 @@ def _train_stages(session: Session, stages: Sequence[str]) -> None:
     keys = {stage: _checked_resume_key(session, stage) for stage in stages}
     data = None
     for stage in stages:
-        folder = session.workdir / "checkpoints" / stage
-        done = (folder / "done.json").exists()
+        done = (_stage_folder(session, stage) / "done.json").exists()
         if done and _model_path(session, stage).exists():
             terminal.say(f"{stage}: already done in {session.workdir}")
             continue
@@ -250,7 +253,7 @@ def _train_stages(session: Session, stages: Sequence[str]) -> None:
 
 
 def _checked_resume_key(session: Session, stage: str) -> dict[str, Any]:
-    workdir, config = session.workdir, session.config
+    config = session.config
     key = checkpoints.resume_key(
         config, stage, session.source.name, session.precision
     )
@@ -258,7 +261,7 @@ def _checked_resume_key(session: Session, stage: str) -> dict[str, Any]:
         # A fine-tuned model stands on the transfer stage of the same flags.
         if earlier == stage or not config.model.init_from:
             checkpoints.check_resume_key(
-                workdir / "checkpoints" / earlier, key, workdir
+                _stage_folder(session, earlier), key, session.workdir
             )
     return key
 
@@ -267,7 +270,7 @@ def _run_stage(
     session: Session, stage: str, data: StageData, key: dict[str, Any]
 ) -> None:
     workdir, config = session.workdir, session.config
-    folder = workdir / "checkpoints" / stage
+    folder = _stage_folder(session, stage)
     start = time.perf_counter()
     model = _build_stage_model(session, stage)
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,9 +1,7 @@
-"""The data sets. Importing this registers `oxford_flowers17` with TFDS:
+"""The data sets.
 
-import flowers17_tfdata.data
-import tensorflow_datasets as tfds
-
-train = tfds.load("oxford_flowers17", split="train")
+Importing this registers `oxford_flowers17` with TFDS; then
+`tfds.load("oxford_flowers17", split="train")` finds it.
 """
 
 from flowers17_tfdata.data.oxford_flowers17 import (  # noqa: F401

@@ -35,6 +35,14 @@ class Source:
     known_near_duplicates: tuple[tuple[str, str], ...]
     _builder: tfds.core.DatasetBuilder
 
+    def check_split(self, split: str) -> None:
+        """Raises a `UserError` if there is no such split."""
+        if split not in self.split_sizes:
+            raise UserError(
+                f"--split must be one of {', '.join(self.split_sizes)} for "
+                f"{self.name}; got {split!r}"
+            )
+
     def read(self, split: str) -> tf.data.Dataset:
         """Reads a split in its stored order, images still encoded.
 
@@ -44,11 +52,7 @@ class Source:
         Raises:
           UserError: there is no such split.
         """
-        if split not in self.split_sizes:
-            raise UserError(
-                f"--split must be one of {', '.join(self.split_sizes)} for "
-                f"{self.name}; got {split!r}"
-            )
+        self.check_split(split)
         image_key, label_key = self._builder.info.supervised_keys
         has_names = "file_name" in self._builder.info.features
         examples = self._builder.as_dataset(

@@ -142,12 +142,7 @@ class StageCheckpoints:
         path = self._latest.latest_checkpoint
         if path is None:
             return 0
-        try:
-            self._latest.checkpoint.restore(path).assert_consumed()
-        except (tf.errors.OpError, AssertionError, ValueError) as error:
-            raise UserError(
-                f"the checkpoint {path} can't be restored: {one_line(error)}"
-            ) from error
+        _restore(self._latest.checkpoint, path)
         return int(self.epoch.numpy())
 
     def save(self, accuracy: float, loss: float, seconds: float) -> None:
@@ -177,9 +172,14 @@ class StageCheckpoints:
     def restore_best(self) -> None:
         """Puts the best epoch's weights into the model."""
         path = f"{self._best.directory}/ckpt-{self.best_epoch.numpy()}"
-        try:
-            self._best.checkpoint.restore(path).assert_consumed()
-        except (tf.errors.OpError, AssertionError, ValueError) as error:
-            raise UserError(
-                f"the checkpoint {path} can't be restored: {one_line(error)}"
-            ) from error
+        _restore(self._best.checkpoint, path)
+
+
+def _restore(checkpoint: tf.train.Checkpoint, path: str) -> None:
+    """Restores every value of a checkpoint, or raises a `UserError`."""
+    try:
+        checkpoint.restore(path).assert_consumed()
+    except (tf.errors.OpError, AssertionError, ValueError) as error:
+        raise UserError(
+            f"the checkpoint {path} can't be restored: {one_line(error)}"
+        ) from error

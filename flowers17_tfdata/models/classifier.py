@@ -9,7 +9,7 @@ import keras
 
 from flowers17_tfdata.config import ModelConfig
 from flowers17_tfdata.errors import ConfigError, UserError, one_line
-from flowers17_tfdata.models import backbones
+from flowers17_tfdata.models import backbones, folding
 
 
 def build_classifier(
@@ -32,6 +32,11 @@ def build_classifier(
     backbone = backbones.build_backbone(
         config.backbone, image_size, config.weights
     )
+    # Batch-norm of random weights is yet to be measured, and trained.
+    if config.fold_batch_norm and config.weights != "none":
+        backbone = folding.fold_batch_norm(backbone)
+    # Again: how much randomness a backbone took must not change the head's.
+    keras.utils.set_random_seed(seed + 1)
     inputs = keras.Input((image_size, image_size, 3), name="image")
     x = keras.layers.GlobalAveragePooling2D(name="pooler")(backbone(inputs))
     if config.head_units:
@@ -56,6 +61,29 @@ def get_backbone(model: keras.Model) -> keras.Model:
         f"the model {model.name} has no backbone inside: it was not saved by "
         "this program"
     )
+
+
+def get_feature_extractor(model: keras.Model) -> keras.Model:
+    """Returns the part of a classifier below its head.
+
+    It shares the classifier's layers, and maps images to what the head takes,
+    `[batch, channels]`.
+    """
+    return keras.Model(model.inputs, model.get_layer("pooler").output)
+
+
+def get_head(model: keras.Model) -> keras.Model:
+    """Returns the head of a classifier: from features to logits.
+
+    It shares the classifier's layers: training it trains the classifier.
+    """
+    layers = list(model.layers)
+    position = layers.index(model.get_layer("pooler"))
+    inputs = keras.Input(layers[position].output.shape[1:], name="features")
+    x = inputs
+    for layer in layers[position + 1 :]:
+        x = layer(x)
+    return keras.Model(inputs, x, name="head")
 
 
 def load_classifier(path: str | pathlib.Path, flag: str) -> keras.Model:

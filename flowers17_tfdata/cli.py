@@ -21,6 +21,9 @@ def main(argv: list[str]) -> int:
             return 0
         # TensorFlow's C++ start-up notes would bury our own lines.
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+        # On by default only where a CPU has AVX512; with AVX2 alone it was
+        # faster too (forward 9 %, step 17 %) and keeps its memory pooled.
+        os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
         # Imported here: --help and a flag error must not wait for TensorFlow.
         from flowers17_tfdata import phases
 

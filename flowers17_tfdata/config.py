@@ -12,7 +12,14 @@ from typing import Any
 
 from flowers17_tfdata.errors import ConfigError
 
-PHASES = ("prepare", "transfer", "finetune", "train", "evaluate")
+PHASES = (
+    "prepare",
+    "transfer",
+    "finetune",
+    "train",
+    "evaluate",
+    "benchmark",
+)
 STAGES = ("transfer", "finetune")
 OPTIMIZERS = ("sgd", "adam", "adamw")
 
@@ -63,10 +70,31 @@ class InputConfig:
         299, "Height and width of the network's input, pixels.", at_least=32
     )
     cache: str = option(
-        "memory",
+        "auto",
         "memory: decode once, keep resized uint8 images (3 * image_size^2 "
-        "bytes each); none: decode in every epoch.",
-        choices=("memory", "none"),
+        "bytes each); none: decode in every epoch; auto: memory where they "
+        "take less than half of what is free.",
+        choices=("auto", "memory", "none"),
+    )
+    feature_views: int = option(
+        1,
+        "Transfer stage: run the frozen backbone once over K views of each "
+        "train image (one clean, the others augmented), then train the head "
+        "on these features; 0: augment anew, and run it, in every epoch.",
+        at_least=0,
+        at_most=1000,
+    )
+    augment_on: str = option(
+        "auto",
+        "host: OpenCV inside tf.data; device: Keras ops in the training step, "
+        "uint8 over the bus; auto: device where there is a GPU.",
+        choices=("auto", "host", "device"),
+    )
+    input_threads: int = option(
+        0,
+        "Batches that tf.data makes at once; 0: one a core, up to 16.",
+        at_least=0,
+        at_most=256,
     )
     augmentation: str = option(
         "affine",
@@ -104,6 +132,11 @@ class ModelConfig:
         "Backbone weights: imagenet (downloaded), none (random), or the path "
         "of a .weights.h5 / .h5 file without the top.",
     )
+    fold_batch_norm: bool = option(
+        True,
+        "Merge frozen batch-norm into the convolutions: the same function, "
+        "faster. Not done for --weights=none before the training's end.",
+    )
     head_units: int = option(
         1024, "Units of the head's hidden layer; 0: none.", at_least=0
     )
@@ -131,7 +164,7 @@ class OptimizationConfig:
         32, "Images a step, over all replicas.", at_least=1
     )
     transfer_epochs: int = option(
-        3, "Epochs with the backbone frozen.", at_least=1
+        30, "Epochs with the backbone frozen.", at_least=1
     )
     transfer_optimizer: str = option(
         "adamw", "Optimizer of the transfer stage.", choices=OPTIMIZERS
@@ -199,6 +232,36 @@ class RuntimeConfig:
         "older GPUs with tensor cores, else float32.",
         choices=("auto", "float32", "mixed_bfloat16", "mixed_float16"),
     )
+    xla: str = option(
+        "auto",
+        "Compile each replica's forward and backward pass with XLA; auto: on "
+        "GPUs (on CPUs it was slower).",
+        choices=("auto", "on", "off"),
+    )
+    steps_per_call: int = option(
+        0,
+        "Training steps between two looks of Python at the device; 0: 1 on "
+        "CPUs, 10 on GPUs and for the head alone.",
+        at_least=0,
+        at_most=10000,
+    )
+    intra_op_threads: int = option(
+        0,
+        "Threads within a TensorFlow operation; 0: one a core.",
+        at_least=0,
+        at_most=1024,
+    )
+    inter_op_threads: int = option(
+        0,
+        "TensorFlow operations run at once; 0: one a core.",
+        at_least=0,
+        at_most=1024,
+    )
+    profile_steps: str = option(
+        "",
+        "FIRST,LAST: write a TensorBoard profile of these training steps of "
+        "each stage (counted from 1) to the workdir.",
+    )
     seed: int = option(
         0,
         "Seed of initialization, order, augmentation and dropout.",
@@ -226,6 +289,15 @@ class EvaluationConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class BenchmarkConfig:
+    """How long `--phase=benchmark` measures."""
+
+    benchmark_runs: int = option(
+        5, "Measurements of each stage, of which the median counts.", at_least=1
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """One run: the phase, its workdir, and a group of options per module."""
 
@@ -242,6 +314,9 @@ class Config:
     runtime: RuntimeConfig = dataclasses.field(default_factory=RuntimeConfig)
     evaluation: EvaluationConfig = dataclasses.field(
         default_factory=EvaluationConfig
+    )
+    benchmark: BenchmarkConfig = dataclasses.field(
+        default_factory=BenchmarkConfig
     )
 
     def __post_init__(self) -> None:
@@ -317,6 +392,20 @@ def validate(config: Config) -> None:
     for name, cls in groups():
         for field in options(cls):
             _check_option(field, getattr(getattr(config, name), field.name))
+    profile_range(config.runtime)
+    if config.input.augment_on == "device" and (
+        config.input.augmentation == "keras"
+    ):
+        raise ConfigError(
+            "--augment_on=device goes with --augmentation=affine or none; got "
+            "--augmentation=keras, which runs in tf.data"
+        )
+    if config.input.feature_views > 1 and config.input.augmentation != "affine":
+        raise ConfigError(
+            "--feature_views above 1 goes with --augmentation=affine; got "
+            f"--augmentation={config.input.augmentation} and "
+            f"{config.input.feature_views} views"
+        )
     if not config.workdir:
         raise ConfigError("--workdir must name a folder; got ''")
     if not config.data.dataset:
@@ -348,6 +437,25 @@ def validate(config: Config) -> None:
             "--global_batch_size must be a multiple of the number of "
             f"replicas ({devices}); got {size}"
         )
+
+
+def profile_range(config: RuntimeConfig) -> tuple[int, int] | None:
+    """Returns the first and last step of `--profile_steps`, counted from 1.
+
+    Raises:
+      ConfigError: it is not two increasing numbers.
+    """
+    if not config.profile_steps:
+        return None
+    first, _, last = config.profile_steps.partition(",")
+    # Plain ASCII digits: int() would take ' 1_0 ' and other scripts'.
+    numbers = [int(n) for n in (first, last) if n.isascii() and n.isdigit()]
+    if len(numbers) != 2 or not 1 <= numbers[0] <= numbers[1]:
+        raise ConfigError(
+            "--profile_steps must be FIRST,LAST with 1 <= FIRST <= LAST; got "
+            f"{config.profile_steps!r}"
+        )
+    return numbers[0], numbers[1]
 
 
 def is_flowers17(dataset: str) -> bool:

@@ -82,6 +82,7 @@ def help_text(program: str) -> str:
         "  finetune  unfreeze the upper backbone and train on",
         "  train     prepare if needed, transfer, finetune, evaluate",
         "  evaluate  any saved model on any split",
+        "  benchmark how fast each part is, beside stock Keras",
         "",
         "examples:",
         f"  {program} --flagfile=configs/quickstart.flags",

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import cv2
 import keras
 import numpy as np
 import tensorflow as tf
 
-from flowers17_tfdata.input.input_pipeline import Batch, Examples
+from flowers17_tfdata.input.examples import (
+    DecodedImages,
+    EncodedImages,
+    Examples,
+)
+from flowers17_tfdata.input.input_pipeline import Batch
 
 IMAGE_SIZE = 32
 NUM_CLASSES = 17
@@ -42,9 +48,7 @@ def make_examples(
         index.astype(np.uint8)[:, None, None, None],
         [num_examples, IMAGE_SIZE, IMAGE_SIZE, 3],
     )
-    return Examples(
-        tf.constant(images), tf.constant(index % num_classes, tf.int64)
-    )
+    return Examples(DecodedImages(images), index % num_classes)
 
 
 def make_noise_examples(num_examples: int, seed: int = 0) -> Examples:
@@ -52,8 +56,40 @@ def make_noise_examples(num_examples: int, seed: int = 0) -> Examples:
     rng = np.random.default_rng(seed)
     shape = [num_examples, IMAGE_SIZE, IMAGE_SIZE, 3]
     return Examples(
-        tf.constant(rng.integers(0, 256, shape, np.uint8)),
-        tf.constant(rng.integers(0, NUM_CLASSES, num_examples)),
+        DecodedImages(rng.integers(0, 256, shape, np.uint8)),
+        rng.integers(0, NUM_CLASSES, num_examples),
+    )
+
+
+def make_smooth_image(
+    height: int, width: int, seed: int = 0, cells: int = 4
+) -> np.ndarray:
+    """A random picture, uint8 RGB, that changes slowly from pixel to pixel."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(40, 216, [cells, cells, 3], np.uint8)
+    return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+
+
+def make_smooth_examples(num_examples: int, seed: int = 0) -> Examples:
+    """Pictures whose resampling hardly depends on how it rounds."""
+    pixels = [
+        make_smooth_image(IMAGE_SIZE, IMAGE_SIZE, seed + k)
+        for k in range(num_examples)
+    ]
+    return Examples(
+        DecodedImages(np.stack(pixels)), np.arange(num_examples) % NUM_CLASSES
+    )
+
+
+def encode_images(
+    encoded: list[bytes], image_size: int, ratio: int = 1
+) -> EncodedImages:
+    """Puts encoded images into the store that decodes them when read."""
+    return EncodedImages(
+        np.frombuffer(b"".join(encoded), np.uint8),
+        np.cumsum([len(data) for data in encoded]),
+        np.full(len(encoded), ratio),
+        image_size,
     )
 
 
@@ -63,9 +99,10 @@ def make_batch(num_examples: int, num_padding: int = 0, seed: int = 0) -> Batch:
     weights = np.ones(num_examples, np.float32)
     weights[num_examples - num_padding :] = 0
     return Batch(
-        tf.cast(examples.images, tf.float32) / 127.5 - 1,
-        examples.labels,
+        tf.cast(examples.images.pixels, tf.float32) / 127.5 - 1,
+        tf.constant(examples.labels),
         tf.constant(weights),
+        tf.zeros([num_examples, 0]),
     )
 
 

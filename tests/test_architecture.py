@@ -9,6 +9,8 @@ import flowers17_tfdata
 
 PACKAGE = pathlib.Path(flowers17_tfdata.__file__).parent
 
+_PACKAGES = {"config", "data", "input", "models", "results", "training"}
+
 # A package may import itself, `errors`, and these.
 MAY_IMPORT = {
     "errors": set(),
@@ -19,7 +21,10 @@ MAY_IMPORT = {
     "models": {"config"},
     "results": {"config", "input", "models"},
     "training": {"config", "input", "models", "results"},
-    "phases": {"config", "data", "input", "models", "results", "training"},
+    "session": _PACKAGES,
+    "stages": _PACKAGES | {"session"},
+    "phases": _PACKAGES | {"session", "stages", "benchmark"},
+    "benchmark": _PACKAGES | {"session", "stages"},
     "cli": {"flags", "phases"},
     "__init__": set(),
 }

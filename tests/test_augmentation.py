@@ -43,26 +43,38 @@ def test_quarter_turn_on_a_square():
     np.testing.assert_allclose(result[0, ..., 0], [[2, 4], [1, 3]], atol=1e-4)
 
 
-def _draw(layer, indices, seed=1, epoch=2):
-    return layer.draw(
-        seed, tf.constant(epoch, tf.int64), tf.constant(indices, tf.int64), 9, 9
-    ).numpy()
+def _draw(layer, num_examples, seed=1, epoch=2):
+    epoch = tf.constant(epoch, tf.int64)
+    return layer.draw(seed, epoch, num_examples, 9, 9).numpy()
 
 
 def test_draws_are_a_pure_function_of_seed_epoch_index():
     layer = augmentation.RandomAffine()
-    together = _draw(layer, [5, 6, 7])
-    np.testing.assert_array_equal(together[1:2], _draw(layer, [6]))
+    rows = _draw(layer, 8)
+    np.testing.assert_array_equal(rows, _draw(layer, 8))
     for other in (
-        _draw(layer, [5, 6, 7], seed=2),
-        _draw(layer, [5, 6, 7], epoch=3),
+        _draw(layer, 8, seed=2),
+        _draw(layer, 8, epoch=3),
+        # (seed, epoch) is no sum: 1 + 2 = 2 + 1.
+        _draw(layer, 8, seed=2, epoch=1),
+        # Each example has its own.
+        np.roll(rows, 1, axis=0),
     ):
-        assert np.all(np.abs(together - other).max(axis=1) > 0)
+        assert np.all(np.abs(rows - other).max(axis=1) > 0)
+
+
+def test_draws_are_the_same_in_a_dataset():
+    layer = augmentation.RandomAffine()
+    mapped = tf.data.Dataset.range(3).map(lambda e: layer.draw(1, e, 8, 9, 9))
+    for epoch, rows in enumerate(mapped):
+        np.testing.assert_allclose(
+            rows, _draw(layer, 8, epoch=epoch), rtol=1e-5, atol=1e-5
+        )
 
 
 def test_draws_fill_the_ranges_and_no_more():
     layer = augmentation.RandomAffine(rotation=30, shift=0.1, zoom=0.2)
-    rows = _draw(layer, range(2000))
+    rows = _draw(layer, 2000)
     a0, a1, a2, b0, b1, b2 = rows[:, :6].T
     zx, zy = np.hypot(a0, b0), np.hypot(a1, b1)
     angle = np.degrees(np.arctan2(-a1, b1))
@@ -81,10 +93,24 @@ def test_draws_fill_the_ranges_and_no_more():
     assert 0.45 < flipped < 0.55
 
 
+def _make_augment(name, num_examples):
+    """Returns `augment(images, seed, epoch, indices)`."""
+    config = InputConfig(augmentation=name)
+    if name == "keras":
+        return augmentation.KerasStack(config)
+    layer = augmentation.make_affine(config)
+
+    def augment(images, seed, epoch, indices):
+        height, width = images.shape[1:3]
+        rows = layer.draw(seed, epoch, num_examples, height, width)
+        return layer(images, tf.gather(rows, indices))
+
+    return augment
+
+
 @pytest.mark.parametrize("name", ["affine", "keras"])
 def test_reproducible_in_a_parallel_map_and_equal_to_eager(name):
-    config = InputConfig(augmentation=name)
-    augment = augmentation.make_augmentation(config)
+    augment = _make_augment(name, 24)
     rng = np.random.default_rng(0)
     images = tf.constant(rng.integers(0, 256, [6, 4, 16, 16, 3], np.uint8))
     indices = tf.reshape(tf.range(24, dtype=tf.int64), [6, 4])
@@ -116,7 +142,7 @@ def test_float32_under_mixed_precision():
     images = tf.fill([1, 8, 8, 3], tf.constant(129, tf.uint8))
     index = tf.constant([0], tf.int64)
     for name in ("affine", "keras"):
-        augment = augmentation.make_augmentation(InputConfig(augmentation=name))
+        augment = _make_augment(name, 1)
         result = augment(images, 0, tf.constant(0, tf.int64), index)
         assert result.dtype == tf.float32
         # bfloat16 has 8 bits of mantissa: 129 would become 128 or 130.
@@ -126,4 +152,13 @@ def test_float32_under_mixed_precision():
 def test_config_round_trip():
     layer = augmentation.RandomAffine(rotation=7, shift=0.3, zoom=0.4)
     clone = augmentation.RandomAffine.from_config(layer.get_config())
-    np.testing.assert_array_equal(_draw(layer, [3]), _draw(clone, [3]))
+    np.testing.assert_array_equal(_draw(layer, 3), _draw(clone, 3))
+
+
+def test_layer_has_the_ranges_of_the_flags():
+    config = InputConfig(rotation=7, shift=0.3, zoom=0.4, horizontal_flip=False)
+    layer = augmentation.make_affine(config)
+    expected = augmentation.RandomAffine(7, 0.3, 0.4, False)
+    np.testing.assert_array_equal(_draw(layer, 3), _draw(expected, 3))
+    rows = _draw(layer, 100)
+    assert np.all(rows[:, 0] * rows[:, 4] - rows[:, 1] * rows[:, 3] > 0)

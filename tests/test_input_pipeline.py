@@ -11,14 +11,22 @@ import tensorflow as tf
 from flowers17_tfdata.config import InputConfig
 from flowers17_tfdata.errors import UserError
 from flowers17_tfdata.input import input_pipeline
+from flowers17_tfdata.input.examples import DecodedImages, Examples
+from flowers17_tfdata.models import backbones
 from tests import fakes
 
 NUM_EXAMPLES = 60
 PLAIN = InputConfig(image_size=fakes.IMAGE_SIZE, augmentation="none")
+HOST = dataclasses.replace(PLAIN, augmentation="affine", augment_on="host")
+DEVICE = dataclasses.replace(HOST, augment_on="device")
 
 
 def _identity(images):
     return images
+
+
+def _name(config):
+    return f"{config.augmentation}-{config.augment_on}"
 
 
 def _context(pipelines: int, pipeline: int, replicas: int):
@@ -27,7 +35,7 @@ def _context(pipelines: int, pipeline: int, replicas: int):
 
 def _ids(batch) -> list[int]:
     """Indices of the examples that count in a batch."""
-    ids = batch.images[:, 0, 0, 0].numpy().astype(int)
+    ids = batch.inputs[:, 0, 0, 0].numpy().astype(int)
     return [i for i, w in zip(ids, batch.weights.numpy(), strict=True) if w]
 
 
@@ -42,10 +50,10 @@ def _train(batch_size, config=PLAIN, **kwargs):
     )
 
 
-def _eval(batch_size, **kwargs):
+def _eval(batch_size, config=PLAIN, **kwargs):
     return input_pipeline.make_eval_dataset(
         fakes.make_examples(NUM_EXAMPLES),
-        PLAIN,
+        config,
         _identity,
         global_batch_size=batch_size,
         **kwargs,
@@ -94,27 +102,40 @@ def test_each_train_epoch_visits_every_example_once(batch_size):
 
 def test_labels_follow_their_images():
     for batch in _train(16).take(8):
-        expected = batch.images[:, 0, 0, 0].numpy() % fakes.NUM_CLASSES
+        expected = batch.inputs[:, 0, 0, 0].numpy() % fakes.NUM_CLASSES
         np.testing.assert_array_equal(batch.labels.numpy(), expected)
 
 
-def test_workers_share_an_epoch_without_overlap():
-    one = list(_train(12).take(5))
+def _assert_equal(a, b):
+    for field in input_pipeline.Batch._fields:
+        np.testing.assert_array_equal(getattr(a, field), getattr(b, field))
+
+
+def _concat(batches):
+    return input_pipeline.Batch(
+        *(tf.concat(parts, axis=0) for parts in zip(*batches, strict=True))
+    )
+
+
+@pytest.mark.parametrize("config", [PLAIN, HOST, DEVICE], ids=_name)
+def test_workers_share_an_epoch_without_overlap(config):
+    """In the second epoch too; 60 examples leave a padded last step."""
+    one = list(_train(16, config).take(8))
     shares = [
-        list(_train(12, input_context=_context(2, worker, 4)).take(10))
-        for worker in range(2)
+        list(_train(16, config, input_context=_context(2, w, 4)).take(16))
+        for w in range(2)
     ]
     for step, batch in enumerate(one):
         # Two workers of two replicas: their four batches are the global one.
         parts = [shares[w][2 * step + r] for w in range(2) for r in range(2)]
-        images = tf.concat([part.images for part in parts], axis=0)
-        np.testing.assert_array_equal(images, batch.images)
+        assert {len(part.labels) for part in parts} == {4}
+        _assert_equal(_concat(parts), batch)
 
 
 def test_same_seed_same_batches_other_seed_other_order():
     config = dataclasses.replace(PLAIN, augmentation="affine")
     first, again = (next(iter(_train(16, config))) for _ in range(2))
-    np.testing.assert_array_equal(first.images, again.images)
+    np.testing.assert_array_equal(first.inputs, again.inputs)
     other = next(iter(_train(16, seed=4)))
     assert _ids(next(iter(_train(16)))) != _ids(other)
 
@@ -126,13 +147,14 @@ def test_resumed_pipeline_continues_exactly(augmentation):
     whole = list(_train(16, config).take(3 * steps))
     resumed = list(_train(16, config, initial_epoch=2).take(steps))
     for a, b in zip(whole[2 * steps :], resumed, strict=True):
-        np.testing.assert_array_equal(a.images, b.images)
+        np.testing.assert_array_equal(a.inputs, b.inputs)
         np.testing.assert_array_equal(a.labels, b.labels)
 
 
-def test_evaluation_is_not_augmented_and_training_is():
+@pytest.mark.parametrize("augmentation", ["affine", "keras"])
+def test_evaluation_is_not_augmented_and_training_is(augmentation):
     noise = fakes.make_noise_examples(8)
-    config = dataclasses.replace(PLAIN, augmentation="affine")
+    config = dataclasses.replace(PLAIN, augmentation=augmentation)
     evaluated = next(
         iter(
             input_pipeline.make_eval_dataset(
@@ -140,9 +162,8 @@ def test_evaluation_is_not_augmented_and_training_is():
             )
         )
     )
-    np.testing.assert_array_equal(
-        evaluated.images, tf.cast(noise.images, tf.float32)
-    )
+    pixels = noise.images.pixels.astype(np.float32)
+    np.testing.assert_array_equal(evaluated.inputs, pixels)
     trained = next(
         iter(
             input_pipeline.make_train_dataset(
@@ -150,34 +171,17 @@ def test_evaluation_is_not_augmented_and_training_is():
             )
         )
     )
-    assert np.abs(trained.images.numpy() - noise.images.numpy()).max() > 10
+    order = input_pipeline.epoch_order(8, 0, tf.constant(0, tf.int64))
+    for image, index in zip(trained.inputs.numpy(), order, strict=True):
+        assert np.abs(image - pixels[index]).max() > 10
 
 
 def test_element_spec_is_static():
     spec = _train(12).element_spec
-    assert spec.images.shape == (12, fakes.IMAGE_SIZE, fakes.IMAGE_SIZE, 3)
-    assert spec.images.dtype == tf.float32
+    assert spec.inputs.shape == (12, fakes.IMAGE_SIZE, fakes.IMAGE_SIZE, 3)
+    assert spec.inputs.dtype == tf.float32
     assert spec.labels.dtype == tf.int64
     assert spec.weights.shape == (12,)
-
-
-def test_uncached_images_are_the_cached_ones():
-    noise = fakes.make_noise_examples(6)
-    encoded = tf.stack([tf.io.encode_png(i) for i in noise.images])
-    batches = [
-        next(
-            iter(
-                input_pipeline.make_eval_dataset(
-                    input_pipeline.Examples(images, noise.labels),
-                    PLAIN,
-                    _identity,
-                    global_batch_size=6,
-                )
-            )
-        )
-        for images in (noise.images, encoded)
-    ]
-    np.testing.assert_array_equal(batches[0].images, batches[1].images)
 
 
 def test_batch_size_must_fit_the_replicas():
@@ -185,37 +189,195 @@ def test_batch_size_must_fit_the_replicas():
         _train(16, input_context=_context(1, 0, 3))
 
 
-class _OneSplitSource:
-    """A source with the given encoded images."""
+@pytest.mark.parametrize("augmentation", ["none", "affine", "keras"])
+def test_number_of_threads_changes_nothing(augmentation):
+    config = dataclasses.replace(PLAIN, augmentation=augmentation)
+    one, three = (
+        list(_train(7, dataclasses.replace(config, input_threads=n)).take(18))
+        for n in (1, 3)
+    )
+    for a, b in zip(one, three, strict=True):
+        _assert_equal(a, b)
 
-    name = "fake"
 
-    def __init__(self, encoded):
-        self._encoded = encoded
+def _noise_batches(make, config, batch_size, count, **kwargs):
+    noise = kwargs.pop("examples", None) or fakes.make_noise_examples(12)
+    dataset = make(
+        noise, config, _identity, global_batch_size=batch_size, **kwargs
+    )
+    return list(dataset.take(count))
 
-    def read(self, split):
-        return tf.data.Dataset.from_tensor_slices(self._encoded).map(
-            lambda image: {
-                "image": image,
-                "label": tf.constant(1, tf.int64),
-                "id": tf.constant("broken.jpg"),
-            }
+
+@pytest.mark.parametrize("config", [HOST, DEVICE], ids=_name)
+def test_augmentation_does_not_depend_on_the_batch_size(config):
+    make = input_pipeline.make_train_dataset
+    large = _noise_batches(make, config, 12, 2, seed=1)
+    small = _noise_batches(make, config, 4, 6, seed=1)
+    for epoch in range(2):
+        _assert_equal(_concat(small[3 * epoch : 3 * epoch + 3]), large[epoch])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_host_makes_what_the_model_computes_in(dtype):
+    batch = next(iter(_train(12, HOST, compute_dtype=dtype)))
+    assert batch.inputs.dtype == dtype
+    assert batch.transforms.shape == (12, 0)
+    # Nothing is left to be done.
+    stage = input_pipeline.make_device_stage(HOST, _identity, dtype)
+    assert stage(batch) is batch.inputs
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_device_does_what_the_host_does(dtype):
+    """But for the host's rounding to whole gray levels."""
+    preprocess = backbones.get_preprocess("vgg16")
+    pictures = fakes.make_smooth_examples(12)
+
+    def first(config):
+        dataset = input_pipeline.make_train_dataset(
+            pictures,
+            config,
+            preprocess,
+            global_batch_size=12,
+            seed=1,
+            compute_dtype=dtype,
         )
+        return next(iter(dataset))
+
+    on_host, on_device = first(HOST), first(DEVICE)
+    assert on_device.inputs.dtype == tf.uint8
+    assert on_device.transforms.shape == (12, 8)
+    np.testing.assert_array_equal(on_host.labels, on_device.labels)
+    # As stored: the device has all to do.
+    order = input_pipeline.epoch_order(12, 1, tf.constant(0, tf.int64))
+    np.testing.assert_array_equal(
+        on_device.inputs, pictures.images.pixels[order]
+    )
+    stage = input_pipeline.make_device_stage(DEVICE, preprocess, dtype)
+    for run in (stage, tf.function(stage)):
+        inputs = run(on_device)
+        assert inputs.dtype == dtype
+        differences = np.abs(
+            tf.cast(inputs, tf.float32) - tf.cast(on_host.inputs, tf.float32)
+        )
+        assert differences.mean() < (0.6 if dtype != "bfloat16" else 0.7)
+        assert differences.max() < 3
+    untouched = preprocess(tf.cast(on_device.inputs, tf.float32))
+    assert np.abs(untouched - tf.cast(inputs, tf.float32)).mean() > 10
 
 
-def test_load_examples_decodes_resizes_and_caches():
-    image = tf.fill([50, 70, 3], tf.constant(90, tf.uint8))
-    source = _OneSplitSource([tf.io.encode_png(image).numpy()])
-    examples = input_pipeline.load_examples(source, "train", PLAIN)
-    assert examples.images.dtype == tf.uint8
-    assert np.all(examples.images.numpy() == 90)
-    uncached = dataclasses.replace(PLAIN, cache="none")
-    examples = input_pipeline.load_examples(source, "train", uncached)
-    assert examples.images.dtype == tf.string
+def test_device_normalizes_evaluation_and_does_not_augment_it():
+    preprocess = backbones.get_preprocess("vgg16")
+    batch = next(iter(_eval(12, DEVICE)))
+    assert batch.inputs.dtype == tf.uint8
+    assert batch.transforms.shape == (12, 0)
+    inputs = input_pipeline.make_device_stage(DEVICE, preprocess)(batch)
+    np.testing.assert_array_equal(
+        inputs, preprocess(tf.cast(batch.inputs, tf.float32))
+    )
 
 
-def test_undecodable_image_is_named():
-    source = _OneSplitSource([b"not a jpeg"])
-    with pytest.raises(UserError, match=r"broken\.jpg can't be decoded") as e:
-        input_pipeline.load_examples(source, "train", PLAIN)
-    assert "\n" not in str(e.value)
+@pytest.mark.parametrize("augment_on", ["host", "device"])
+@pytest.mark.parametrize(
+    ("name", "tolerance"),
+    # Subtracts from BGR; the others scale: by 1 / 127.5, compiled.
+    [("vgg16", 0.0), ("inception_v3", 2e-7), ("densenet121", 1e-6)],
+)
+def test_normalization_is_the_backbones_own(name, tolerance, augment_on):
+    """Of every gray level, in every channel, but for float32's last bit."""
+    gray = np.arange(256, dtype=np.uint8)
+    pixels = np.stack([gray, gray[::-1], np.roll(gray, 100)], axis=-1)
+    size = fakes.IMAGE_SIZE
+    pixels = np.resize(pixels.reshape(8, 32, 3), [1, size, size, 3])
+    images = DecodedImages(pixels)
+    preprocess = backbones.get_preprocess(name)
+    config = dataclasses.replace(PLAIN, augment_on=augment_on)
+    batch = next(
+        iter(
+            input_pipeline.make_eval_dataset(
+                Examples(images, np.zeros(1, np.int64)),
+                config,
+                preprocess,
+                global_batch_size=1,
+            )
+        )
+    )
+    stage = input_pipeline.make_device_stage(config, preprocess)
+    expected = preprocess(tf.constant(pixels, tf.float32))
+    np.testing.assert_allclose(stage(batch), expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("make", ["train", "eval"])
+def test_images_decoded_at_each_reading_are_the_cached_ones(make):
+    in_memory = fakes.make_noise_examples(6)
+    encoded = [tf.io.encode_png(i).numpy() for i in in_memory.images.pixels]
+    in_file = Examples(
+        fakes.encode_images(encoded, fakes.IMAGE_SIZE), in_memory.labels
+    )
+    kwargs = {"seed": 1} if make == "train" else {}
+    make = getattr(input_pipeline, f"make_{make}_dataset")
+    a, b = (
+        _noise_batches(make, PLAIN, 4, 4, examples=examples, **kwargs)
+        for examples in (in_memory, in_file)
+    )
+    for batch, other in zip(a, b, strict=True):
+        _assert_equal(batch, other)
+
+
+@pytest.mark.parametrize("config", [HOST, DEVICE], ids=_name)
+def test_augmented_view_is_what_that_epoch_of_training_shows(config):
+    num_examples, epoch = 12, 2
+
+    def view(number, seed=5):
+        (batch,) = _noise_batches(
+            input_pipeline.make_eval_dataset,
+            config,
+            num_examples,
+            2,
+            augmented_view=number,
+            seed=seed,
+        )
+        return batch
+
+    (trained,) = _noise_batches(
+        input_pipeline.make_train_dataset,
+        config,
+        num_examples,
+        1,
+        seed=5,
+        initial_epoch=epoch,
+    )
+    order = input_pipeline.epoch_order(
+        num_examples, 5, tf.constant(epoch, tf.int64)
+    )
+    shown = view(epoch)
+    for field in input_pipeline.Batch._fields:
+        # Graph and eager kernels may round differently, and so may a pixel.
+        atol = 1 if field == "inputs" else 1e-5
+        np.testing.assert_allclose(
+            tf.gather(getattr(shown, field), order),
+            getattr(trained, field),
+            atol=atol,
+        )
+    _assert_equal(shown, view(epoch))
+    stage = input_pipeline.make_device_stage(config, _identity)
+    for other in (view(0), view(1), view(epoch, seed=6)):
+        differences = np.abs(stage(shown) - stage(other))
+        assert np.all(differences.max((1, 2, 3)) > 10)
+
+
+@pytest.mark.parametrize("gpus", [0, 1])
+def test_where_there_is_a_gpu_it_augments(monkeypatch, gpus):
+    monkeypatch.setattr(
+        tf.config, "list_physical_devices", lambda kind: ["gpu"] * gpus
+    )
+
+    def resolve(**kwargs):
+        return input_pipeline.resolve_augment_on(InputConfig(**kwargs))
+
+    assert resolve() == ("device" if gpus else "host")
+    assert resolve(augmentation="none") == ("device" if gpus else "host")
+    # Its layers are tf.data's.
+    assert resolve(augmentation="keras") == "host"
+    assert resolve(augment_on="host") == "host"
+    assert resolve(augment_on="device") == "device"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 
 import keras
@@ -18,6 +19,7 @@ from flowers17_tfdata.config import (
     RuntimeConfig,
 )
 from flowers17_tfdata.errors import ConfigError, UserError
+from flowers17_tfdata.input import input_pipeline
 from flowers17_tfdata.results import metrics
 from flowers17_tfdata.training import checkpoints, loop, optimizers
 from tests import fakes
@@ -33,21 +35,66 @@ CONFIG = Config(
 )
 
 
-def _data() -> loop.StageData:
+def _preprocess(images):
+    return images / 127.5 - 1
+
+
+def _data(config=CONFIG) -> loop.StageData:
+    train = fakes.make_noise_examples(40)
+    validation = fakes.make_noise_examples(20, seed=1)
+    arguments = {
+        "global_batch_size": config.optimization.global_batch_size,
+        "compute_dtype": keras.config.dtype_policy().compute_dtype,
+    }
+
+    def make_train(initial_epoch, context):
+        return input_pipeline.make_train_dataset(
+            train,
+            config.input,
+            _preprocess,
+            seed=config.runtime.seed,
+            initial_epoch=initial_epoch,
+            input_context=context,
+            **arguments,
+        )
+
+    def make_eval(examples, context=None):
+        return input_pipeline.make_eval_dataset(
+            examples,
+            config.input,
+            _preprocess,
+            input_context=context,
+            **arguments,
+        )
+
     return loop.StageData(
-        fakes.make_noise_examples(40),
-        fakes.make_noise_examples(20, seed=1),
-        lambda images: images / 127.5 - 1,
+        num_examples=40,
+        make_train=make_train,
+        make_validation=functools.partial(make_eval, validation),
+        make_calibration=functools.partial(make_eval, train),
+        device_stage=input_pipeline.make_device_stage(
+            config.input, _preprocess, arguments["compute_dtype"]
+        ),
     )
 
 
-def _stage(workdir, config=CONFIG, strategy=None, policy=None) -> loop.Stage:
+def _stage(
+    workdir,
+    config=CONFIG,
+    strategy=None,
+    policy=None,
+    make_model=None,
+    **kwargs,
+) -> loop.Stage:
+    workdir.mkdir(exist_ok=True)
     strategy = strategy or tf.distribute.get_strategy()
     if policy:
         keras.config.set_dtype_policy(policy)
     with strategy.scope():
-        model = fakes.make_model(dropout=config.model.dropout)
-    return loop.Stage("transfer", config, workdir, model, strategy, _data())
+        make_model = make_model or fakes.make_model
+        model = make_model(dropout=config.model.dropout)
+    kwargs.setdefault("data", _data(config))
+    return loop.Stage("transfer", config, workdir, model, strategy, **kwargs)
 
 
 def _weights(stage):
@@ -127,16 +174,16 @@ def test_best_epoch_is_what_the_model_holds_in_the_end(tmp_path):
 
 def test_nan_stops_with_the_flag_to_turn_and_keeps_the_checkpoint(tmp_path):
     stage = _stage(tmp_path)
-    train_step, calls = stage._trainer.train_step, []
+    train_steps, calls = stage._trainer.train_steps, []
 
-    def diverging(batch):
-        calls.append(batch)
+    def diverging(batches, num_steps):
+        calls.append(num_steps)
         if len(calls) == 5:
             kernel = stage._model.trainable_variables[0]
             kernel.assign(kernel * np.nan)
-        return train_step(batch)
+        return train_steps(batches, num_steps)
 
-    stage._trainer.train_step = diverging
+    stage._trainer.train_steps = diverging
     with pytest.raises(UserError) as error:
         stage.run()
     message = str(error.value)

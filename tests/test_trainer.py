@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import keras
 import numpy as np
 import pytest
@@ -38,6 +40,37 @@ def _split(strategy, batch):
     return strategy.experimental_distribute_values_from_function(value)
 
 
+def _iterate(strategy, batches, wait_secs=0.0):
+    """Makes an iterator that hands each replica its share of each batch."""
+    examples = tf.nest.map_structure(
+        lambda *parts: tf.concat(parts, axis=0), *batches
+    )
+
+    def wait(weights):
+        time.sleep(wait_secs)
+        return weights
+
+    def arrive_late(batch):
+        weights = tf.numpy_function(wait, [batch.weights], tf.float32)
+        weights = tf.ensure_shape(weights, batch.weights.shape)
+        return batch._replace(weights=weights)
+
+    def make(context):
+        share = BATCH // context.num_replicas_in_sync
+        dataset = tf.data.Dataset.from_tensor_slices(examples)
+        dataset = dataset.batch(share, drop_remainder=True)
+        return dataset.map(arrive_late) if wait_secs else dataset
+
+    return iter(strategy.distribute_datasets_from_function(make))
+
+
+@pytest.fixture(params=["one_device", "two_replicas"])
+def strategy(request) -> tf.distribute.Strategy:
+    if request.param == "one_device":
+        return tf.distribute.get_strategy()
+    return request.getfixturevalue("mirrored_strategy")
+
+
 def _weights(trainer):
     variables = trainer.model.trainable_variables
     return [keras.ops.convert_to_numpy(v) for v in variables]
@@ -70,9 +103,9 @@ def test_two_replicas_equal_one(mirrored_strategy, options, padding):
 
 def test_padding_examples_do_not_count():
     padded, poisoned = fakes.make_batch(BATCH, 3), fakes.make_batch(BATCH, 3)
-    images = padded.images.numpy()
-    images[-3:] = np.nan
-    poisoned = poisoned._replace(images=tf.constant(images))
+    inputs = padded.inputs.numpy()
+    inputs[-3:] = np.nan
+    poisoned = poisoned._replace(inputs=tf.constant(inputs))
     trainer = _trainer()
     clean, dirty = trainer.train_step(padded), None
     assert float(clean.examples) == BATCH - 3
@@ -91,7 +124,7 @@ def test_gradient_is_of_the_mean_smoothed_cross_entropy():
     )
     targets = tf.one_hot(batch.labels, fakes.NUM_CLASSES)
     with tf.GradientTape() as tape:
-        loss = loss_fn(targets, model(batch.images))
+        loss = loss_fn(targets, model(batch.inputs))
     variables = [v.value for v in model.trainable_variables]
     gradients = tape.gradient(loss, variables)
     totals = trainer.train_step(batch)
@@ -123,9 +156,9 @@ def test_overflow_on_replica_1_alone_skips_the_step_on_both(
     mirrored_strategy, clip
 ):
     batch = fakes.make_batch(BATCH)
-    images = batch.images.numpy()
-    images[-1] = np.inf
-    overflowing = batch._replace(images=tf.constant(images))
+    inputs = batch.inputs.numpy()
+    inputs[-1] = np.inf
+    overflowing = batch._replace(inputs=tf.constant(inputs))
     trainer = _trainer(mirrored_strategy, _scaled_sgd, global_clip_norm=clip)
     before = _weights(trainer)
     trainer.train_step(_split(mirrored_strategy, overflowing))
@@ -152,7 +185,7 @@ def test_loss_scaling_changes_nothing_but_rounding(clip):
 def test_eval_totals():
     batch = fakes.make_batch(BATCH, 2)
     trainer = _trainer()
-    logits = trainer.model(batch.images).numpy()[:-2]
+    logits = trainer.model(batch.inputs).numpy()[:-2]
     labels = batch.labels.numpy()[:-2]
     totals = trainer.eval_step(batch)
     expected = np.zeros([fakes.NUM_CLASSES] * 2)
@@ -162,3 +195,171 @@ def test_eval_totals():
     assert float(totals.top_5_correct) == (ranks < 5).sum()
     log_p = tf.nn.log_softmax(logits).numpy()[np.arange(len(labels)), labels]
     np.testing.assert_allclose(totals.loss, -log_p.sum(), rtol=1e-5)
+
+
+def _assert_close(trainer, other, atol=1e-6):
+    for a, b in zip(_weights(trainer), _weights(other), strict=True):
+        np.testing.assert_allclose(a, b, atol=atol)
+
+
+@pytest.mark.parametrize("optimizer", [keras.optimizers.Adam, None])
+def test_many_steps_in_one_call_are_the_same_steps(strategy, optimizer):
+    batches = [fakes.make_batch(BATCH, k, seed=k) for k in range(5)]
+    single, many = (_trainer(strategy, optimizer) for _ in range(2))
+    before = _weights(many)
+    iterator = _iterate(strategy, batches)
+    sums = [single.train_step(next(iterator)) for _ in batches]
+    iterator = _iterate(strategy, batches)
+    # Two calls: the second goes on where the first stopped.
+    totals = [many.train_steps(iterator, tf.constant(n)) for n in (2, 3)]
+    for name in ("loss", "correct", "examples"):
+        np.testing.assert_allclose(
+            sum(getattr(t, name) for t in totals),
+            sum(getattr(t, name) for t in sums),
+            rtol=1e-6,
+        )
+    assert float(totals[0].examples) == 2 * BATCH - 1
+    _assert_close(many, single)
+    changed = [a - b for a, b in zip(_weights(many), before, strict=True)]
+    assert all(np.abs(c).max() > 1e-3 for c in changed)
+
+
+def test_waiting_for_batches_is_measured(strategy):
+    """At least half of it, and no more than all the time there was."""
+    trainer = _trainer(strategy)
+    batches = [fakes.make_batch(BATCH, seed=k) for k in range(5)]
+    trainer.train_steps(_iterate(strategy, batches[:1], 0.01), tf.constant(1))
+    iterator = _iterate(strategy, batches, wait_secs=0.2)
+    for count in (1, 3):
+        start = time.perf_counter()
+        totals = trainer.train_steps(iterator, tf.constant(count))
+        waited = float(totals.wait_secs)
+        assert 0.1 * count < waited < time.perf_counter() - start
+    assert float(totals.examples) == 3 * BATCH
+
+
+def test_computing_is_not_waiting():
+    def slow_stage(batch):
+        def sleep(inputs):
+            time.sleep(0.2)
+            return inputs
+
+        inputs = tf.numpy_function(sleep, [batch.inputs], tf.float32)
+        return tf.ensure_shape(inputs, batch.inputs.shape)
+
+    trainer = _trainer(device_stage=slow_stage)
+    batches = [fakes.make_batch(BATCH, seed=k) for k in range(4)]
+    iterator = _iterate(trainer.strategy, batches)
+    trainer.train_steps(iterator, tf.constant(1))
+    start = time.perf_counter()
+    waited = float(trainer.train_steps(iterator, tf.constant(3)).wait_secs)
+    assert 0 <= waited < 0.5 * (time.perf_counter() - start)
+
+
+def test_what_needs_no_batch_does_not_start_while_waiting():
+    """It would be taken for waiting where it keeps the processor busy."""
+    starts = []
+
+    def stage(batch):
+        def mark(step):
+            starts.append(time.perf_counter())
+            return np.float32(0 * step)
+
+        step = trainer.optimizer.iterations.value
+        zero = tf.numpy_function(mark, [step], tf.float32, stateful=False)
+        return batch.inputs + tf.ensure_shape(zero, [])
+
+    trainer = _trainer(device_stage=stage)
+    batches = [fakes.make_batch(BATCH, seed=k) for k in range(3)]
+    trainer.train_steps(_iterate(trainer.strategy, batches), tf.constant(1))
+    iterator = _iterate(trainer.strategy, batches, wait_secs=0.3)
+    starts.clear()
+    start = time.perf_counter()
+    trainer.train_steps(iterator, tf.constant(1))
+    assert starts[0] - start > 0.2
+
+
+def test_device_stage_makes_the_inputs(strategy):
+    def double(batch):
+        return 2 * batch.inputs + tf.reduce_mean(batch.transforms)
+
+    batch = fakes.make_batch(BATCH, 2)
+    raw = batch._replace(
+        inputs=(batch.inputs - 3) / 2, transforms=tf.fill([BATCH, 8], 3.0)
+    )
+    plain, staged = _trainer(strategy), _trainer(strategy, device_stage=double)
+    for trainer, given in ((plain, batch), (staged, raw)):
+        trainer.train_steps(_iterate(strategy, [given]), tf.constant(1))
+    _assert_close(plain, staged)
+    evaluated = (
+        trainer.eval_step(next(_iterate(strategy, [given])))
+        for trainer, given in ((plain, batch), (staged, raw))
+    )
+    for a, b in zip(*evaluated, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "policy"),
+    [
+        ("one_device", "float32"),
+        ("one_device", "mixed_float16"),
+        ("two_replicas", "mixed_float16"),
+    ],
+    indirect=["strategy"],
+)
+def test_xla_changes_nothing_but_rounding(strategy, policy):
+    """With clipping and regularization; evaluation too."""
+    keras.config.set_dtype_policy(policy)
+    half = policy == "mixed_float16"
+    batches = [fakes.make_batch(BATCH, k, seed=k) for k in range(3)]
+    plain, compiled = (
+        _trainer(
+            strategy,
+            _scaled_sgd if half else None,
+            l2=0.01,
+            label_smoothing=0.1,
+            global_clip_norm=0.5,
+            xla=xla,
+        )
+        for xla in (False, True)
+    )
+    totals = [
+        trainer.train_steps(_iterate(strategy, batches), tf.constant(3))
+        for trainer in (plain, compiled)
+    ]
+    np.testing.assert_allclose(totals[0].loss, totals[1].loss, rtol=1e-3)
+    _assert_close(plain, compiled, atol=2e-3 if half else 1e-6)
+    evaluated = (
+        trainer.eval_step(next(_iterate(strategy, batches)))
+        for trainer in (plain, compiled)
+    )
+    for a, b in zip(*evaluated, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-2 if half else 1e-5)
+    # A loss of zero or a skipped step would agree too.
+    fresh = _trainer(strategy, l2=0.01)
+    for new, old in zip(_weights(compiled), _weights(fresh), strict=True):
+        assert np.abs(new - old).max() > 2e-2
+
+
+@pytest.mark.parametrize(
+    ("strategy", "clip"),
+    # Two replicas must sum in between, which XLA can't.
+    [("one_device", 0.0), ("one_device", 1e-2), ("two_replicas", 1e-2)],
+    indirect=["strategy"],
+)
+def test_compiled_update_changes_nothing_but_rounding(strategy, clip):
+    batches = [fakes.make_batch(BATCH, k, seed=k) for k in range(3)]
+    plain, compiled = (
+        _trainer(
+            strategy,
+            keras.optimizers.AdamW,
+            global_clip_norm=clip,
+            xla_update=compiles,
+        )
+        for compiles in (False, True)
+    )
+    for trainer in (plain, compiled):
+        trainer.train_steps(_iterate(strategy, batches), tf.constant(3))
+    assert int(compiled.optimizer.iterations.numpy()) == 3
+    _assert_close(plain, compiled, atol=1e-5)

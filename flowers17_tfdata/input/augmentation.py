@@ -14,25 +14,14 @@ from flowers17_tfdata.config import InputConfig
 _NUM_DRAWS = 6
 
 
-def example_seed(
-    seed: int | tf.Tensor, epoch: tf.Tensor, index: tf.Tensor
-) -> tf.Tensor:
-    """Returns the random seed, int32 `[2]`, of one example in one epoch."""
-    base = tf.stack([tf.cast(seed, tf.int32), 0])
-    fold_in = tf.random.experimental.stateless_fold_in
-    return fold_in(
-        fold_in(base, tf.cast(epoch, tf.int32)), tf.cast(index, tf.int32)
-    )
-
-
 @keras.saving.register_keras_serializable(package="flowers17_tfdata")
 class RandomAffine(keras.layers.Layer):
     """Rotates, shifts, zooms and flips images by one resampling each.
 
     The layer owns the distribution: `draw` makes the transforms, as a pure
-    function of (seed, epoch, index), and `call` applies them (bilinear; beyond
-    the border, the nearest pixel). Safe inside a `tf.data` pipeline, serial or
-    parallel.
+    function of (seed, epoch, index). `call` applies them with Keras ops
+    (bilinear; beyond the border, the nearest pixel), on an accelerator;
+    `examples.warp_affine` does so on the host, to within rounding.
 
     With c the image centre, output pixel p shows input point
     `c + R diag(zx, zy) F (p - c) + t`, R the rotation, z the zoom, F the
@@ -68,30 +57,30 @@ class RandomAffine(keras.layers.Layer):
     def draw(
         self,
         seed: int | tf.Tensor,
-        epoch: tf.Tensor,
-        indices: tf.Tensor,
+        epoch: int | tf.Tensor,
+        num_examples: int,
         height: int,
         width: int,
     ) -> tf.Tensor:
-        """Draws one transform an image.
+        """Draws an epoch's transforms, one an example.
+
+        All at once: drawing them by the batch, each from a seed of its own,
+        took longer than resampling the images.
 
         Args:
           seed: of the run.
-          epoch: scalar int64.
-          indices: int64 `[batch]`, each image's position in the data set.
+          epoch: scalar.
+          num_examples: of the data set.
           height: of the images, pixels.
           width: of the images, pixels.
 
         Returns:
-          float32 `[batch, 8]`: rows `a0 a1 a2 b0 b1 b2 0 0` that map output
-          (x, y) to input (a0 x + a1 y + a2, b0 x + b1 y + b2), pixels.
+          float32 `[num_examples, 8]`: rows `a0 a1 a2 b0 b1 b2 0 0` that map
+          output (x, y) to input (a0 x + a1 y + a2, b0 x + b1 y + b2), pixels.
         """
-        uniform = tf.map_fn(
-            lambda index: tf.random.stateless_uniform(
-                [_NUM_DRAWS], example_seed(seed, epoch, index)
-            ),
-            indices,
-            fn_output_signature=tf.TensorSpec([_NUM_DRAWS], tf.float32),
+        uniform = tf.random.stateless_uniform(
+            [num_examples, _NUM_DRAWS],
+            tf.stack([tf.cast(seed, tf.int64), tf.cast(epoch, tf.int64)]),
         )
         angle, dx, dy, zx, zy, flip = tf.unstack(uniform, axis=1)
         angle = (2 * angle - 1) * self.rotation * math.pi / 180
@@ -179,13 +168,30 @@ class KerasStack:
                 0, layers.RandomFlip("horizontal", dtype="float32")
             )
 
-    def __call__(self, images, seed, epoch, indices):
-        batch_seed = example_seed(seed, epoch, indices[0])
+    def __call__(
+        self,
+        images: tf.Tensor,
+        seed: int,
+        epoch: tf.Tensor,
+        indices: tf.Tensor,
+    ) -> tf.Tensor:
+        """Augments a batch.
+
+        Args:
+          images: uint8 `[batch, height, width, 3]` in [0, 255].
+          seed: of the run.
+          epoch: scalar int64.
+          indices: int64 `[batch]`.
+
+        Returns:
+          float32, the same shape and range.
+        """
+        fold_in = tf.random.experimental.stateless_fold_in
+        base = tf.stack([tf.cast(seed, tf.int32), tf.cast(epoch, tf.int32)])
+        batch_seed = fold_in(base, tf.cast(indices[0], tf.int32))
         images = tf.cast(images, tf.float32)
         for position, layer in enumerate(self._layers):
-            layer_seed = tf.random.experimental.stateless_fold_in(
-                batch_seed, position
-            )
+            layer_seed = fold_in(batch_seed, position)
             state = layer.generator.state
             # The layer reads its seed from this scope instead of counting its
             # own calls, whose order a parallel map does not keep.
@@ -196,22 +202,8 @@ class KerasStack:
         return images
 
 
-def make_augmentation(config: InputConfig):
-    """Returns `augment(images, seed, epoch, indices) -> images`.
-
-    images: uint8 `[batch, height, width, 3]` in [0, 255] with a static height
-    and width; indices: int64 `[batch]`. The result is float32 in [0, 255].
-    """
-    if config.augmentation == "keras":
-        return KerasStack(config)
-    if config.augmentation == "none":
-        return lambda images, seed, epoch, indices: tf.cast(images, tf.float32)
-    layer = RandomAffine(
+def make_affine(config: InputConfig) -> RandomAffine:
+    """Returns the layer with the ranges of the flags."""
+    return RandomAffine(
         config.rotation, config.shift, config.zoom, config.horizontal_flip
     )
-
-    def augment(images, seed, epoch, indices):
-        height, width = images.shape[1:3]
-        return layer(images, layer.draw(seed, epoch, indices, height, width))
-
-    return augment

@@ -1,13 +1,19 @@
 """The two input pipelines: one for training, one for evaluation.
 
 Both are index arithmetic first (which examples make up which replica's batch)
-and pixels second (gather, augment, normalize). The order of an epoch is a pure
+and pixels second (read, augment, normalize). The order of an epoch is a pure
 function of (seed, epoch), an image's augmentation one of (seed, epoch, index):
 the same batches on any number of replicas, and after a restart.
+
+Pixels stay uint8 to the last: on the host OpenCV resamples them and one fused
+pass normalizes them and casts them to the compute dtype; for an accelerator
+they leave as uint8, with their transforms, and `make_device_stage` does both
+there.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -15,100 +21,98 @@ import numpy as np
 import tensorflow as tf
 
 from flowers17_tfdata.config import InputConfig
-from flowers17_tfdata.data import decode
-from flowers17_tfdata.data.sources import Source
 from flowers17_tfdata.errors import UserError
 from flowers17_tfdata.input import augmentation
+from flowers17_tfdata.input.examples import Examples
 
-# Two batches in the making while one is trained on. Not tf.data.AUTOTUNE: its
-# teardown at an epoch's end can stall for tens of seconds.
-_PARALLEL_BATCHES = 2
+# Ready while one is trained on. Not tf.data.AUTOTUNE: its teardown at an
+# epoch's end can stall for tens of seconds.
 _PREFETCHED_BATCHES = 2
 
 # Keeps the order's random stream apart from the augmentation's.
 _ORDER_STREAM = 1
 
 
-class Examples(NamedTuple):
-    """A split in memory.
-
-    Attributes:
-      images: uint8 `[n, image_size, image_size, 3]` in [0, 255] if cached,
-        else string `[n]`, still encoded.
-      labels: int64 `[n]`.
-    """
-
-    images: tf.Tensor
-    labels: tf.Tensor
-
-    @property
-    def num_examples(self) -> int:
-        return int(self.labels.shape[0])
-
-
 class Batch(NamedTuple):
     """What one replica gets for one step.
 
     Attributes:
-      images: float32 `[batch, image_size, image_size, 3]`, in the range that
-        the backbone expects.
+      inputs: what the model takes, in its compute dtype: images `[batch,
+        image_size, image_size, 3]` in the backbone's range, or features
+        `[batch, channels]`. Where the device augments: uint8 images in
+        [0, 255].
       labels: int64 `[batch]`.
       weights: float32 `[batch]`: 1, or 0 for an example that only pads the
         last batch.
+      transforms: float32 `[batch, 8]`, still to be applied to `inputs` (see
+        `RandomAffine.draw`), or `[batch, 0]`.
     """
 
-    images: tf.Tensor
+    inputs: tf.Tensor
     labels: tf.Tensor
     weights: tf.Tensor
+    transforms: tf.Tensor
 
 
-def load_examples(source: Source, split: str, config: InputConfig) -> Examples:
-    """Reads a split; decodes and resizes it once if it is to be cached.
+def resolve_augment_on(config: InputConfig) -> str:
+    """Turns `--augment_on=auto` into `device` (a GPU) or `host`."""
+    if config.augmentation == "keras":
+        return "host"
+    if config.augment_on != "auto":
+        return config.augment_on
+    return "device" if tf.config.list_physical_devices("GPU") else "host"
 
-    Raises:
-      UserError: an image can't be decoded, or the split is empty.
+
+def make_normalize(
+    preprocess: Callable[[tf.Tensor], tf.Tensor], compute_dtype: str
+) -> Callable[[tf.Tensor], tf.Tensor]:
+    """Returns the last pass over the pixels.
+
+    Args:
+      preprocess: from float32 in [0, 255] to the backbone's range.
+      compute_dtype: of the result.
+
+    Returns:
+      Function of a batch of images in [0, 255], uint8 or float32. Compiled
+      into one loop: cast, scale and shift one after another would each read
+      and write the whole batch.
     """
-    ids, labels, encoded = [], [], []
-    for example in source.read(split).as_numpy_iterator():
-        ids.append(example["id"])
-        labels.append(example["label"])
-        encoded.append(example["image"])
-    if not ids:
-        raise UserError(f"{source.name} has no examples in split {split!r}")
-    if config.cache == "none":
-        errors = decode.make_thumbnails(encoded).errors
-        if errors:
-            raise _undecodable(source, split, ids, errors)
-        return _on_host(encoded, labels)
-    size = config.image_size
-    images = np.empty([len(ids), size, size, 3], np.uint8)
-    resized = tf.data.Dataset.from_tensor_slices(encoded).map(
-        lambda data: decode.decode_and_resize(data, size),
-        num_parallel_calls=tf.data.AUTOTUNE,
-    )
-    try:
-        for position, image in enumerate(resized.as_numpy_iterator()):
-            images[position] = image
-    except tf.errors.InvalidArgumentError as error:
-        errors = decode.make_thumbnails(encoded).errors
-        if not errors:
-            raise
-        raise _undecodable(source, split, ids, errors) from error
-    return _on_host(images, labels)
+
+    @tf.function(jit_compile=True)
+    def normalize(images):
+        images = preprocess(tf.cast(images, tf.float32))
+        return tf.cast(images, compute_dtype)
+
+    return normalize
 
 
-def _on_host(images, labels) -> Examples:
-    # Where there is a GPU, a constant would land in its memory.
-    with tf.device("CPU:0"):
-        return Examples(tf.constant(images), tf.constant(labels, tf.int64))
+def make_device_stage(
+    config: InputConfig,
+    preprocess: Callable[[tf.Tensor], tf.Tensor],
+    compute_dtype: str = "float32",
+) -> Callable[[Batch], tf.Tensor]:
+    """Returns what is left of the pipeline for the device to do.
 
+    Args:
+      config: augmentation, and where it runs.
+      preprocess: from float32 in [0, 255] to the backbone's range.
+      compute_dtype: of the model.
 
-def _undecodable(source, split, ids, errors) -> UserError:
-    position, message = min(errors.items())
-    return UserError(
-        f"{source.name}, split {split}: {ids[position].decode()} can't be "
-        f"decoded ({message}); --phase=prepare lists all such files"
-    )
+    Returns:
+      Function of a `Batch`: the model's inputs.
+    """
+    if resolve_augment_on(config) == "host":
+        return lambda batch: batch.inputs
+    affine = augmentation.make_affine(config)
+    normalize = make_normalize(preprocess, compute_dtype)
+
+    def finish(batch: Batch) -> tf.Tensor:
+        images = batch.inputs
+        if batch.transforms.shape[-1]:
+            images = affine(images, batch.transforms)
+        return normalize(images)
+
+    return finish
 
 
 def steps_per_epoch(num_examples: int, global_batch_size: int) -> int:
@@ -123,6 +127,7 @@ def make_train_dataset(
     *,
     global_batch_size: int,
     seed: int,
+    compute_dtype: str = "float32",
     initial_epoch: int = 0,
     input_context: tf.distribute.InputContext | None = None,
 ) -> tf.data.Dataset:
@@ -138,6 +143,7 @@ def make_train_dataset(
       preprocess: from float32 in [0, 255] to the backbone's range.
       global_batch_size: images a step over all replicas.
       seed: of order and augmentation.
+      compute_dtype: of the model.
       initial_epoch: the first epoch to produce, for a resumed run.
       input_context: which of how many replicas; None: one replica, all of it.
 
@@ -145,32 +151,35 @@ def make_train_dataset(
       Dataset of `Batch`, one replica's share of a step each, the replicas of
       this worker in turn.
     """
-    num_examples = examples.num_examples
-    augment = augmentation.make_augmentation(config)
+    num_examples, size = examples.num_examples, config.image_size
+    affine = augmentation.make_affine(config)
 
     def epoch_batches(epoch: tf.Tensor) -> tf.data.Dataset:
-        order = tf.random.experimental.stateless_shuffle(
-            tf.range(num_examples, dtype=tf.int64),
-            seed=tf.stack(
-                [tf.cast(seed + _ORDER_STREAM * 2**32, tf.int64), epoch]
-            ),
-        )
-        indices, weights = _replica_batches(
+        order = epoch_order(num_examples, seed, epoch)
+        indices, weights = replica_batches(
             order, global_batch_size, input_context
         )
-        return tf.data.Dataset.from_tensor_slices((indices, weights)).map(
-            lambda i, w: (epoch, i, w)
-        )
+        if config.augmentation == "affine":
+            drawn = affine.draw(seed, epoch, num_examples, size, size)
+        else:
+            drawn = tf.zeros([num_examples, 0])
+        return tf.data.Dataset.from_tensor_slices(
+            (indices, weights, tf.gather(drawn, indices))
+        ).map(lambda *batch: (epoch, *batch))
 
-    def make_batch(epoch, indices, weights) -> Batch:
-        images = _gather_images(examples, indices, config.image_size)
-        images = augment(images, seed, epoch, indices)
-        return Batch(
-            preprocess(images), tf.gather(examples.labels, indices), weights
-        )
+    stack = None
+    if config.augmentation == "keras":
+        stack = augmentation.KerasStack(config)
+    make_batch = _batch_maker(examples, config, preprocess, compute_dtype)
+
+    def make_train_batch(epoch, indices, weights, transforms) -> Batch:
+        def augment(images):
+            return stack(images, seed, epoch, indices) if stack else images
+
+        return make_batch(indices, weights, transforms, augment)
 
     epochs = tf.data.Dataset.range(initial_epoch, np.iinfo(np.int64).max)
-    return _finish(epochs.flat_map(epoch_batches), make_batch)
+    return finish(epochs.flat_map(epoch_batches), make_train_batch, config)
 
 
 def make_eval_dataset(
@@ -179,6 +188,9 @@ def make_eval_dataset(
     preprocess: Callable[[tf.Tensor], tf.Tensor],
     *,
     global_batch_size: int,
+    compute_dtype: str = "float32",
+    augmented_view: int = 0,
+    seed: int = 0,
     input_context: tf.distribute.InputContext | None = None,
 ) -> tf.data.Dataset:
     """Makes the evaluation pipeline: one pass, in order, not augmented.
@@ -191,33 +203,75 @@ def make_eval_dataset(
       config: image size.
       preprocess: from float32 in [0, 255] to the backbone's range.
       global_batch_size: images a step over all replicas.
+      compute_dtype: of the model.
+      augmented_view: 0, or the epoch by whose random transforms the images
+        are augmented after all: a view for the feature cache.
+      seed: of the augmented view.
       input_context: which of how many replicas; None: one replica, all of it.
 
     Returns:
       Dataset of `Batch`, as `make_train_dataset`.
     """
-    order = tf.range(examples.num_examples, dtype=tf.int64)
+    num_examples, size = examples.num_examples, config.image_size
+    indices, weights = replica_batches(
+        tf.range(num_examples, dtype=tf.int64), global_batch_size, input_context
+    )
+    drawn = tf.zeros([num_examples, 0])
+    if augmented_view:
+        drawn = augmentation.make_affine(config).draw(
+            seed, augmented_view, num_examples, size, size
+        )
     batches = tf.data.Dataset.from_tensor_slices(
-        _replica_batches(order, global_batch_size, input_context)
+        (indices, weights, tf.gather(drawn, indices))
+    )
+    make_batch = _batch_maker(examples, config, preprocess, compute_dtype)
+    return finish(batches, make_batch, config)
+
+
+def _batch_maker(examples, config, preprocess, compute_dtype):
+    """Returns `make_batch(indices, weights, transforms, augment) -> Batch`."""
+    size, labels = config.image_size, tf.constant(examples.labels)
+    on_host = resolve_augment_on(config) == "host"
+    normalize = make_normalize(preprocess, compute_dtype)
+
+    def read(indices, transforms):
+        warps = on_host and transforms.shape[1]
+        return examples.images.read(indices, transforms if warps else None)
+
+    def make_batch(indices, weights, transforms, augment=lambda x: x) -> Batch:
+        # Python, but for microseconds an image: OpenCV and the decoder let
+        # other threads run meanwhile.
+        images = tf.numpy_function(
+            read, [indices, transforms], tf.uint8, stateful=False
+        )
+        images = tf.ensure_shape(images, [indices.shape[0], size, size, 3])
+        if on_host:
+            images = normalize(augment(images))
+            transforms = tf.zeros([indices.shape[0], 0])
+        return Batch(images, tf.gather(labels, indices), weights, transforms)
+
+    return make_batch
+
+
+def epoch_order(num_examples: int, seed: int, epoch: tf.Tensor) -> tf.Tensor:
+    """Returns the order of an epoch: int64 `[num_examples]`, a permutation."""
+    return tf.random.experimental.stateless_shuffle(
+        tf.range(num_examples, dtype=tf.int64),
+        seed=tf.stack([tf.cast(seed + _ORDER_STREAM * 2**32, tf.int64), epoch]),
     )
 
-    def make_batch(indices, weights) -> Batch:
-        images = _gather_images(examples, indices, config.image_size)
-        return Batch(
-            preprocess(tf.cast(images, tf.float32)),
-            tf.gather(examples.labels, indices),
-            weights,
-        )
 
-    return _finish(batches, make_batch)
-
-
-def _replica_batches(
+def replica_batches(
     order: tf.Tensor,
     global_batch_size: int,
     context: tf.distribute.InputContext | None,
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Cuts an epoch's order into this worker's replica batches.
+
+    Args:
+      order: int64 `[num_examples]`.
+      global_batch_size: images a step over all replicas.
+      context: which of how many replicas; None: one replica, all of it.
 
     Returns:
       indices int64 and weights float32, both
@@ -244,31 +298,35 @@ def _replica_batches(
     )
 
 
-def _gather_images(
-    examples: Examples, indices: tf.Tensor, image_size: int
-) -> tf.Tensor:
-    images = tf.gather(examples.images, indices)
-    if images.dtype == tf.string:
-        images = tf.map_fn(
-            lambda data: decode.decode_and_resize(data, image_size),
-            images,
-            fn_output_signature=tf.TensorSpec(
-                [image_size, image_size, 3], tf.uint8
-            ),
-        )
-    return images
-
-
-def _finish(batches: tf.data.Dataset, make_batch) -> tf.data.Dataset:
+def finish(
+    batches: tf.data.Dataset, make_batch: Callable, config: InputConfig
+) -> tf.data.Dataset:
+    """Makes the batches of `batches`' elements, in parallel and in order."""
     options = tf.data.Options()
     options.autotune.enabled = False
     options.deterministic = True
-    # Sharding is done above, by replica; a second one would drop examples.
+    # Sharding is done by index; a second one would drop examples.
     options.experimental_distribute.auto_shard_policy = (
         tf.data.experimental.AutoShardPolicy.OFF
     )
     return (
-        batches.map(make_batch, num_parallel_calls=_PARALLEL_BATCHES)
+        batches.map(make_batch, num_parallel_calls=_num_threads(config))
         .prefetch(_PREFETCHED_BATCHES)
         .with_options(options)
     )
+
+
+def _num_threads(config: InputConfig) -> int:
+    """Returns how many batches are in the making at once."""
+    if config.input_threads:
+        return config.input_threads
+    # Beyond 16, their memory (a batch each) costs more than it brings.
+    return min(16, num_cores())
+
+
+def num_cores() -> int:
+    """Returns the number of CPU cores that this process may run on."""
+    # os.sched_getaffinity is not there on macOS and Windows.
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -39,7 +39,7 @@ def _shown(value: Any) -> str:
 
 
 class EpochProgress:
-    """The bar of one epoch: steps, ETA, images/s, share of waiting for data.
+    """The bar of one pass over the data: steps, ETA, rates.
 
     A context manager. Draws nothing where standard output is no terminal.
     """
@@ -66,10 +66,9 @@ class EpochProgress:
     def __exit__(self, *_) -> None:
         self._progress.stop()
 
-    def advance(self, images_per_sec: float, data_wait_fraction: float):
-        """Counts one step."""
-        rates = f"{images_per_sec:.1f} images/s, wait {data_wait_fraction:.1%}"
-        self._progress.update(self._task, advance=1, rates=rates)
+    def advance(self, num_steps: int = 1, rates: str = "") -> None:
+        """Counts steps; `rates` is shown behind the bar."""
+        self._progress.update(self._task, advance=num_steps, rates=rates)
 
 
 def show_audit(audit: Mapping[str, Any]) -> None:

@@ -20,12 +20,21 @@ _FREE_TO_CHANGE = {
     "workdir",
     "data_dir",
     "archive",
-    "cache",
+    "input_threads",
+    "steps_per_call",
+    "intra_op_threads",
+    "inter_op_threads",
+    "xla",
+    "profile_steps",
     "strategy",
     "num_virtual_devices",
     *(f.name for f in config_lib.options(config_lib.EvaluationConfig)),
+    *(f.name for f in config_lib.options(config_lib.BenchmarkConfig)),
 }
-_OF_FINETUNE = {"unfreeze_from", "init_from"}
+_OF_STAGE = {
+    "transfer": {"feature_views"},
+    "finetune": {"unfreeze_from", "init_from"},
+}
 
 
 def resume_key(
@@ -39,7 +48,7 @@ def resume_key(
       dataset: full name, with config and version.
       precision: resolved dtype policy.
     """
-    other = "finetune_" if stage == "transfer" else "transfer_"
+    other = "finetune" if stage == "transfer" else "transfer"
     free = set(_FREE_TO_CHANGE)
     if config.model.weights == "none" or config.input.augmentation == "keras":
         # A replica's batch decides batch-norm's statistics, and the draws of
@@ -49,8 +58,8 @@ def resume_key(
         name: value
         for name, value in config_lib.to_values(config).items()
         if name not in free
-        and not name.startswith(other)
-        and not (stage == "transfer" and name in _OF_FINETUNE)
+        and not name.startswith(other + "_")
+        and name not in _OF_STAGE[other]
     }
     return key | {"dataset": dataset, "precision": precision}
 

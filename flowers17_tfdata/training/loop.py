@@ -3,41 +3,51 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import pathlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import keras
-import numpy as np
 import tensorflow as tf
 
+from flowers17_tfdata import config as config_lib
 from flowers17_tfdata.config import Config
 from flowers17_tfdata.errors import UserError
 from flowers17_tfdata.input import input_pipeline
-from flowers17_tfdata.input.input_pipeline import Examples
+from flowers17_tfdata.input.input_pipeline import Batch
 from flowers17_tfdata.models import batch_norm
 from flowers17_tfdata.results import metrics, terminal
 from flowers17_tfdata.results.evaluate import evaluate
 from flowers17_tfdata.training import optimizers
 from flowers17_tfdata.training.checkpoints import StageCheckpoints
+from flowers17_tfdata.training.profiler import Profiler
 from flowers17_tfdata.training.trainer import Trainer, TrainTotals
 
 # Reading a value waits for the device; every step would keep it from running
 # ahead, every epoch would train on NaN for minutes.
 _STEPS_BETWEEN_CHECKS = 10
 
-# Images whose batch statistics batch-norm is calibrated by.
-_CALIBRATION_IMAGES = 512
-
 
 @dataclasses.dataclass(frozen=True)
 class StageData:
-    """The two splits that a stage looks at, and their normalization."""
+    """What a stage trains and validates on.
 
-    train: Examples
-    validation: Examples
-    preprocess: Callable[[tf.Tensor], tf.Tensor]
+    Attributes:
+      num_examples: of the train split.
+      make_train: `(initial_epoch, input_context)` to the endless dataset.
+      make_validation: `(input_context)` to one pass of validation.
+      make_calibration: to the train split's clean batches, for the statistics
+        of a batch-norm that has no pretrained ones; None: they stay.
+      device_stage: from a replica's `Batch` to the model's inputs.
+    """
+
+    num_examples: int
+    make_train: Callable[[int, tf.distribute.InputContext], tf.data.Dataset]
+    make_validation: Callable[[tf.distribute.InputContext], tf.data.Dataset]
+    make_calibration: Callable[[], tf.data.Dataset] | None = None
+    device_stage: Callable[[Batch], tf.Tensor] = lambda batch: batch.inputs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,8 +68,12 @@ class Stage:
       config: of the run.
       workdir: of the run.
       model: with this stage's layers frozen; built in the strategy's scope.
+        What it takes is what `data` gives: images, or features.
       strategy: the current one.
       data: train and validation split.
+      steps_per_call: training steps between two looks of Python at the
+        device, where `--steps_per_call` leaves it open.
+      xla_update: compile the optimizer's update (see `Trainer`).
     """
 
     def __init__(
@@ -70,6 +84,8 @@ class Stage:
         model: keras.Model,
         strategy: tf.distribute.Strategy,
         data: StageData,
+        steps_per_call: int = 1,
+        xla_update: bool = False,
     ):
         self.name = name
         self._config = config
@@ -81,7 +97,7 @@ class Stage:
         self._batch_size = options.global_batch_size
         self._epochs = getattr(options, f"{name}_epochs")
         self._steps_per_epoch = input_pipeline.steps_per_epoch(
-            data.train.num_examples, self._batch_size
+            data.num_examples, self._batch_size
         )
         self._schedule = optimizers.learning_rate_schedule(
             options,
@@ -89,13 +105,12 @@ class Stage:
             self._epochs,
             self._steps_per_epoch,
         )
-        policy = model.get_layer("pooler").dtype_policy.name
         with strategy.scope():
             optimizer = optimizers.make_optimizer(
                 getattr(options, f"{name}_optimizer"),
                 self._schedule,
                 options,
-                scale_loss=policy == "mixed_float16",
+                scale_loss=keras.config.dtype_policy().name == "mixed_float16",
             )
         self._trainer = Trainer(
             model=model,
@@ -104,6 +119,14 @@ class Stage:
             optimizer=optimizer,
             label_smoothing=options.label_smoothing,
             global_clip_norm=options.global_clip_norm,
+            device_stage=data.device_stage,
+            xla=uses_xla(config.runtime.xla),
+            xla_update=xla_update and config.runtime.xla != "off",
+        )
+        self._steps_per_call = config.runtime.steps_per_call or steps_per_call
+        self._profiler = Profiler(
+            config_lib.profile_range(config.runtime),
+            workdir / "tensorboard" / name,
         )
         self._checkpoints = StageCheckpoints(
             workdir / "checkpoints" / name, model, optimizer, strategy
@@ -125,9 +148,12 @@ class Stage:
         writer = metrics.MetricsWriter(self._workdir, self.name, done)
         if done < self._epochs:
             batches = iter(self._train_batches(initial_epoch=done))
+            # Once: each one made would be traced and compiled anew.
+            validation = self._validation_batches()
             for epoch in range(done, self._epochs):
-                self._run_epoch(epoch, batches, writer)
+                self._run_epoch(epoch, batches, validation, writer)
         writer.close()
+        self._profiler.stop()
         self._checkpoints.restore_best()
         return StageResult(
             best_epoch=int(self._checkpoints.best_epoch.numpy()),
@@ -137,18 +163,20 @@ class Stage:
         )
 
     def _run_epoch(
-        self, epoch: int, batches: Iterator, writer: metrics.MetricsWriter
+        self,
+        epoch: int,
+        batches: Iterator,
+        validation_batches: Iterable,
+        writer: metrics.MetricsWriter,
     ) -> None:
         start = time.perf_counter()
-        totals, wait_secs = self._train_epoch(epoch, batches)
+        totals = self._train_epoch(epoch, batches)
         train_secs = time.perf_counter() - start
         if self._calibrates and self._trains_batch_norm:
             # Trained on the batches' own statistics; evaluated, and saved,
             # with those of the data under the weights as they are now.
             self._calibrate()
-        validation = evaluate(
-            self._trainer.eval_step, self._validation_batches()
-        )
+        validation = evaluate(self._trainer.eval_step, validation_batches)
         examples = float(totals.examples)
         step = (epoch + 1) * self._steps_per_epoch
         line = {
@@ -161,7 +189,7 @@ class Stage:
             "validation_accuracy": validation["accuracy"],
             "learning_rate": float(self._schedule(step - 1)),
             "images_per_sec": examples / train_secs,
-            "data_wait_fraction": wait_secs / train_secs,
+            "data_wait_fraction": float(totals.wait_secs) / train_secs,
             "seconds": time.perf_counter() - start,
         }
         # Before the checkpoint: a line too many is dropped when the epoch
@@ -181,35 +209,34 @@ class Stage:
             f"{line['seconds']:.0f} s"
         )
 
-    def _train_epoch(
-        self, epoch: int, batches: Iterator
-    ) -> tuple[TrainTotals, float]:
-        """Returns the epoch's sums and the seconds spent waiting for data."""
+    def _train_epoch(self, epoch: int, batches: Iterator) -> TrainTotals:
+        """Trains for one epoch; returns its sums."""
         totals = TrainTotals(*(tf.zeros([]) for _ in TrainTotals._fields))
-        wait_secs, start = 0.0, time.perf_counter()
         title = f"{self.name} epoch {epoch + 1}/{self._epochs}"
+        step, checked, start = 0, 0, time.perf_counter()
         with terminal.EpochProgress(title, self._steps_per_epoch) as progress:
-            for step in range(1, self._steps_per_epoch + 1):
-                before = time.perf_counter()
-                batch = next(batches)
-                wait_secs += time.perf_counter() - before
-                sums = self._trainer.train_step(batch)
+            while step < self._steps_per_epoch:
+                count = min(self._steps_per_call, self._steps_per_epoch - step)
+                self._profiler.before(count)
+                sums = self._trainer.train_steps(batches, tf.constant(count))
+                self._profiler.after(count)
                 totals = TrainTotals(
                     *(a + b for a, b in zip(totals, sums, strict=True))
                 )
+                step += count
                 last = step == self._steps_per_epoch
-                if last or step % _STEPS_BETWEEN_CHECKS == 0:
-                    self._check_finite(totals, epoch, step)
-                elapsed = time.perf_counter() - start
-                progress.advance(
-                    step * self._batch_size / elapsed, wait_secs / elapsed
-                )
-        return totals, wait_secs
+                if last or step - checked >= _STEPS_BETWEEN_CHECKS:
+                    self._check_finite(totals, epoch, checked + 1, step)
+                    checked = step
+                rate = step * self._batch_size / (time.perf_counter() - start)
+                progress.advance(count, f"{rate:.1f} images/s")
+        return totals
 
-    def _check_finite(self, totals: TrainTotals, epoch: int, step: int):
+    def _check_finite(
+        self, totals: TrainTotals, epoch: int, first: int, step: int
+    ) -> None:
         if math.isfinite(float(totals.loss)):
             return
-        first = max(1, step - _STEPS_BETWEEN_CHECKS + 1)
         raise UserError(
             f"the training loss became {float(totals.loss)} in {self.name} "
             f"epoch {epoch + 1}, step {first} to {step}: try a lower "
@@ -224,7 +251,7 @@ class Stage:
     @property
     def _calibrates(self) -> bool:
         """Whether batch-norm has no pretrained statistics to keep."""
-        return self._config.model.weights == "none"
+        return self._data.make_calibration is not None
 
     @property
     def _trains_batch_norm(self) -> bool:
@@ -232,36 +259,24 @@ class Stage:
         return any(layer.trainable for layer in layers)
 
     def _calibrate(self) -> None:
-        batches = input_pipeline.make_eval_dataset(
-            self._data.train,
-            self._config.input,
-            self._data.preprocess,
-            global_batch_size=self._batch_size,
-        ).take(max(1, _CALIBRATION_IMAGES // self._batch_size))
         batch_norm.calibrate(
-            self._model, (np.asarray(b.images) for b in batches)
+            self._model,
+            (self._data.device_stage(b) for b in self._data.make_calibration()),
         )
 
     def _train_batches(self, initial_epoch: int):
         return self._strategy.distribute_datasets_from_function(
-            lambda context: input_pipeline.make_train_dataset(
-                self._data.train,
-                self._config.input,
-                self._data.preprocess,
-                global_batch_size=self._batch_size,
-                seed=self._config.runtime.seed,
-                initial_epoch=initial_epoch,
-                input_context=context,
-            )
+            functools.partial(self._data.make_train, initial_epoch)
         )
 
     def _validation_batches(self):
         return self._strategy.distribute_datasets_from_function(
-            lambda context: input_pipeline.make_eval_dataset(
-                self._data.validation,
-                self._config.input,
-                self._data.preprocess,
-                global_batch_size=self._batch_size,
-                input_context=context,
-            )
+            self._data.make_validation
         )
+
+
+def uses_xla(xla: str) -> bool:
+    """Turns `--xla=auto` into on for GPUs, off for CPUs."""
+    if xla == "auto":
+        return bool(tf.config.list_physical_devices("GPU"))
+    return xla == "on"

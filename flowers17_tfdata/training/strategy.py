@@ -19,6 +19,7 @@ def get_strategy(config: RuntimeConfig) -> tf.distribute.Strategy:
     Raises:
       ConfigError: the devices were already in use.
     """
+    _set_threads(config)
     devices = tf.config.list_physical_devices("GPU")
     if config.num_virtual_devices:
         _split_device(config.num_virtual_devices, devices)
@@ -32,6 +33,20 @@ def get_strategy(config: RuntimeConfig) -> tf.distribute.Strategy:
     if not mirrored:
         return tf.distribute.get_strategy()
     return tf.distribute.MirroredStrategy([device.name for device in logical])
+
+
+def _set_threads(config: RuntimeConfig) -> None:
+    threading = tf.config.threading
+    for name in ("intra_op", "inter_op"):
+        count = getattr(config, f"{name}_threads")
+        try:
+            if count:
+                getattr(threading, f"set_{name}_parallelism_threads")(count)
+        except RuntimeError as error:
+            raise ConfigError(
+                f"--{name}_threads={count} comes too late: TensorFlow already "
+                "runs in this process"
+            ) from error
 
 
 def _grow_memory(gpus: list) -> None:

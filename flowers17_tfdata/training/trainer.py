@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import keras
@@ -11,11 +12,19 @@ from flowers17_tfdata.input.input_pipeline import Batch
 
 
 class TrainTotals(NamedTuple):
-    """Sums over the examples of a step (or of many): float32 scalars."""
+    """Sums over the examples of a step (or of many): float32 scalars.
+
+    Attributes:
+      loss: of the examples' losses, nats.
+      correct: number of examples classified correctly.
+      examples: number of examples.
+      wait_secs: time spent waiting for batches, seconds, on this worker.
+    """
 
     loss: tf.Tensor
     correct: tf.Tensor
     examples: tf.Tensor
+    wait_secs: tf.Tensor
 
 
 class EvalTotals(NamedTuple):
@@ -49,6 +58,9 @@ class Trainer:
         optimizer: keras.optimizers.Optimizer | None = None,
         label_smoothing: float = 0.0,
         global_clip_norm: float = 0.0,
+        device_stage: Callable[[Batch], tf.Tensor] = lambda batch: batch.inputs,
+        xla: bool = False,
+        xla_update: bool = False,
     ):
         """Builds the steps.
 
@@ -59,6 +71,13 @@ class Trainer:
           optimizer: built in the strategy's scope; None: evaluation only.
           label_smoothing: of the training loss, in [0, 1).
           global_clip_norm: of the all-reduced gradient; 0: no clipping.
+          device_stage: from a replica's `Batch` to the model's inputs; see
+            `input_pipeline.make_device_stage`.
+          xla: compile each replica's forward and backward pass. Collectives
+            and the optimizer stay outside, where XLA can't take them.
+          xla_update: on one replica, compile the optimizer's update: one pass
+            over each variable instead of one an operation. Half of a head's
+            step; little beside a network's, for seconds of compilation.
         """
         self.model = model
         self.strategy = strategy
@@ -66,6 +85,19 @@ class Trainer:
         self.global_batch_size = global_batch_size
         self._label_smoothing = label_smoothing
         self._global_clip_norm = global_clip_norm
+        self._device_stage = device_stage
+        self._forward_backward = self._gradients_and_totals
+        self._forward = lambda inputs: self.model(inputs, training=False)
+        if xla:
+            self._forward_backward = tf.function(
+                self._forward_backward, jit_compile=True
+            )
+            self._forward = tf.function(self._forward, jit_compile=True)
+        self._update = lambda gradients: self.optimizer.apply(
+            gradients, self.model.trainable_variables
+        )
+        if xla_update and strategy.num_replicas_in_sync == 1:
+            self._update = tf.function(self._update, jit_compile=True)
         self._num_classes = model.output_shape[-1]
         self._scales_loss = isinstance(
             optimizer, keras.optimizers.LossScaleOptimizer
@@ -78,6 +110,39 @@ class Trainer:
     @tf.function
     def train_step(self, batch: Batch) -> TrainTotals:
         """Updates the weights by one global batch; returns its sums."""
+        return self._train_step(batch)
+
+    @tf.function
+    def train_steps(
+        self, batches: Iterator, num_steps: tf.Tensor
+    ) -> TrainTotals:
+        """Takes steps without returning to Python in between.
+
+        Args:
+          batches: iterator over a distributed dataset of `Batch`.
+          num_steps: int32 scalar, at least 1.
+
+        Returns:
+          Their sums.
+        """
+        totals = TrainTotals(*(tf.zeros([]) for _ in TrainTotals._fields))
+        for _ in tf.range(num_steps):
+            start = tf.timestamp()
+            with tf.control_dependencies([start]):
+                batch = next(batches)
+            arrived = self.strategy.experimental_local_results(batch.weights)
+            with tf.control_dependencies(arrived):
+                wait_secs = tf.cast(tf.timestamp() - start, tf.float32)
+            # What needs no batch (weight decay) would start before it is here
+            # and be taken for waiting.
+            with tf.control_dependencies([wait_secs]):
+                sums = self._train_step(batch)._replace(wait_secs=wait_secs)
+            totals = TrainTotals(
+                *(a + b for a, b in zip(totals, sums, strict=True))
+            )
+        return totals
+
+    def _train_step(self, batch: Batch) -> TrainTotals:
         totals = self.strategy.run(self._replica_train_step, args=(batch,))
         return self._sum_over_replicas(totals)
 
@@ -96,9 +161,20 @@ class Trainer:
         )
 
     def _replica_train_step(self, batch: Batch) -> TrainTotals:
+        # Read outside of XLA's program: the optimizer updates it outside.
+        scale = self.optimizer.scale_loss(1.0) if self._scales_loss else 1.0
+        gradients, totals = self._forward_backward(
+            self._device_stage(batch), batch.labels, batch.weights, scale
+        )
+        self._apply(gradients)
+        return totals
+
+    def _gradients_and_totals(self, inputs, labels, weights, loss_scale):
         with tf.GradientTape() as tape:
-            logits = self.model(batch.images, training=True)
-            losses = self._losses(batch, logits, self._label_smoothing)
+            logits = self.model(inputs, training=True)
+            losses = self._losses(
+                labels, weights, logits, self._label_smoothing
+            )
             loss = tf.reduce_sum(losses) / self.global_batch_size
             if self.model.losses:
                 # Regularization is once a step, not once a replica.
@@ -106,21 +182,20 @@ class Trainer:
                     tf.add_n(self.model.losses)
                     / self.strategy.num_replicas_in_sync
                 )
-            if self._scales_loss:
-                loss = self.optimizer.scale_loss(loss)
-        variables = self.model.trainable_variables
+            loss *= loss_scale
         # Keras variables wrap the ones that the tape knows.
-        gradients = tape.gradient(loss, [v.value for v in variables])
-        self._apply(gradients, variables)
-        predicted = tf.argmax(logits, axis=-1)
-        correct = tf.cast(predicted == batch.labels, tf.float32)
-        return TrainTotals(
+        gradients = tape.gradient(
+            loss, [v.value for v in self.model.trainable_variables]
+        )
+        correct = tf.cast(tf.argmax(logits, axis=-1) == labels, tf.float32)
+        return gradients, TrainTotals(
             tf.reduce_sum(losses),
-            tf.reduce_sum(correct * batch.weights),
-            tf.reduce_sum(batch.weights),
+            tf.reduce_sum(correct * weights),
+            tf.reduce_sum(weights),
+            tf.zeros([]),
         )
 
-    def _apply(self, gradients, variables) -> None:
+    def _apply(self, gradients) -> None:
         """Applies per-replica gradients; the optimizer sums over replicas."""
         replicas = tf.distribute.get_replica_context()
         if self._scales_loss:
@@ -144,11 +219,11 @@ class Trainer:
             )
             # inf * 0 would be NaN on the way to a skipped step: also skipped.
             gradients = [g * tf.cast(shrink, g.dtype) for g in gradients]
-        self.optimizer.apply(gradients, variables)
+        self._update(gradients)
 
     def _replica_eval_step(self, batch: Batch) -> EvalTotals:
-        logits = self.model(batch.images, training=False)
-        losses = self._losses(batch, logits, label_smoothing=0.0)
+        logits = self._forward(self._device_stage(batch))
+        losses = self._losses(batch.labels, batch.weights, logits, 0.0)
         top_5 = tf.math.in_top_k(
             batch.labels, logits, k=min(5, self._num_classes)
         )
@@ -165,9 +240,9 @@ class Trainer:
             confusion,
         )
 
-    def _losses(self, batch: Batch, logits, label_smoothing: float):
+    def _losses(self, labels, weights, logits, label_smoothing: float):
         """Returns the weighted cross-entropy of each example."""
-        targets = tf.one_hot(batch.labels, self._num_classes)
+        targets = tf.one_hot(labels, self._num_classes)
         targets = (
             targets * (1 - label_smoothing)
             + label_smoothing / self._num_classes
@@ -176,4 +251,4 @@ class Trainer:
             targets, tf.cast(logits, tf.float32)
         )
         # where, not a product: 0 * NaN would let a padding example poison.
-        return tf.where(batch.weights > 0, losses * batch.weights, 0.0)
+        return tf.where(weights > 0, losses * weights, 0.0)

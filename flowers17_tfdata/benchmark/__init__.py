@@ -1,0 +1,1 @@
+"""`--phase=benchmark`: how fast each part is, beside its ceiling."""

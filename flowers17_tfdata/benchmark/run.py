@@ -1,0 +1,239 @@
+"""The phase: which rows there are, the table, `benchmark.json`."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib.util
+import pathlib
+import tempfile
+from collections.abc import Callable
+
+import tensorflow as tf
+
+from flowers17_tfdata import config as config_lib
+from flowers17_tfdata.benchmark import ceilings, stages, stock_keras, timing
+from flowers17_tfdata.benchmark.timing import Row
+from flowers17_tfdata.input.examples import load_examples
+from flowers17_tfdata.results import metrics, terminal
+from flowers17_tfdata.session import Session, hardware, versions
+
+_FASTER_MODEL = "--precision, --image_size, --backbone"
+_FEWER_LAYERS = "--unfreeze_from, " + _FASTER_MODEL
+
+
+def benchmark(session: Session) -> None:
+    """Measures every stage; prints the table, writes `benchmark.json`.
+
+    Raises:
+      UserError: the data set has no train split, or stock Keras fails.
+    """
+    session.source.check_split("train")
+    runs = session.config.benchmark.benchmark_runs
+    with contextlib.ExitStack() as stack:
+        work = _write_class_folders(session, stack)
+        stock = stack.enter_context(stock_keras.open_worker(work))
+        rows = _input_rows(session, stock) + _model_rows(session, stock)
+        total = len(rows) * (runs + 1)
+        progress = stack.enter_context(
+            terminal.EpochProgress("benchmark", total)
+        )
+        timing.measure_in_turns(
+            rows, runs, lambda row: progress.advance(1, row.stage)
+        )
+    values = timing.to_json(rows)
+    metrics.write_json(
+        session.workdir / "benchmark.json",
+        {
+            "rows": values,
+            "flags": config_lib.to_values(session.config)
+            | {"precision": session.precision},
+            "num_replicas": session.strategy.num_replicas_in_sync,
+            "hardware": hardware(),
+            "versions": versions(),
+        },
+    )
+    _show(values)
+
+
+def _write_class_folders(
+    session: Session, stack: contextlib.ExitStack
+) -> stock_keras.Work:
+    """Writes the train split as stock Keras wants to read it."""
+    root = stack.enter_context(tempfile.TemporaryDirectory("_benchmark"))
+    examples = session.source.read("train").as_numpy_iterator()
+    for position, example in enumerate(examples):
+        folder = pathlib.Path(root, f"{example['label']:04d}")
+        folder.mkdir(exist_ok=True)
+        # Both readers decide by the contents what kind of image it is.
+        (folder / f"{position:07d}.jpg").write_bytes(example["image"])
+    config = session.config
+    return stock_keras.Work(
+        images=pathlib.Path(root),
+        num_classes=len(session.source.class_names),
+        backbone=config.model.backbone,
+        batch_size=config.optimization.global_batch_size,
+        input=config.input,
+    )
+
+
+def _input_rows(session: Session, stock: Callable[[str], float]) -> list[Row]:
+    config = session.config.input
+    decoded, encoded = (
+        load_examples(
+            session.source, "train", dataclasses.replace(config, cache=cache)
+        )
+        for cache in ("memory", "none")
+    )
+    sample = stages.encoded_sample(session)
+    copy = ceilings.make_copy()
+    # Normalization reads uint8 and writes the compute dtype; a copy reads and
+    # writes each byte.
+    width = 1 + tf.as_dtype(session.compute_dtype).size
+    traffic = 3 * config.image_size**2 * width
+    rows = [
+        Row("input/read", stages.make_read(session)),
+        Row("input/decode", stages.make_decode(sample)),
+        Row("input/resize", stages.make_resize(sample, config.image_size)),
+        Row("input/augment", stages.make_augment(decoded, config)),
+        Row("ceiling/memory", lambda: copy() * 2 / traffic),
+        Row(
+            "input/normalize",
+            stages.make_normalize(session, decoded),
+            ceiling="ceiling/memory",
+        ),
+        Row(
+            "input/keras_layers",
+            lambda: stock("keras_layers"),
+        ),
+    ]
+    notebook = None
+    # ImageDataGenerator reads files by Pillow; only the extra brings it.
+    if importlib.util.find_spec("PIL"):
+        notebook = "input/keras_generator"
+        rows.append(Row(notebook, lambda: stock("image_data_generator")))
+    else:
+        terminal.say(
+            "no row for the notebook's ImageDataGenerator: it needs Pillow, "
+            "pip install 'flowers17_tfdata[benchmark]'"
+        )
+    return [
+        *rows,
+        Row(
+            "input/cached",
+            stages.make_pipeline(session, decoded),
+            relative_to=notebook or "input/keras_layers",
+            ceiling="input/augment",
+            moved_by="--input_threads, --augment_on=device",
+        ),
+        Row(
+            "input/uncached",
+            stages.make_pipeline(session, encoded),
+            relative_to=notebook or "input/keras_layers",
+            ceiling="input/decode",
+            moved_by="--cache=memory, --input_threads",
+        ),
+    ]
+
+
+def _model_rows(session: Session, stock: Callable[[str], float]) -> list[Row]:
+    config = session.config
+    examples = load_examples(
+        session.source,
+        "train",
+        dataclasses.replace(config.input, cache="memory"),
+    )
+    name = config.model.unfreeze_from
+    whole = stages.unfreeze(stages.build_model(session), "all")
+    partly = stages.unfreeze(stages.build_model(session), name)
+    trainer = stages.make_trainer(session, whole)
+    fine_tuner = stages.make_trainer(session, partly)
+    matmul = ceilings.make_matmul(session.compute_dtype)
+    replicas = session.strategy.num_replicas_in_sync
+    # Logical devices share one processor.
+    devices = 1 if config.runtime.num_virtual_devices else replicas
+
+    def floor(flop: int) -> Callable[[], float]:
+        return lambda: matmul() * devices / flop
+
+    return [
+        Row("ceiling/matmul_forward", floor(ceilings.forward_flop(whole))),
+        Row("ceiling/matmul_step_all", floor(ceilings.step_flop(whole))),
+        Row("ceiling/matmul_step", floor(ceilings.step_flop(partly))),
+        Row("model/keras_predict", lambda: stock("predict")),
+        Row(
+            "model/forward",
+            stages.make_forward(session, trainer),
+            "model/keras_predict",
+            "ceiling/matmul_forward",
+            _FASTER_MODEL,
+        ),
+        Row("model/keras_fit", lambda: stock("fit")),
+        Row(
+            "model/step_all",
+            stages.make_step(session, trainer),
+            "model/keras_fit",
+            "ceiling/matmul_step_all",
+            _FEWER_LAYERS,
+        ),
+        Row(
+            "model/step",
+            stages.make_step(session, fine_tuner),
+            "model/keras_fit",
+            "ceiling/matmul_step",
+            _FEWER_LAYERS,
+        ),
+        Row(
+            "train/finetune",
+            stages.make_training(session, partly, examples),
+            "model/step",
+            "model/step",
+        ),
+        Row(
+            "train/head",
+            stages.make_head(session, whole, examples.num_examples),
+            "model/forward",
+            moved_by="--steps_per_call, --head_units",
+        ),
+    ]
+
+
+def _show(rows: list[dict]) -> None:
+    shown = []
+    for row in rows:
+        compared = ceiling = ""
+        if row["relative_to"]:
+            compared = f"{row['ratio']:.2f} x {_name(row['relative_to'])}"
+        if row["ceiling"]:
+            share = row["share_of_ceiling"]
+            ceiling = f"{share:.0%} of {_name(row['ceiling'])}"
+        rate = row["images_per_sec"]
+        digits = 1 if rate < 1000 else 0
+        shown.append([row["stage"], f"{rate:,.{digits}f}", compared, ceiling])
+    terminal.show_table(
+        "benchmark (medians; ratios round by round)",
+        ["stage", "images/s", "compared", "of its ceiling"],
+        shown,
+    )
+    terminal.say(bottleneck({row["stage"]: row for row in rows}))
+
+
+def _name(stage: str) -> str:
+    return stage.partition("/")[2]
+
+
+def bottleneck(rows: dict[str, dict]) -> str:
+    """Says what limits fine-tuning, and which flags move it.
+
+    Args:
+      rows: of `benchmark.json`, by stage.
+    """
+    whole = rows["train/finetune"]["images_per_sec"]
+    model, pipeline = rows["model/step"], rows["input/cached"]
+    slower = min(model, pipeline, key=lambda row: row["images_per_sec"])
+    return (
+        f"fine-tuning runs at {whole:.1f} images/s, limited by "
+        f"{slower['stage']} (the model's step alone: "
+        f"{model['images_per_sec']:.1f}; the input alone: "
+        f"{pipeline['images_per_sec']:.1f}); moved by {slower['moved_by']}"
+    )

@@ -1,0 +1,310 @@
+"""Our own stages, each as a function that takes one measurement."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from flowers17_tfdata.benchmark import timing
+from flowers17_tfdata.config import InputConfig
+from flowers17_tfdata.data import decode
+from flowers17_tfdata.input import augmentation, feature_cache, input_pipeline
+from flowers17_tfdata.input.examples import Examples
+from flowers17_tfdata.input.feature_cache import Features
+from flowers17_tfdata.input.input_pipeline import Batch
+from flowers17_tfdata.models import backbones, classifier, folding, freeze
+from flowers17_tfdata.session import Session
+from flowers17_tfdata.training import loop, optimizers
+from flowers17_tfdata.training.trainer import Trainer
+
+# Images that the stages of the pipeline are measured on one by one.
+_SAMPLE = 64
+
+
+def _consume(dataset: tf.data.Dataset) -> Callable[[], float]:
+    """Measures a finite dataset of single elements."""
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    dataset = dataset.with_options(options)
+
+    @tf.function
+    def count():
+        return dataset.reduce(np.int64(0), lambda n, *_: n + 1)
+
+    return lambda: timing.rate(lambda: int(count()))
+
+
+def make_read(session: Session) -> Callable[[], float]:
+    """Records of the train split, still encoded."""
+    return _consume(session.source.read("train"))
+
+
+def encoded_sample(session: Session) -> list[bytes]:
+    """Returns the first encoded images of the train split."""
+    examples = session.source.read("train").take(_SAMPLE)
+    return [e["image"] for e in examples.as_numpy_iterator()]
+
+
+def make_decode(encoded: list[bytes]) -> Callable[[], float]:
+    """Encoded to pixels, on all cores."""
+    return _consume(
+        tf.data.Dataset.from_tensor_slices(encoded).map(
+            decode.decode_image, num_parallel_calls=input_pipeline.num_cores()
+        )
+    )
+
+
+def make_resize(encoded: list[bytes], image_size: int) -> Callable[[], float]:
+    """Pixels to the network's size, on all cores."""
+    images = [decode.decode_image(data).numpy() for data in encoded]
+    signature = tf.TensorSpec([None, None, 3], tf.uint8)
+    # RaggedTensor would copy: the images are picked from Python instead.
+    dataset = tf.data.Dataset.range(len(images)).map(
+        lambda k: decode.resize(
+            tf.ensure_shape(
+                tf.numpy_function(lambda k: images[k], [k], tf.uint8),
+                signature.shape,
+            ),
+            image_size,
+        ),
+        num_parallel_calls=input_pipeline.num_cores(),
+    )
+    return _consume(dataset)
+
+
+def make_augment(
+    examples: Examples, config: InputConfig
+) -> Callable[[], float]:
+    """Pixels of the network's size, resampled once by OpenCV, on all cores."""
+    size, indices = config.image_size, np.arange(_SAMPLE) % len(examples.labels)
+    transforms = augmentation.make_affine(config).draw(
+        0, 0, _SAMPLE, size, size
+    )
+    cores = input_pipeline.num_cores()
+    shares = list(
+        zip(
+            np.array_split(indices, cores),
+            np.array_split(transforms.numpy(), cores),
+            strict=True,
+        )
+    )
+    pool = ThreadPoolExecutor(cores)
+
+    def call() -> int:
+        batches = pool.map(lambda share: examples.images.read(*share), shares)
+        return sum(len(batch) for batch in batches)
+
+    return lambda: timing.rate(call)
+
+
+def make_normalize(session: Session, examples: Examples) -> Callable[[], float]:
+    """uint8 batch to the backbone's range in the compute dtype."""
+    config = session.config
+    size = config.optimization.global_batch_size
+    with tf.device("CPU:0"):
+        images = tf.constant(
+            examples.images.read(np.arange(size) % len(examples.labels), None)
+        )
+        normalize = input_pipeline.make_normalize(
+            backbones.get_preprocess(config.model.backbone),
+            session.compute_dtype,
+        )
+
+    def call() -> int:
+        with tf.device("CPU:0"):
+            normalize(images)
+        return size
+
+    return lambda: timing.rate(call)
+
+
+def make_pipeline(session: Session, examples: Examples) -> Callable[[], float]:
+    """The whole training pipeline on the host, batches taken and dropped."""
+    config = session.config
+    size = config.optimization.global_batch_size
+    dataset = input_pipeline.make_train_dataset(
+        examples,
+        dataclasses.replace(config.input, augment_on="host"),
+        backbones.get_preprocess(config.model.backbone),
+        global_batch_size=size,
+        seed=config.runtime.seed,
+        compute_dtype=session.compute_dtype,
+    )
+
+    def run() -> float:
+        # Anew each time: one kept would go on filling its buffer while the
+        # next stage is measured.
+        batches = iter(dataset)
+
+        def call() -> int:
+            next(batches)
+            return size
+
+        # What the buffer holds was made before the clock ran.
+        for _ in range(2 * input_pipeline.num_cores() + 4):
+            next(batches)
+        return timing.rate(call)
+
+    return run
+
+
+def build_model(session: Session) -> keras.Model:
+    """Builds the classifier as training does; its weights are random."""
+    config = dataclasses.replace(session.config.model, weights="none")
+    with session.strategy.scope():
+        model = classifier.build_classifier(
+            config,
+            image_size=session.config.input.image_size,
+            num_classes=len(session.source.class_names),
+            seed=session.config.runtime.seed,
+        )
+        if config.fold_batch_norm:
+            model = folding.fold_batch_norm(model)
+        return model
+
+
+def unfreeze(model: keras.Model, name: str) -> keras.Model:
+    """Unfreezes a model's backbone from a layer; returns the model."""
+    freeze.unfreeze_from(
+        classifier.get_backbone(model), name, keep_batch_norm=True
+    )
+    return model
+
+
+def make_trainer(
+    session: Session,
+    model: keras.Model,
+    device_stage: Callable[[Batch], tf.Tensor] = lambda batch: batch.inputs,
+    xla_update: bool = False,
+) -> Trainer:
+    """Builds a trainer with the fine-tune stage's optimizer."""
+    config = session.config
+    options = config.optimization
+    with session.strategy.scope():
+        optimizer = optimizers.make_optimizer(
+            options.finetune_optimizer,
+            # Weights that go astray would not cost less, but may stop being
+            # numbers.
+            optimizers.learning_rate_schedule(options, 1e-9, 1000, 1000),
+            options,
+            scale_loss=session.precision == "mixed_float16",
+        )
+    return Trainer(
+        model=model,
+        strategy=session.strategy,
+        global_batch_size=options.global_batch_size,
+        optimizer=optimizer,
+        device_stage=device_stage,
+        xla=loop.uses_xla(config.runtime.xla),
+        xla_update=xla_update and config.runtime.xla != "off",
+    )
+
+
+def _synthetic_batches(session: Session, shape: tuple[int, ...]) -> Iterator:
+    """Endless, one batch over and over, distributed."""
+    dtype = session.compute_dtype
+    strategy = session.strategy
+    size = session.config.optimization.global_batch_size
+    size //= strategy.num_replicas_in_sync
+    batch = Batch(
+        tf.cast(tf.random.stateless_uniform([size, *shape], [0, 0]), dtype),
+        tf.zeros([size], tf.int64),
+        tf.ones([size]),
+        tf.zeros([size, 0]),
+    )
+    return iter(
+        strategy.distribute_datasets_from_function(
+            lambda _: tf.data.Dataset.from_tensors(batch).repeat()
+        )
+    )
+
+
+def make_forward(session: Session, trainer: Trainer) -> Callable[[], float]:
+    """Forward pass and metrics, as evaluation runs them, synthetic images."""
+    batches = _synthetic_batches(session, trainer.model.input_shape[1:])
+    batch = next(batches)
+
+    def call() -> int:
+        float(trainer.eval_step(batch).loss)
+        return session.config.optimization.global_batch_size
+
+    return lambda: timing.rate(call)
+
+
+def make_step(
+    session: Session, trainer: Trainer, batches: Iterator | None = None
+) -> Callable[[], float]:
+    """Training steps, on synthetic images or on `batches`."""
+    if batches is None:
+        batches = _synthetic_batches(session, trainer.model.input_shape[1:])
+    on_gpu = bool(tf.config.list_physical_devices("GPU"))
+    steps = session.config.runtime.steps_per_call or (10 if on_gpu else 1)
+
+    def call() -> int:
+        float(trainer.train_steps(batches, tf.constant(steps)).loss)
+        return steps * session.config.optimization.global_batch_size
+
+    return lambda: timing.rate(call)
+
+
+def make_training(
+    session: Session, model: keras.Model, examples: Examples
+) -> Callable[[], float]:
+    """The fine-tune stage's steps, on its own batches."""
+    config = session.config
+    preprocess = backbones.get_preprocess(config.model.backbone)
+    device_stage = input_pipeline.make_device_stage(
+        config.input, preprocess, session.compute_dtype
+    )
+    batches = session.strategy.distribute_datasets_from_function(
+        lambda context: input_pipeline.make_train_dataset(
+            examples,
+            config.input,
+            preprocess,
+            global_batch_size=config.optimization.global_batch_size,
+            seed=config.runtime.seed,
+            compute_dtype=session.compute_dtype,
+            input_context=context,
+        )
+    )
+    trainer = make_trainer(session, model, device_stage)
+    return make_step(session, trainer, iter(batches))
+
+
+def make_head(
+    session: Session, model: keras.Model, num_examples: int
+) -> Callable[[], float]:
+    """Training steps of the head on cached features."""
+    config = session.config
+    with session.strategy.scope():
+        head = classifier.get_head(model)
+    features = Features(
+        np.zeros([1, num_examples, *head.input_shape[1:]], np.float32),
+        np.zeros(num_examples, np.int64),
+    )
+    batches = iter(
+        session.strategy.distribute_datasets_from_function(
+            lambda context: feature_cache.make_train_dataset(
+                features,
+                config.input,
+                global_batch_size=config.optimization.global_batch_size,
+                seed=config.runtime.seed,
+                input_context=context,
+            )
+        )
+    )
+    trainer = make_trainer(session, head, xla_update=True)
+    steps = input_pipeline.steps_per_epoch(
+        num_examples, config.optimization.global_batch_size
+    )
+
+    def call() -> int:
+        float(trainer.train_steps(batches, tf.constant(steps)).loss)
+        return num_examples
+
+    return lambda: timing.rate(call)

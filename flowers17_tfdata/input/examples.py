@@ -1,0 +1,303 @@
+"""A split in memory (or, encoded, in a file), and how a batch is read of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import pathlib
+import tempfile
+from typing import NamedTuple, Protocol
+
+import cv2
+import numpy as np
+import psutil
+import tensorflow as tf
+
+from flowers17_tfdata.config import InputConfig
+from flowers17_tfdata.data import decode
+from flowers17_tfdata.data.sources import Source
+from flowers17_tfdata.errors import UserError
+
+# Images are already spread over threads; OpenCV's own would only contend.
+cv2.setNumThreads(1)
+
+# Of the memory that is free, how much the cache may take: the network's
+# activations need the rest.
+_CACHE_SHARE = 0.5
+
+_OWN_GROUP = pathlib.Path("/proc/self/cgroup")
+_GROUPS = pathlib.Path("/sys/fs/cgroup")
+
+
+class Images(Protocol):
+    """Random access to the images of a split."""
+
+    def read(
+        self, indices: np.ndarray, transforms: np.ndarray | None
+    ) -> np.ndarray:
+        """Reads a batch.
+
+        Args:
+          indices: int64 `[batch]`, positions in the split.
+          transforms: float32 `[batch, 8]`, see `RandomAffine.draw`; None: the
+            images as evaluation sees them.
+
+        Returns:
+          uint8 `[batch, image_size, image_size, 3]` in [0, 255].
+        """
+
+    def digest(self) -> str:
+        """Returns a hash of what `read` returns."""
+
+
+class Examples(NamedTuple):
+    """A split.
+
+    Attributes:
+      images: random access to its images.
+      labels: int64 `[n]`.
+    """
+
+    images: Images
+    labels: np.ndarray
+
+    @property
+    def num_examples(self) -> int:
+        return len(self.labels)
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodedImages:
+    """Images decoded and resized once: uint8 `[n, size, size, 3]`."""
+
+    pixels: np.ndarray
+
+    def read(self, indices, transforms):
+        if transforms is None:
+            return self.pixels[indices]
+        batch = np.empty([len(indices), *self.pixels.shape[1:]], np.uint8)
+        for k, index in enumerate(indices):
+            warp_affine(self.pixels[index], transforms[k], out=batch[k])
+        return batch
+
+    def digest(self) -> str:
+        return _digest(self.pixels)
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodedImages:
+    """Images decoded each time they are read, from one memory-mapped file.
+
+    With a transform, an image goes from its decoded size to its final one by
+    one resampling. On photographs 1.7 to 2.1 times the final size, that came
+    nearer to an area-sampled truth than resizing first (44.0 against 39.9 dB
+    PSNR, mean of 60).
+
+    Attributes:
+      data: uint8 `[bytes]`, one encoded image after another.
+      ends: int64 `[n]`, where each one ends.
+      ratios: int64 `[n]`, see `decode.reduction`.
+      image_size: height and width of what `read` returns, pixels.
+    """
+
+    data: np.ndarray
+    ends: np.ndarray
+    ratios: np.ndarray
+    image_size: int
+
+    def read(self, indices, transforms):
+        size = self.image_size
+        batch = np.empty([len(indices), size, size, 3], np.uint8)
+        for k, index in enumerate(indices):
+            start = self.ends[index - 1] if index else 0
+            encoded = self.data[start : self.ends[index]].tobytes()
+            if transforms is None:
+                batch[k] = decode.decode_and_resize(encoded, size)
+                continue
+            image = decode.decode_reduced(encoded, self.ratios[index])
+            height, width = image.shape[:2]
+            transform = after_resize(transforms[k], width / size, height / size)
+            warp_affine(image, transform, out=batch[k])
+        return batch
+
+    def digest(self) -> str:
+        return _digest(self.data)
+
+
+def _digest(values: np.ndarray) -> str:
+    return hashlib.blake2b(
+        np.ascontiguousarray(values), digest_size=16
+    ).hexdigest()
+
+
+def warp_affine(
+    image: np.ndarray, transform: np.ndarray, out: np.ndarray
+) -> None:
+    """Resamples an image by OpenCV: `RandomAffine.call` on the host.
+
+    Bilinear (in steps of 1/32 pixel); beyond the border, the nearest pixel.
+
+    Args:
+      image: uint8 `[height, width, 3]`.
+      transform: float32 `[8]`, see `RandomAffine.draw`.
+      out: uint8 `[out_height, out_width, 3]`, written to.
+    """
+    cv2.warpAffine(
+        image,
+        transform[:6].reshape(2, 3),
+        out.shape[1::-1],
+        dst=out,
+        flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+        borderMode=cv2.BORDER_REPLICATE,
+    )
+
+
+def after_resize(
+    transform: np.ndarray, scale_x: float, scale_y: float
+) -> np.ndarray:
+    """Makes a map to points of a resized image one to points of the original.
+
+    Args:
+      transform: float32 `[8]`, see `RandomAffine.draw`.
+      scale_x: width of the original over that of the resized image.
+      scale_y: likewise for the heights.
+
+    Returns:
+      float32 `[8]`.
+    """
+    a0, a1, a2, b0, b1, b2 = transform[:6]
+    # Pixel centres lie at half-integers when sizes are scaled.
+    return np.array(
+        [
+            a0 * scale_x,
+            a1 * scale_x,
+            (a2 + 0.5) * scale_x - 0.5,
+            b0 * scale_y,
+            b1 * scale_y,
+            (b2 + 0.5) * scale_y - 0.5,
+            0,
+            0,
+        ],
+        np.float32,
+    )
+
+
+def resolve_cache(config: InputConfig, num_images: int) -> str:
+    """Turns `--cache=auto` into `memory` or `none` by the free memory."""
+    if config.cache != "auto":
+        return config.cache
+    needed = num_images * 3 * config.image_size**2
+    return "memory" if needed <= _CACHE_SHARE * free_memory() else "none"
+
+
+def free_memory() -> int:
+    """Returns the bytes that this process may still take.
+
+    The smallest of what the machine has available and what is left of the
+    limits of the control groups around this process (a container's, a batch
+    job's).
+    """
+    free = psutil.virtual_memory().available
+    try:
+        # Version 2 has one line: 0::/path/of/the/group.
+        path = _OWN_GROUP.read_text().strip().partition("0::/")[2]
+    except OSError:
+        return free
+    group = _GROUPS / path
+    for folder in (group, *group.parents):
+        try:
+            limit = (folder / "memory.max").read_text().strip()
+            used = (folder / "memory.current").read_text()
+        except OSError:
+            # The root group has no limit; other systems have no groups.
+            continue
+        if limit != "max":
+            free = min(free, int(limit) - int(used))
+    return free
+
+
+def load_examples(source: Source, split: str, config: InputConfig) -> Examples:
+    """Reads a split and decodes all of it once.
+
+    Args:
+      source: the data set.
+      split: of it.
+      config: the image size; `cache`, with `auto` resolved for this split.
+
+    Raises:
+      UserError: an image can't be decoded, or the split is empty.
+    """
+    num_examples = source.split_sizes.get(split, 0)
+    if resolve_cache(config, num_examples) == "memory":
+        images, labels = _decode_all(source, split, config.image_size)
+    else:
+        images, labels = _spool(source, split, config.image_size)
+    if not len(labels):
+        raise UserError(f"{source.name} has no examples in split {split!r}")
+    return Examples(images, np.asarray(labels, np.int64))
+
+
+def _decoded(source: Source, split: str, decode_fn):
+    """Yields `(decoded, encoded, label)` in the split's order."""
+    examples = source.read(split)
+    results = examples.map(
+        lambda e: (decode_fn(e["image"]), e["image"], e["label"]),
+        num_parallel_calls=tf.data.AUTOTUNE,
+    ).as_numpy_iterator()
+    position = 0
+    while True:
+        try:
+            result = next(results)
+        except StopIteration:
+            return
+        except tf.errors.InvalidArgumentError as error:
+            broken = next(iter(examples.skip(position)))
+            raise _undecodable(source, split, broken) from error
+        yield result
+        position += 1
+
+
+def _undecodable(source: Source, split: str, example) -> UserError:
+    name = example["id"].numpy().decode()
+    try:
+        decode.decode_image(example["image"])
+        message = "it can't be resized"
+    except tf.errors.InvalidArgumentError as error:
+        message = decode.decoder_message(error)
+    return UserError(
+        f"{source.name}, split {split}: {name} can't be decoded ({message}); "
+        "--phase=prepare lists all such files"
+    )
+
+
+def _decode_all(source: Source, split: str, size: int):
+    source.check_split(split)
+    pixels = np.empty([source.split_sizes[split], size, size, 3], np.uint8)
+    labels = []
+    resize = functools.partial(decode.decode_and_resize, image_size=size)
+    for image, _, label in _decoded(source, split, resize):
+        pixels[len(labels)] = image
+        labels.append(label)
+    return DecodedImages(pixels[: len(labels)]), labels
+
+
+def _spool(source: Source, split: str, size: int):
+    """Copies the encoded images to a file that vanishes with the process."""
+    source.check_split(split)
+    labels, ends, ratios, end = [], [], [], 0
+    with tempfile.TemporaryFile(prefix="flowers17_tfdata_") as file:
+        for shape, encoded, label in _decoded(
+            source, split, lambda data: tf.shape(decode.decode_image(data))
+        ):
+            file.write(encoded)
+            end += len(encoded)
+            ends.append(end)
+            ratios.append(decode.reduction(*shape[:2], size))
+            labels.append(label)
+        file.flush()
+        # The mapping outlives the closed file; its pages are the system's
+        # cache, which it gives up when memory gets short.
+        data = np.memmap(file, np.uint8, "r") if end else np.empty(0, np.uint8)
+    ends, ratios = np.asarray(ends, np.int64), np.asarray(ratios, np.int64)
+    return EncodedImages(data, ends, ratios, size), labels

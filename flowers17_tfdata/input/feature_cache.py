@@ -1,0 +1,157 @@
+"""Features of the frozen backbone: computed once, kept in a file, batched."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pathlib
+import zipfile
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from flowers17_tfdata.config import InputConfig
+from flowers17_tfdata.errors import UserError, one_line
+from flowers17_tfdata.input import input_pipeline
+from flowers17_tfdata.input.input_pipeline import Batch
+
+
+class Features(NamedTuple):
+    """A split as the frozen backbone sees it.
+
+    Attributes:
+      values: float32 `[views, n, channels]`; view 0 is not augmented.
+      labels: int64 `[n]`.
+    """
+
+    values: np.ndarray
+    labels: np.ndarray
+
+
+def cache_key(parts: dict[str, Any]) -> str:
+    """Returns a hash, 32 hex digits, of all that the features depend on."""
+    text = json.dumps(parts, sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def load_or_compute(
+    path: pathlib.Path, compute: Callable[[], dict[str, np.ndarray]]
+) -> tuple[dict[str, np.ndarray], bool]:
+    """Reads arrays from a file, or computes them and writes it.
+
+    The file is whole or absent, whenever the process is killed; one that can't
+    be read (cut short by a full disk, say) is written anew.
+
+    Args:
+      path: of an .npz file whose name holds the `cache_key`.
+      compute: called where the file does not serve.
+
+    Returns:
+      The arrays, and whether they came from the file.
+
+    Raises:
+      UserError: the file can't be written.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}, True
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        pass
+    arrays = compute()
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            np.savez(file, **arrays)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(
+            f"the features can't be written to {path.parent}: {one_line(error)}"
+        ) from error
+    return arrays, False
+
+
+def make_train_dataset(
+    features: Features,
+    config: InputConfig,
+    *,
+    global_batch_size: int,
+    seed: int,
+    initial_epoch: int = 0,
+    input_context: tf.distribute.InputContext | None = None,
+) -> tf.data.Dataset:
+    """Makes the endless training pipeline over features.
+
+    Order and padding are those of `input_pipeline.make_train_dataset`. In each
+    epoch an example shows one of its views, the next one in the next epoch.
+
+    Args:
+      features: of the train split.
+      config: number of threads.
+      global_batch_size: examples a step over all replicas.
+      seed: of the order.
+      initial_epoch: the first epoch to produce, for a resumed run.
+      input_context: which of how many replicas; None: one replica, all of it.
+
+    Returns:
+      Dataset of `Batch` whose inputs are float32 `[batch, channels]`.
+    """
+    num_views, num_examples, _ = features.values.shape
+
+    def epoch_batches(epoch: tf.Tensor) -> tf.data.Dataset:
+        order = input_pipeline.epoch_order(num_examples, seed, epoch)
+        indices, weights = input_pipeline.replica_batches(
+            order, global_batch_size, input_context
+        )
+        views = (indices + epoch) % num_views
+        return tf.data.Dataset.from_tensor_slices((views, indices, weights))
+
+    epochs = tf.data.Dataset.range(initial_epoch, np.iinfo(np.int64).max)
+    return input_pipeline.finish(
+        epochs.flat_map(epoch_batches), _batch_maker(features), config
+    )
+
+
+def make_eval_dataset(
+    features: Features,
+    config: InputConfig,
+    *,
+    global_batch_size: int,
+    input_context: tf.distribute.InputContext | None = None,
+) -> tf.data.Dataset:
+    """Makes one pass over the clean view, in order, padded by weight 0.
+
+    Args and result as `make_train_dataset`.
+    """
+    indices, weights = input_pipeline.replica_batches(
+        tf.range(len(features.labels), dtype=tf.int64),
+        global_batch_size,
+        input_context,
+    )
+    batches = tf.data.Dataset.from_tensor_slices(
+        (tf.zeros_like(indices), indices, weights)
+    )
+    return input_pipeline.finish(batches, _batch_maker(features), config)
+
+
+def _batch_maker(features: Features):
+    # Where there is a GPU, constants would land in its memory.
+    with tf.device("CPU:0"):
+        values = tf.constant(features.values)
+        labels = tf.constant(features.labels)
+
+    def make_batch(views, indices, weights) -> Batch:
+        return Batch(
+            tf.gather_nd(values, tf.stack([views, indices], axis=-1)),
+            tf.gather(labels, indices),
+            weights,
+            tf.zeros([indices.shape[0], 0]),
+        )
+
+    return make_batch

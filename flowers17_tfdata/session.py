@@ -1,0 +1,149 @@
+"""What the phases of one process share, and its record in `config.json`."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import platform
+from typing import Any
+
+import cv2
+import keras
+import psutil
+import tensorflow as tf
+import tensorflow_datasets as tfds
+
+import flowers17_tfdata
+from flowers17_tfdata import config as config_lib
+from flowers17_tfdata.config import Config
+from flowers17_tfdata.data import sources
+from flowers17_tfdata.errors import ConfigError, UserError, one_line
+from flowers17_tfdata.input import examples, input_pipeline
+from flowers17_tfdata.models import backbones
+from flowers17_tfdata.results import metrics, terminal
+from flowers17_tfdata.training import precision
+from flowers17_tfdata.training import strategy as strategy_lib
+
+TRAINING_SPLITS = ("train", "validation")
+
+
+@dataclasses.dataclass(frozen=True)
+class Session:
+    """What the phases of one process share."""
+
+    config: Config
+    workdir: pathlib.Path
+    strategy: tf.distribute.Strategy
+    precision: str
+    source: sources.Source
+
+    @property
+    def compute_dtype(self) -> str:
+        """The dtype that the model computes in."""
+        return keras.config.dtype_policy().compute_dtype
+
+    def model_path(self, stage: str) -> pathlib.Path:
+        """Returns where a stage's model is saved."""
+        return self.workdir / f"model_{stage}.keras"
+
+
+def open_session(config: Config) -> Session:
+    """Makes the workdir, chooses the devices, opens the data set.
+
+    Raises:
+      UserError: any of it can't be had.
+    """
+    workdir = _make_workdir(config.workdir)
+    # Checked before minutes of data preparation and of training.
+    backbones.get_preprocess(config.model.backbone)
+    strategy = strategy_lib.get_strategy(config.runtime)
+    _check_batch_size(config, strategy.num_replicas_in_sync)
+    policy = precision.set_precision(config.runtime.precision)
+    tfds.disable_progress_bar()
+    terminal.say(f"{config.phase}: opening {config.data.dataset}")
+    source = sources.open_source(config.data)
+    # Settled once, so that a resumed run is held to what it started with.
+    num_images = sum(source.split_sizes.get(s, 0) for s in TRAINING_SPLITS)
+    resolved = dataclasses.replace(
+        config.input,
+        cache=examples.resolve_cache(config.input, num_images),
+        augment_on=input_pipeline.resolve_augment_on(config.input),
+    )
+    config = dataclasses.replace(config, input=resolved)
+    return Session(config, workdir, strategy, policy, source)
+
+
+def _check_batch_size(config: Config, num_replicas: int) -> None:
+    size = config.optimization.global_batch_size
+    if size % num_replicas:
+        raise ConfigError(
+            "--global_batch_size must be a multiple of the number of replicas "
+            f"({num_replicas}); got {size}"
+        )
+
+
+def _make_workdir(path: str) -> pathlib.Path:
+    workdir = pathlib.Path(path).expanduser()
+    probe = workdir / ".writable"
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(
+            f"--workdir {workdir} can't be written: {one_line(error)}"
+        ) from error
+    return workdir
+
+
+def write_config(session: Session) -> None:
+    """Writes `config.json`: resolved flags, versions, hardware."""
+    flags: dict[str, Any] = config_lib.to_values(session.config)
+    flags |= {"dataset": session.source.name, "precision": session.precision}
+    metrics.write_json(
+        session.workdir / "config.json",
+        {
+            "flags": flags,
+            "num_replicas": session.strategy.num_replicas_in_sync,
+            "versions": versions(),
+            "hardware": hardware(),
+        },
+    )
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions of what the results depend on."""
+    return {
+        "flowers17_tfdata": flowers17_tfdata.__version__,
+        "python": platform.python_version(),
+        "tensorflow": tf.__version__,
+        "keras": keras.__version__,
+        "tensorflow_datasets": tfds.__version__,
+        "opencv": cv2.__version__,
+    }
+
+
+def hardware() -> dict[str, Any]:
+    """Returns what the run's speed depends on."""
+    details = tf.config.experimental.get_device_details
+    return {
+        "machine": platform.machine(),
+        "processor": _processor_name(),
+        "cpu_cores": input_pipeline.num_cores(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "gpus": [
+            details(gpu).get("device_name", "GPU")
+            for gpu in tf.config.list_physical_devices("GPU")
+        ],
+    }
+
+
+def _processor_name() -> str:
+    try:
+        text = pathlib.Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return platform.processor()
+    for line in text.splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor()

@@ -1,0 +1,359 @@
+"""The two training stages of a run: their data, their models, their files."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from flowers17_tfdata import config as config_lib
+from flowers17_tfdata.errors import ConfigError, UserError
+from flowers17_tfdata.input import examples as examples_lib
+from flowers17_tfdata.input import feature_cache, input_pipeline
+from flowers17_tfdata.input.examples import Examples
+from flowers17_tfdata.input.feature_cache import Features
+from flowers17_tfdata.models import (
+    backbones,
+    batch_norm,
+    classifier,
+    folding,
+    freeze,
+)
+from flowers17_tfdata.results import metrics, terminal
+from flowers17_tfdata.session import (
+    TRAINING_SPLITS,
+    Session,
+    versions,
+    write_config,
+)
+from flowers17_tfdata.training import checkpoints, feature_extraction
+from flowers17_tfdata.training.loop import Stage, StageData
+
+# Images whose batch statistics batch-norm is calibrated by.
+_CALIBRATION_IMAGES = 512
+
+# Python's share of a step is milliseconds: nothing beside a CPU's seconds,
+# too much beside a GPU's step, most of the head's.
+_GPU_STEPS_PER_CALL = 10
+_HEAD_STEPS_PER_CALL = 100
+
+
+def _stage_folder(session: Session, stage: str) -> pathlib.Path:
+    return session.workdir / "checkpoints" / stage
+
+
+@dataclasses.dataclass(frozen=True)
+class _Splits:
+    """The two splits that training looks at."""
+
+    train: Examples
+    validation: Examples
+
+
+def _load_splits(session: Session) -> _Splits:
+    config, source = session.config, session.source
+    if not set(TRAINING_SPLITS) <= set(source.split_sizes):
+        raise UserError(
+            f"--dataset {source.name} must have the splits train and "
+            f"validation; it has {', '.join(source.split_sizes)}"
+        )
+    return _Splits(
+        *(
+            examples_lib.load_examples(source, split, config.input)
+            for split in TRAINING_SPLITS
+        )
+    )
+
+
+def _image_data(session: Session, splits: _Splits) -> StageData:
+    """Images, augmented anew in every epoch."""
+    config = session.config
+    preprocess = backbones.get_preprocess(config.model.backbone)
+    arguments = {
+        "global_batch_size": config.optimization.global_batch_size,
+        "compute_dtype": session.compute_dtype,
+    }
+
+    def make_train(initial_epoch, context):
+        return input_pipeline.make_train_dataset(
+            splits.train,
+            config.input,
+            preprocess,
+            seed=config.runtime.seed,
+            initial_epoch=initial_epoch,
+            input_context=context,
+            **arguments,
+        )
+
+    def make_validation(context):
+        return input_pipeline.make_eval_dataset(
+            splits.validation,
+            config.input,
+            preprocess,
+            input_context=context,
+            **arguments,
+        )
+
+    def make_calibration():
+        batches = input_pipeline.make_eval_dataset(
+            splits.train, config.input, preprocess, **arguments
+        )
+        size = config.optimization.global_batch_size
+        return batches.take(max(1, _CALIBRATION_IMAGES // size))
+
+    return StageData(
+        num_examples=splits.train.num_examples,
+        make_train=make_train,
+        make_validation=make_validation,
+        make_calibration=make_calibration if _calibrates(session) else None,
+        device_stage=input_pipeline.make_device_stage(
+            config.input, preprocess, session.compute_dtype
+        ),
+    )
+
+
+def _calibrates(session: Session) -> bool:
+    """Whether batch-norm has no pretrained statistics to keep."""
+    return session.config.model.weights == "none"
+
+
+def _feature_data(
+    session: Session, splits: _Splits, images: StageData, model: keras.Model
+) -> StageData:
+    """Features of the frozen backbone, from the workdir or computed now."""
+    config = session.config
+    if images.make_calibration:
+        batches = images.make_calibration()
+        batch_norm.calibrate(model, (images.device_stage(b) for b in batches))
+    extractor = classifier.get_feature_extractor(model)
+    key = feature_cache.cache_key(
+        {
+            "weights": feature_extraction.weights_digest(extractor),
+            "fold_batch_norm": config.model.fold_batch_norm,
+            "backbone": config.model.backbone,
+            "train": splits.train.images.digest(),
+            "validation": splits.validation.images.digest(),
+            "input": dataclasses.asdict(config.input) | {"input_threads": 0},
+            "seed": config.runtime.seed,
+            "precision": session.precision,
+            "versions": versions(),
+        }
+    )
+    path = session.workdir / "features" / f"{key}.npz"
+    start = time.perf_counter()
+    arrays, found = feature_cache.load_or_compute(
+        path,
+        lambda: _extract_views(session, splits, images, extractor),
+    )
+    terminal.say(
+        f"transfer: features of {config.input.feature_views} view(s) "
+        + (f"from {path}" if found else f"saved to {path}")
+        + f", {time.perf_counter() - start:.1f} s"
+    )
+    train = Features(arrays["train"], splits.train.labels)
+    validation = Features(arrays["validation"], splits.validation.labels)
+    size = config.optimization.global_batch_size
+
+    def make_train(initial_epoch, context):
+        return feature_cache.make_train_dataset(
+            train,
+            config.input,
+            global_batch_size=size,
+            seed=config.runtime.seed,
+            initial_epoch=initial_epoch,
+            input_context=context,
+        )
+
+    def make_validation(context):
+        return feature_cache.make_eval_dataset(
+            validation,
+            config.input,
+            global_batch_size=size,
+            input_context=context,
+        )
+
+    return StageData(splits.train.num_examples, make_train, make_validation)
+
+
+def _extract_views(
+    session: Session,
+    splits: _Splits,
+    images: StageData,
+    extractor: keras.Model,
+) -> dict[str, np.ndarray]:
+    config = session.config
+    preprocess = backbones.get_preprocess(config.model.backbone)
+    size = config.optimization.global_batch_size
+
+    def extract(examples: Examples, view: int, title: str) -> np.ndarray:
+        batches = session.strategy.distribute_datasets_from_function(
+            lambda context: input_pipeline.make_eval_dataset(
+                examples,
+                config.input,
+                preprocess,
+                global_batch_size=size,
+                compute_dtype=session.compute_dtype,
+                augmented_view=view,
+                seed=config.runtime.seed,
+                input_context=context,
+            )
+        )
+        return feature_extraction.extract_features(
+            extractor,
+            session.strategy,
+            batches,
+            images.device_stage,
+            title=f"features of {title}",
+            num_steps=input_pipeline.steps_per_epoch(
+                examples.num_examples, size
+            ),
+        )
+
+    views = config.input.feature_views
+    return {
+        "train": np.stack(
+            [
+                extract(splits.train, view, f"train, view {view + 1}/{views}")
+                for view in range(views)
+            ]
+        ),
+        "validation": extract(splits.validation, 0, "validation")[np.newaxis],
+    }
+
+
+def train_stages(session: Session, stages: Sequence[str]) -> None:
+    """Runs each stage to its saved model, or finds it done.
+
+    Refuses changed flags before anything is read, trained or written.
+    """
+    keys = {stage: _checked_resume_key(session, stage) for stage in stages}
+    splits = None
+    for stage in stages:
+        done = (_stage_folder(session, stage) / "done.json").exists()
+        if done and session.model_path(stage).exists():
+            terminal.say(f"{stage}: already done in {session.workdir}")
+            continue
+        if splits is None:
+            write_config(session)
+            splits = _load_splits(session)
+        _run_stage(session, stage, splits, keys[stage])
+
+
+def _checked_resume_key(session: Session, stage: str) -> dict[str, Any]:
+    config = session.config
+    key = checkpoints.resume_key(
+        config, stage, session.source.name, session.precision
+    )
+    for earlier in config_lib.STAGES[: config_lib.STAGES.index(stage) + 1]:
+        # A fine-tuned model stands on the transfer stage of the same flags.
+        if earlier == stage or not config.model.init_from:
+            checkpoints.check_resume_key(
+                _stage_folder(session, earlier), key, session.workdir
+            )
+    return key
+
+
+def _run_stage(
+    session: Session, stage: str, splits: _Splits, key: dict[str, Any]
+) -> None:
+    workdir, config = session.workdir, session.config
+    folder = _stage_folder(session, stage)
+    start = time.perf_counter()
+    model = _build_stage_model(session, stage)
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoints.write_resume_key(folder, key)
+    data, trained, steps_per_call = _image_data(session, splits), model, 1
+    on_features = stage == "transfer" and config.input.feature_views > 0
+    if on_features:
+        data = _feature_data(session, splits, data, model)
+        with session.strategy.scope():
+            trained = classifier.get_head(model)
+        steps_per_call = _HEAD_STEPS_PER_CALL
+    elif tf.config.list_physical_devices("GPU"):
+        steps_per_call = _GPU_STEPS_PER_CALL
+    runner = Stage(
+        stage,
+        config,
+        workdir,
+        trained,
+        session.strategy,
+        data,
+        steps_per_call,
+        xla_update=on_features,
+    )
+    result = runner.run()
+    if stage == "finetune" and config.model.fold_batch_norm:
+        # --weights=none: its batch-norm has been trained until now.
+        with session.strategy.scope():
+            model = folding.fold_batch_norm(model)
+    _save_model(model, session.model_path(stage))
+    metrics.write_json(folder / "done.json", dataclasses.asdict(result))
+    terminal.say(
+        f"{stage}: best epoch {result.best_epoch}, validation accuracy "
+        f"{result.validation_accuracy:.4f}; {result.seconds:.0f} s in epochs, "
+        f"{time.perf_counter() - start:.0f} s in this process; saved "
+        f"{session.model_path(stage)}"
+    )
+
+
+def _build_stage_model(session: Session, stage: str) -> keras.Model:
+    config = session.config
+    num_classes = len(session.source.class_names)
+    with session.strategy.scope():
+        if stage == "transfer":
+            model = classifier.build_classifier(
+                config.model,
+                image_size=config.input.image_size,
+                num_classes=num_classes,
+                seed=config.runtime.seed,
+            )
+            freeze.freeze_all(classifier.get_backbone(model))
+            return model
+        path = config.model.init_from or session.model_path("transfer")
+        if not pathlib.Path(path).exists() and not config.model.init_from:
+            raise UserError(
+                f"--phase=finetune needs {path}: run --phase=transfer in this "
+                "--workdir first, or pass --init_from"
+            )
+        model = classifier.load_classifier(path, "--init_from")
+        classifier.check_classifier(
+            model, path, config.input.image_size, num_classes
+        )
+        classifier.check_backbone(model, path, config.model.backbone)
+        _check_policy(model, path, session.precision)
+        pretrained = not _calibrates(session)
+        if pretrained and config.model.fold_batch_norm:
+            model = folding.fold_batch_norm(model)
+        unfreeze = config.model.unfreeze_from
+        if unfreeze == "auto" and not pretrained:
+            # Nothing in a random network is worth freezing.
+            unfreeze = "all"
+        freeze.unfreeze_from(
+            classifier.get_backbone(model),
+            unfreeze,
+            keep_batch_norm=pretrained,
+        )
+        return model
+
+
+def _check_policy(model: keras.Model, path: object, policy: str) -> None:
+    own = model.get_layer("pooler").dtype_policy.name
+    if own != policy:
+        raise ConfigError(
+            f"--precision must be {own}, which {path} was trained in; got "
+            f"{policy}"
+        )
+
+
+def _save_model(model: keras.Model, path: pathlib.Path) -> None:
+    # Keras wants the suffix; the rename makes it whole or absent.
+    temporary = path.with_name("incomplete_" + path.name)
+    model.save(temporary)
+    os.replace(temporary, path)

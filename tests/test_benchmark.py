@@ -1,0 +1,166 @@
+"""The benchmark: its arithmetic, its rows, and the stock Keras process."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+
+import keras
+import pytest
+
+from flowers17_tfdata import cli
+from flowers17_tfdata.benchmark import ceilings, run, stock_keras, timing
+from flowers17_tfdata.benchmark.timing import Row
+from flowers17_tfdata.config import InputConfig
+from flowers17_tfdata.data import synthetic
+from flowers17_tfdata.errors import UserError
+
+
+def test_rate_runs_for_the_least_time_and_divides_by_the_whole(monkeypatch):
+    monkeypatch.setattr(timing, "MIN_SECS", 1.0)
+    now = iter([0.0, 0.4, 0.8, 1.6])
+    assert timing.rate(lambda: 8, clock=lambda: next(now)) == 24 / 1.6
+
+
+def test_rounds_take_turns_and_the_first_is_not_recorded():
+    calls = []
+
+    def make(name, values):
+        values = iter(values)
+
+        def measure():
+            calls.append(name)
+            return next(values)
+
+        return measure
+
+    rows = [Row("a", make("a", [9, 1, 2])), Row("b", make("b", [9, 3, 4]))]
+    timing.measure_in_turns(rows, 2, lambda row: None)
+    assert calls == ["a", "b"] * 3
+    assert [row.runs for row in rows] == [[1, 2], [3, 4]]
+
+
+def test_ratio_is_the_median_of_the_rounds_ratios():
+    # A machine that slowed down for a round: both rows did.
+    slow = Row("slow", lambda: 0, runs=[10.0, 1.0, 10.0])
+    fast = Row("fast", lambda: 0, "slow", "slow", "x", [20.0, 3.0, 20.0])
+    alone = Row("alone", lambda: 0, relative_to="absent", runs=[1.0, 2.0, 3.0])
+    by_stage = {r["stage"]: r for r in timing.to_json([slow, fast, alone])}
+    assert by_stage["fast"]["ratio"] == 2.0
+    assert by_stage["fast"]["share_of_ceiling"] == 2.0
+    assert by_stage["alone"]["images_per_sec"] == 2.0
+    assert by_stage["alone"]["relative_to"] is None
+    assert by_stage["alone"]["ratio"] is None
+
+
+def test_flop_of_known_layers():
+    inputs = keras.Input([8, 8, 4])
+    x = keras.layers.Conv2D(6, 3, padding="same", name="conv")(inputs)
+    x = keras.layers.DepthwiseConv2D(3, padding="same", name="depthwise")(x)
+    x = keras.layers.SeparableConv2D(5, 1, name="separable")(x)
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    model = keras.Model(inputs, keras.layers.Dense(7)(x))
+    conv = 2 * 3 * 3 * 4 * 6 * 64
+    depthwise = 2 * 3 * 3 * 6 * 64
+    separable = 2 * (6 + 6 * 5) * 64
+    dense = 2 * 5 * 7
+    forward = conv + depthwise + separable + dense
+    assert ceilings.forward_flop(model) == forward
+    assert ceilings.step_flop(model) == 3 * forward
+    model.get_layer("conv").trainable = False
+    assert ceilings.step_flop(model) == 3 * forward - 2 * conv
+
+
+def test_inception_v3_takes_its_published_flop():
+    # 5.7 billion multiply-adds at 299 pixels.
+    model = keras.applications.InceptionV3(
+        include_top=False, weights=None, input_shape=(299, 299, 3)
+    )
+    assert 11.2e9 < ceilings.forward_flop(model) < 11.6e9
+
+
+@pytest.mark.parametrize("slower", ["model/step", "input/cached"])
+def test_bottleneck_is_the_slower_one(slower):
+    rows = {
+        name: {
+            "stage": name,
+            "images_per_sec": 5.0 if name == slower else 10.0,
+            "moved_by": f"--flag_of_{name}",
+        }
+        for name in ("train/finetune", "model/step", "input/cached")
+    }
+    line = run.bottleneck(rows)
+    assert f"limited by {slower}" in line
+    assert f"--flag_of_{slower}" in line
+
+
+@contextlib.contextmanager
+def _fake_worker(work):
+    assert len(list(work.images.glob("*/*.jpg"))) == 800
+    assert len(list(work.images.iterdir())) == 17 == work.num_classes
+    yield lambda stage: float(stock_keras.STAGES.index(stage) + 1)
+
+
+def test_phase_measures_every_stage(
+    tmp_path, data_dir, tiny_backbone, monkeypatch, capsys
+):
+    monkeypatch.setattr(timing, "MIN_SECS", 0.01)
+    monkeypatch.setattr(stock_keras, "open_worker", _fake_worker)
+    code = cli.main(
+        [
+            "main.py",
+            "--phase=benchmark",
+            "--dataset=oxford_flowers17/synthetic",
+            f"--data_dir={data_dir}",
+            f"--workdir={tmp_path}",
+            f"--backbone={tiny_backbone}",
+            "--image_size=32",
+            "--global_batch_size=8",
+            "--benchmark_runs=3",
+            "--strategy=default",
+        ]
+    )
+    output = capsys.readouterr()
+    assert code == 0, output.err
+    result = json.loads((tmp_path / "benchmark.json").read_text())
+    rows = {row["stage"]: row for row in result["rows"]}
+    assert rows["input/keras_layers"]["runs"] == [2.0] * 3
+    assert rows["model/keras_fit"]["images_per_sec"] == 4.0
+    for row in rows.values():
+        assert len(row["runs"]) == 3
+        assert min(row["runs"]) > 0
+        for key in ("relative_to", "ceiling"):
+            assert row[key] is None or row[key] in rows
+    forward = rows["model/forward"]
+    assert forward["relative_to"] == "model/keras_predict"
+    assert forward["ratio"] == pytest.approx(forward["images_per_sec"] / 3)
+    assert {"processor", "cpu_cores"} <= set(result["hardware"])
+    assert "limited by" in output.out
+    assert not list(tmp_path.glob("*_benchmark"))
+
+
+@pytest.fixture
+def class_folders(tmp_path):
+    images = itertools.islice(synthetic.iter_synthetic_images(), 8)
+    for position, (_, encoded) in enumerate(images):
+        folder = tmp_path / f"{position % 2:04d}"
+        folder.mkdir(exist_ok=True)
+        (folder / f"{position}.jpg").write_bytes(encoded)
+    return tmp_path
+
+
+def test_stock_keras_answers_from_its_own_process(class_folders, monkeypatch):
+    pytest.importorskip("PIL", reason="ImageDataGenerator reads by Pillow")
+    monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "1")
+    work = stock_keras.Work(
+        images=class_folders,
+        num_classes=2,
+        backbone="mobilenet",
+        batch_size=4,
+        input=InputConfig(image_size=32),
+    )
+    with stock_keras.open_worker(work) as measure:
+        assert measure("image_data_generator") > 0
+        with pytest.raises(UserError, match="stock Keras, nonsense"):
+            measure("nonsense")

@@ -1,0 +1,248 @@
+"""Stages on cached features, on folded models, and under a profiler."""
+
+from __future__ import annotations
+
+import pathlib
+
+import keras
+import numpy as np
+import pytest
+
+from flowers17_tfdata import cli
+from flowers17_tfdata.models import batch_norm, classifier
+from flowers17_tfdata.models.backbones import build_backbone
+from flowers17_tfdata.results import metrics
+from flowers17_tfdata.training import loop
+
+
+@pytest.fixture
+def weights(tmp_path, tiny_backbone) -> pathlib.Path:
+    """Pretrained weights whose batch-norm is not the identity."""
+    keras.utils.set_random_seed(3)
+    backbone = build_backbone(tiny_backbone, 32, "none")
+    rng = np.random.default_rng(3)
+    for layer in batch_norm.batch_norm_layers(backbone):
+        layer.set_weights(
+            [rng.uniform(0.5, 1.5, w.shape) for w in layer.get_weights()]
+        )
+    path = tmp_path / "tiny.weights.h5"
+    backbone.save_weights(path)
+    return path
+
+
+@pytest.fixture
+def run(tmp_path, data_dir, dummy_archive, tiny_backbone, weights, capsys):
+    """Returns `run(workdir, *flags) -> stdout`."""
+
+    def run(workdir, *flags):
+        code = cli.main(
+            [
+                "main.py",
+                f"--workdir={tmp_path / workdir}",
+                f"--data_dir={data_dir}",
+                f"--archive={dummy_archive}",
+                f"--backbone={tiny_backbone}",
+                f"--weights={weights}",
+                "--image_size=32",
+                "--head_units=16",
+                "--global_batch_size=64",
+                "--transfer_epochs=3",
+                "--finetune_epochs=1",
+                "--strategy=default",
+                *flags,
+            ]
+        )
+        out, err = capsys.readouterr()
+        assert code == 0, err
+        return out
+
+    return run
+
+
+def _weights(path) -> list[np.ndarray]:
+    return keras.models.load_model(path, compile=False).get_weights()
+
+
+def _assert_equal(path_a, path_b, **tolerance) -> None:
+    for a, b in zip(_weights(path_a), _weights(path_b), strict=True):
+        np.testing.assert_allclose(a, b, **tolerance)
+
+
+def test_features_are_computed_once_and_kept(run, tmp_path):
+    out = run("a", "--phase=transfer", "--feature_views=2")
+    (file,) = (tmp_path / "a" / "features").iterdir()
+    assert f"features of 2 view(s) saved to {file}" in out
+    with np.load(file) as arrays:
+        assert arrays["train"].shape == (2, 800, 16)
+        assert arrays["validation"].shape == (1, 260, 16)
+        # The second view is augmented.
+        assert not np.allclose(arrays["train"][0], arrays["train"][1])
+
+    (tmp_path / "b").mkdir()
+    (tmp_path / "a" / "features").rename(tmp_path / "b" / "features")
+    out = run("b", "--phase=transfer", "--feature_views=2")
+    kept = tmp_path / "b" / "features" / file.name
+    assert f"features of 2 view(s) from {kept}" in out
+    _assert_equal(
+        tmp_path / "a" / "model_transfer.keras",
+        tmp_path / "b" / "model_transfer.keras",
+        rtol=0,
+    )
+
+    out = run("c", "--phase=transfer", "--feature_views=2", "--rotation=5")
+    (other,) = (tmp_path / "c" / "features").iterdir()
+    assert other.name != file.name
+
+
+def test_one_clean_view_is_transfer_without_augmentation(run, tmp_path):
+    run("cached", "--phase=transfer", "--feature_views=1", "--dropout=0")
+    run(
+        "online",
+        "--phase=transfer",
+        "--feature_views=0",
+        "--augmentation=none",
+        "--dropout=0",
+    )
+    assert not (tmp_path / "online" / "features").exists()
+    _assert_equal(
+        tmp_path / "cached" / "model_transfer.keras",
+        tmp_path / "online" / "model_transfer.keras",
+        rtol=1e-3,
+        atol=1e-5,
+    )
+
+
+class _Killed(Exception):
+    """Stands in for a kill at a chosen moment."""
+
+
+def test_killed_transfer_resumes_exactly(run, tmp_path, monkeypatch):
+    flags = ["--phase=transfer", "--feature_views=2"]
+    run("whole", *flags)
+    original = loop.Stage._run_epoch
+
+    def killed(self, epoch, *args):
+        if epoch == 2:
+            raise _Killed
+        original(self, epoch, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Stage, "_run_epoch", killed)
+        with pytest.raises(_Killed):
+            run("killed", *flags)
+    assert "resuming after epoch 2" in run("killed", *flags)
+    _assert_equal(
+        tmp_path / "whole" / "model_transfer.keras",
+        tmp_path / "killed" / "model_transfer.keras",
+        rtol=0,
+    )
+
+
+def test_folded_training_is_equal_before_and_plain_after(run, tmp_path):
+    run("folded", "--phase=transfer")
+    run("unfolded", "--phase=transfer", "--nofold_batch_norm")
+    images = np.random.default_rng(0).uniform(-1, 1, [4, 32, 32, 3])
+    folded, unfolded = (
+        keras.models.load_model(tmp_path / name / "model_transfer.keras")
+        for name in ("folded", "unfolded")
+    )
+    assert batch_norm.batch_norm_layers(unfolded)
+    np.testing.assert_allclose(
+        folded(images), unfolded(images), rtol=1e-3, atol=1e-4
+    )
+
+    run("folded", "--phase=finetune", "--unfreeze_from=block2")
+    tuned = keras.models.load_model(tmp_path / "folded/model_finetune.keras")
+    for model in (folded, tuned):
+        assert not batch_norm.batch_norm_layers(model)
+    before, after = (
+        classifier.get_backbone(m).get_layer("block2_conv").get_weights()
+        for m in (folded, tuned)
+    )
+    for a, b in zip(before, after, strict=True):
+        assert not np.array_equal(a, b)
+    frozen = [
+        classifier.get_backbone(m).get_layer("block1_conv").get_weights()
+        for m in (folded, tuned)
+    ]
+    for a, b in zip(*frozen, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+    # An unfolded model is folded where it is loaded.
+    run(
+        "unfolded_first",
+        "--phase=finetune",
+        f"--init_from={tmp_path / 'unfolded' / 'model_transfer.keras'}",
+    )
+    model = keras.models.load_model(
+        tmp_path / "unfolded_first" / "model_finetune.keras"
+    )
+    assert not batch_norm.batch_norm_layers(model)
+    out = run("unfolded", "--phase=evaluate")
+    same = run("unfolded", "--phase=evaluate", "--nofold_batch_norm")
+    assert out.splitlines()[-1] == same.splitlines()[-1]
+
+
+def test_trained_batch_norm_is_folded_in_the_end(run, tmp_path):
+    run("random", "--weights=none", "--phase=transfer")
+    run("random", "--weights=none", "--phase=finetune")
+    transfer, finetune = (
+        keras.models.load_model(tmp_path / "random" / f"model_{name}.keras")
+        for name in ("transfer", "finetune")
+    )
+    assert batch_norm.batch_norm_layers(transfer)
+    assert not batch_norm.batch_norm_layers(finetune)
+    run("random", "--weights=none", "--phase=evaluate", "--split=validation")
+    evaluation = metrics.read_json(tmp_path / "random" / "evaluation.json")
+    lines = metrics.read_metrics(tmp_path / "random" / "metrics.jsonl")
+    assert evaluation["accuracy"] == pytest.approx(
+        lines[-1]["validation_accuracy"]
+    )
+
+
+def test_steps_per_call_changes_nothing(run, tmp_path):
+    for steps in (1, 5):
+        run(
+            f"steps{steps}",
+            "--phase=transfer",
+            "--feature_views=0",
+            "--transfer_epochs=1",
+            f"--steps_per_call={steps}",
+        )
+    _assert_equal(
+        tmp_path / "steps1" / "model_transfer.keras",
+        tmp_path / "steps5" / "model_transfer.keras",
+        rtol=1e-5,
+        atol=1e-6,
+    )
+
+
+def test_profile_is_written(run, tmp_path):
+    out = run(
+        "profiled",
+        "--phase=transfer",
+        "--feature_views=0",
+        "--transfer_epochs=1",
+        "--profile_steps=2,3",
+    )
+    folder = tmp_path / "profiled" / "tensorboard" / "transfer"
+    assert f"profile written to {folder}" in out
+    (profile,) = folder.rglob("*.xplane.pb")
+    assert profile.stat().st_size > 0
+
+
+def test_augmenting_on_the_device_trains_the_same(run, tmp_path):
+    for place in ("host", "device"):
+        run(
+            place,
+            "--phase=transfer",
+            "--feature_views=0",
+            "--transfer_epochs=1",
+            f"--augment_on={place}",
+        )
+    # OpenCV rounds to uint8 and to 1/32 pixel.
+    _assert_equal(
+        tmp_path / "host" / "model_transfer.keras",
+        tmp_path / "device" / "model_transfer.keras",
+        atol=0.02,
+    )

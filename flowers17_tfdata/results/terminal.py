@@ -28,7 +28,9 @@ def show_table(
     table = rich.table.Table(title=title, title_justify="left")
     for k, name in enumerate(columns):
         numeric = bool(rows) and not isinstance(rows[0][k], str)
-        table.add_column(name, justify="right" if numeric else "left")
+        table.add_column(
+            name, justify="right" if numeric else "left", no_wrap=k == 0
+        )
     for row in rows:
         table.add_row(*(_shown(value) for value in row))
     get_console().print(table)

@@ -33,6 +33,15 @@ ROOT = pathlib.Path(__file__).parents[1]
         ("--num_virtual_devices=3", "--global_batch_size must be a multiple"),
         ("--workdir=", "--workdir must name a folder"),
         ("--dataset=", "--dataset must name"),
+        ("--cache=disk", "--cache must be one of auto, memory, none; got"),
+        ("--augment_on=gpu", "--augment_on must be one of auto, host, device"),
+        ("--feature_views=-1", "--feature_views must be at least 0; got -1"),
+        ("--xla=maybe", "--xla must be one of auto, on, off; got 'maybe'"),
+        ("--steps_per_call=-1", "--steps_per_call must be at least 0"),
+        ("--input_threads=300", "--input_threads must be at most 256; got 300"),
+        ("--intra_op_threads=-2", "--intra_op_threads must be at least 0"),
+        ("--inter_op_threads=x", "--inter_op_threads"),
+        ("--benchmark_runs=0", "--benchmark_runs must be at least 1; got 0"),
         ("--flagfile=no/such.flags", "--flagfile"),
         ("stray", "every argument must be a --flag=value; got 'stray'"),
     ],
@@ -48,7 +57,50 @@ def test_bad_flags_exit_2_with_one_line(argument, expected, capsys):
     assert expected in err
 
 
+@pytest.mark.parametrize(
+    "steps",
+    [
+        "3",
+        "3,",
+        ",3",
+        "3,2",
+        "0,1",
+        "-1,2",
+        "1,2,3",
+        "1, 2",
+        "1.0,2",
+        "a,b",
+        "١,٢",
+    ],
+)
+def test_bad_profile_steps_exit_2_with_one_line(steps, capsys):
+    assert cli.main(["main.py", f"--profile_steps={steps}"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == (
+        "error: --profile_steps must be FIRST,LAST with 1 <= FIRST <= LAST; "
+        f"got {steps!r}\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("steps", "expected"),
+    [("", None), ("1,1", (1, 1)), ("2,10", (2, 10)), ("9,10", (9, 10))],
+)
+def test_profile_steps(steps, expected):
+    config = flags.parse(["main.py", f"--profile_steps={steps}"])
+    assert config_lib.profile_range(config.runtime) == expected
+
+
 def test_contradicting_flags():
+    with pytest.raises(ConfigError, match="--augment_on=device goes with"):
+        flags.parse(["main.py", "--augment_on=device", "--augmentation=keras"])
+    for augmentation in ("keras", "none"):
+        flag = f"--augmentation={augmentation}"
+        with pytest.raises(ConfigError, match=f"--feature_views.*got {flag}"):
+            flags.parse(["main.py", "--feature_views=2", flag])
+        # One view is the clean one: not augmented anyway.
+        flags.parse(["main.py", "--feature_views=1", flag])
     with pytest.raises(ConfigError, match="--archive goes with"):
         flags.parse(["main.py", "--dataset=mnist", "--archive=x"])
     with pytest.raises(ConfigError, match="--model goes with"):

@@ -93,6 +93,8 @@ def test_train_leaves_all_its_files(run, tmp_path):
     assert config["flags"]["backbone"] == "tiny_net"
     assert config["flags"]["dataset"] == "oxford_flowers17/seeded/1.0.0"
     assert config["flags"]["precision"] != "auto"
+    assert config["flags"]["cache"] == "memory"
+    assert config["flags"]["augment_on"] == "host"
     assert config["versions"]["tensorflow"] == tf.__version__
     assert config["hardware"]["cpu_cores"] >= 1
 
@@ -183,6 +185,7 @@ def test_phases_one_by_one_and_from_another_model(run, tmp_path):
         (["--dataset=oxford_flowers71", "--archive="], 2, "--dataset"),
         (["--dataset=oxford_flowers17/none"], 2, "--dataset"),
         (["--workdir=/dev/null/x"], 1, "--workdir /dev/null/x can't be"),
+        (["--intra_op_threads=3"], 2, "--intra_op_threads=3 comes too late"),
         (["--phase=evaluate"], 1, "holds no model_finetune.keras"),
         (["--phase=evaluate", "--model=no.keras"], 1, "--model no.keras"),
         (["--phase=finetune", "--init_from=no.keras"], 1, "--init_from"),
@@ -228,7 +231,11 @@ def test_two_virtual_devices_in_a_fresh_process(
     script = (
         "import keras, sys; from tests import fakes; "
         "keras.applications.TinyNet = fakes.TinyNet; "
-        "from flowers17_tfdata import cli; sys.exit(cli.main(sys.argv))"
+        "from flowers17_tfdata import cli; code = cli.main(sys.argv); "
+        "import tensorflow as tf; threading = tf.config.threading; "
+        "assert threading.get_intra_op_parallelism_threads() == 1; "
+        "assert threading.get_inter_op_parallelism_threads() == 3; "
+        "sys.exit(code)"
     )
     result = subprocess.run(
         [
@@ -246,6 +253,10 @@ def test_two_virtual_devices_in_a_fresh_process(
             "--transfer_epochs=1",
             "--finetune_epochs=1",
             "--num_virtual_devices=2",
+            "--augment_on=device",
+            "--steps_per_call=7",
+            "--intra_op_threads=1",
+            "--inter_op_threads=3",
         ],
         cwd=ROOT,
         capture_output=True,

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from flowers17_tfdata import config as config_lib
 from flowers17_tfdata.config import (
     Config,
     InputConfig,
@@ -20,8 +21,11 @@ from flowers17_tfdata.config import (
 )
 from flowers17_tfdata.errors import ConfigError, UserError
 from flowers17_tfdata.input import input_pipeline
+from flowers17_tfdata.models import classifier
 from flowers17_tfdata.results import metrics
 from flowers17_tfdata.training import checkpoints, loop, optimizers
+from flowers17_tfdata.training.profiler import Profiler
+from flowers17_tfdata.training.trainer import Trainer
 from tests import fakes
 
 OPTIMIZATION = OptimizationConfig(
@@ -161,6 +165,7 @@ def test_best_epoch_is_what_the_model_holds_in_the_end(tmp_path):
     stage = _stage(tmp_path)
     result = stage.run()
     lines = metrics.read_metrics(tmp_path / "metrics.jsonl")
+    assert all(0 < line["data_wait_fraction"] < 1 for line in lines)
     best = max(
         lines, key=lambda x: (x["validation_accuracy"], -x["validation_loss"])
     )
@@ -196,21 +201,174 @@ def test_nan_stops_with_the_flag_to_turn_and_keeps_the_checkpoint(tmp_path):
     assert all(np.all(np.isfinite(w)) for w in _weights(again))
 
 
-def test_two_replicas_run_the_same_epochs(tmp_path, mirrored_strategy):
+@pytest.mark.parametrize(
+    # The host rounds augmented pixels.
+    ("augment_on", "tolerance"),
+    [("host", 1e-4), ("device", 2e-3)],
+)
+def test_two_replicas_run_the_same_epochs(
+    tmp_path, mirrored_strategy, augment_on, tolerance
+):
     """Without dropout, whose masks differ; 40 examples leave a padded step."""
     config = dataclasses.replace(CONFIG, model=ModelConfig(dropout=0.0))
-    for name, strategy in (("one", None), ("two", mirrored_strategy)):
-        (tmp_path / name).mkdir()
-        _stage(tmp_path / name, config, strategy).run()
+    _stage(tmp_path / "one", config).run()
+    config = dataclasses.replace(
+        config, input=dataclasses.replace(CONFIG.input, augment_on=augment_on)
+    )
+    _stage(tmp_path / "two", config, mirrored_strategy).run()
     one, two = (
         metrics.read_metrics(tmp_path / name / "metrics.jsonl")
         for name in ("one", "two")
     )
     for a, b in zip(one, two, strict=True):
-        assert a["train_loss"] == pytest.approx(b["train_loss"], rel=1e-4)
-        assert a["validation_loss"] == pytest.approx(
-            b["validation_loss"], rel=1e-4
+        for name in ("train_loss", "validation_loss"):
+            assert a[name] == pytest.approx(b[name], rel=tolerance)
+
+
+def test_waiting_is_a_share_of_the_epoch(tmp_path):
+    stage = _stage(tmp_path)
+    train_steps = stage._trainer.train_steps
+
+    def waiting(batches, num_steps):
+        totals = train_steps(batches, num_steps)
+        return totals._replace(wait_secs=tf.constant(2.0))
+
+    stage._trainer.train_steps = waiting
+    stage.run()
+    for line in metrics.read_metrics(tmp_path / "metrics.jsonl"):
+        train_secs = 40 / line["images_per_sec"]
+        assert train_secs < line["seconds"]
+        # 3 steps an epoch.
+        assert line["data_wait_fraction"] == pytest.approx(6 / train_secs)
+
+
+@pytest.mark.parametrize("steps", [2, 7])
+def test_steps_per_call_changes_nothing(tmp_path, steps):
+    """Of 3 steps an epoch, 2 leave one; 7 do not run into the next."""
+    stages = []
+    for count in (1, steps):
+        runtime = dataclasses.replace(CONFIG.runtime, steps_per_call=count)
+        config = dataclasses.replace(CONFIG, runtime=runtime)
+        stages.append(_stage(tmp_path / str(count), config))
+        stages[-1].run()
+    for a, b in zip(*map(_weights, stages), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+    one, many = (
+        metrics.read_metrics(tmp_path / str(count) / "metrics.jsonl")
+        for count in (1, steps)
+    )
+    assert [line["step"] for line in many] == [3, 6, 9, 12]
+    for a, b in zip(one, many, strict=True):
+        assert a["train_loss"] == pytest.approx(b["train_loss"], rel=1e-5)
+        assert a["train_accuracy"] == b["train_accuracy"]
+
+
+def test_flag_goes_before_the_stages_own_steps_per_call(tmp_path):
+    assert _stage(tmp_path, steps_per_call=9)._steps_per_call == 9
+    runtime = dataclasses.replace(CONFIG.runtime, steps_per_call=2)
+    config = dataclasses.replace(CONFIG, runtime=runtime)
+    assert _stage(tmp_path, config, steps_per_call=9)._steps_per_call == 2
+
+
+def _make_batch_norm_model(backbone):
+    def make_model(dropout):
+        return classifier.build_classifier(
+            ModelConfig(
+                backbone=backbone, weights="none", head_units=8, dropout=dropout
+            ),
+            image_size=fakes.IMAGE_SIZE,
+            num_classes=fakes.NUM_CLASSES,
+            seed=0,
         )
+
+    return make_model
+
+
+@pytest.mark.parametrize("augment_on", ["host", "device"])
+def test_trained_batch_norm_is_saved_with_the_datas_statistics(
+    tmp_path, tiny_backbone, augment_on
+):
+    """Those of the best epoch's weights, of images as evaluation sees them."""
+    config = dataclasses.replace(
+        CONFIG, input=dataclasses.replace(CONFIG.input, augment_on=augment_on)
+    )
+    stage = _stage(
+        tmp_path, config, make_model=_make_batch_norm_model(tiny_backbone)
+    )
+    stage.run()
+    backbone = classifier.get_backbone(stage._model)
+    convolution = backbone.get_layer("block1_conv")
+    pixels = fakes.make_noise_examples(40).images.pixels
+    # 40 images in batches of 16: the first 8 fill the last one up.
+    images = _preprocess(np.concatenate([pixels, pixels[:8]], dtype="float32"))
+    values = keras.ops.convert_to_numpy(convolution(images))
+    norm = backbone.get_layer("block1_bn")
+    np.testing.assert_allclose(
+        norm.moving_mean, values.mean((0, 1, 2)), atol=1e-4
+    )
+    np.testing.assert_allclose(
+        norm.moving_variance, values.var((0, 1, 2)), rtol=1e-3
+    )
+
+
+@pytest.mark.parametrize(
+    ("xla", "gpus", "step", "update"),
+    [
+        ("auto", [], False, True),
+        ("auto", ["gpu"], True, True),
+        ("on", [], True, True),
+        ("off", ["gpu"], False, False),
+    ],
+)
+def test_what_is_compiled(tmp_path, monkeypatch, xla, gpus, step, update):
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: gpus)
+    given = {}
+
+    def make_trainer(**kwargs):
+        given.update(kwargs)
+        return Trainer(**kwargs)
+
+    monkeypatch.setattr(loop, "Trainer", make_trainer)
+    runtime = dataclasses.replace(CONFIG.runtime, xla=xla)
+    config = dataclasses.replace(CONFIG, runtime=runtime)
+    _stage(tmp_path, config, xla_update=True)
+    assert (given["xla"], given["xla_update"]) == (step, update)
+    _stage(tmp_path, config)
+    assert given["xla_update"] is False
+
+
+@pytest.mark.parametrize(
+    ("steps", "counts", "expected"),
+    [
+        ((2, 3), [1] * 5, "-+--.--"),
+        ((1, 1), [1] * 3, "+-.--"),
+        # Whole calls are profiled.
+        ((2, 3), [10, 10], "+-.-"),
+        ((12, 25), [10, 10, 10, 10], "-+--.-"),
+        # The stage ends first, or never gets there.
+        ((2, 9), [1] * 3, "-+--."),
+        ((9, 9), [1] * 3, "---"),
+        (None, [1] * 3, "---"),
+    ],
+)
+def test_profiled_steps(tmp_path, monkeypatch, capsys, steps, counts, expected):
+    """`+` starts the profile, `-` is a call of steps, `.` writes it."""
+    log = []
+    monkeypatch.setattr(
+        tf.profiler.experimental, "start", lambda folder: log.append("+")
+    )
+    monkeypatch.setattr(
+        tf.profiler.experimental, "stop", lambda: log.append(".")
+    )
+    profiler = Profiler(steps, tmp_path)
+    for count in counts:
+        profiler.before(count)
+        log.append("-")
+        profiler.after(count)
+    profiler.stop()
+    assert "".join(log) == expected
+    said = capsys.readouterr().out
+    assert ("profile written to" in said) == ("." in expected)
 
 
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
@@ -271,9 +429,35 @@ def test_weight_decay_spares_biases():
 
 
 def _key(stage, **values):
-    optimization = dataclasses.replace(OPTIMIZATION, **values)
-    config = dataclasses.replace(CONFIG, optimization=optimization)
+    values = config_lib.to_values(CONFIG) | values
+    config = config_lib.from_values(values)
     return checkpoints.resume_key(config, stage, "set/1", "float32")
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "stages"),
+    [
+        ("steps_per_call", 7, []),
+        ("xla", "on", []),
+        ("input_threads", 3, []),
+        ("profile_steps", "1,2", []),
+        ("intra_op_threads", 1, []),
+        ("inter_op_threads", 1, []),
+        ("num_virtual_devices", 2, []),
+        ("split", "validation", []),
+        ("benchmark_runs", 1, []),
+        ("feature_views", 2, ["transfer"]),
+        ("unfreeze_from", "all", ["finetune"]),
+        ("augment_on", "device", ["transfer", "finetune"]),
+        ("cache", "none", ["transfer", "finetune"]),
+        ("fold_batch_norm", False, ["transfer", "finetune"]),
+        ("global_batch_size", 32, ["transfer", "finetune"]),
+    ],
+)
+def test_flags_that_a_stage_is_held_to(flag, value, stages):
+    for stage in ("transfer", "finetune"):
+        same = _key(stage) == _key(stage, **{flag: value})
+        assert same is (stage not in stages), stage
 
 
 def test_resume_with_a_changed_flag_is_refused(tmp_path):

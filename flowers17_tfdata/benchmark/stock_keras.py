@@ -26,8 +26,8 @@ STAGES = ("image_data_generator", "keras_layers", "predict", "fit")
 # As many as the notebook's model.fit(workers=8).
 _GENERATOR_WORKERS = 8
 
-# tf.data's autotuner lets a buffer grow to a few times what was asked of it.
-_MOST_PREFETCHED = 32
+# What tf.data's autotuner is given to settle by.
+_AUTOTUNE_BATCHES = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Work:
     input: InputConfig
 
 
-def _image_data_generator(work: Work) -> Callable[[], int]:
+def _image_data_generator(work: Work) -> Callable[[], float]:
     # The notebook's class; Keras 3 keeps it there.
     from keras.src.legacy.preprocessing.image import ImageDataGenerator
 
@@ -74,10 +74,10 @@ def _image_data_generator(work: Work) -> Callable[[], int]:
         batches = range(min(len(flow), _GENERATOR_WORKERS))
         return sum(pool.map(lambda k: len(flow[k][0]), batches))
 
-    return call
+    return lambda: timing.rate(call)
 
 
-def _keras_layers(work: Work) -> Callable[[], int]:
+def _keras_layers(work: Work) -> Callable[[], float]:
     import keras
     import tensorflow as tf
 
@@ -95,29 +95,32 @@ def _keras_layers(work: Work) -> Callable[[], int]:
         ]
     )
     preprocess = backbones.get_preprocess(work.backbone)
-    batches = iter(
-        keras.utils.image_dataset_from_directory(
-            work.images,
-            image_size=(options.image_size,) * 2,
-            batch_size=work.batch_size,
-            verbose=False,
-        )
-        .cache()
-        .repeat()
+    cached = keras.utils.image_dataset_from_directory(
+        work.images,
+        image_size=(options.image_size,) * 2,
+        batch_size=work.batch_size,
+        verbose=False,
+    ).cache()
+    for _ in cached:
+        pass
+    dataset = (
+        cached.repeat()
         .map(
             lambda x, y: (preprocess(augment(x, training=True)), y),
             num_parallel_calls=tf.data.AUTOTUNE,
         )
         .prefetch(tf.data.AUTOTUNE)
     )
-    # Past the first epoch, which fills the cache.
-    for _ in range(len(list(work.images.rglob("*.*"))) // work.batch_size + 1):
-        next(batches)
 
-    def call() -> int:
-        return len(next(batches)[1])
+    def run() -> float:
+        # Anew each time: one kept would go on filling its buffer while the
+        # next stage is measured.
+        batches = iter(dataset)
+        for _ in range(_AUTOTUNE_BATCHES):
+            next(batches)
+        return timing.rate(lambda: len(next(batches)[1]))
 
-    return call
+    return run
 
 
 def _model(work: Work):
@@ -136,20 +139,20 @@ def _model(work: Work):
     return model, images, np.zeros(work.batch_size, np.int64)
 
 
-def _predict(work: Work) -> Callable[[], int]:
+def _predict(work: Work) -> Callable[[], float]:
     model, images, _ = _model(work)
     arguments = {"batch_size": work.batch_size, "verbose": 0}
-    return lambda: len(model.predict(images, **arguments))
+    return lambda: timing.rate(lambda: len(model.predict(images, **arguments)))
 
 
-def _fit(work: Work) -> Callable[[], int]:
+def _fit(work: Work) -> Callable[[], float]:
     model, images, labels = _model(work)
 
     def call() -> int:
         model.fit(images, labels, batch_size=work.batch_size, verbose=0)
         return work.batch_size
 
-    return call
+    return lambda: timing.rate(call)
 
 
 _MAKERS = dict(
@@ -165,20 +168,16 @@ def _serve(connection: Connection, work: Work) -> None:
     """Answers a stage's name with its images/s, or with what went wrong."""
     # What the class tables and progress bars would say is not the user's.
     with contextlib.redirect_stdout(open(os.devnull, "w")):
-        calls = {}
+        runs = {}
         while True:
             try:
                 stage = connection.recv()
             except EOFError:
                 return
             try:
-                if stage not in calls:
-                    calls[stage] = _MAKERS[stage](work)
-                if stage == "keras_layers":
-                    # What its buffer holds was made before the clock ran.
-                    for _ in range(_MOST_PREFETCHED):
-                        calls[stage]()
-                connection.send(timing.rate(calls[stage]))
+                if stage not in runs:
+                    runs[stage] = _MAKERS[stage](work)
+                connection.send(runs[stage]())
             # Whatever Keras raises: the parent tells the user.
             except Exception as error:
                 connection.send(f"{type(error).__name__}: {one_line(error)}")

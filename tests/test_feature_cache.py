@@ -1,0 +1,359 @@
+"""Features: computed once, kept whole or not at all, batched like images."""
+
+from __future__ import annotations
+
+import os
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from flowers17_tfdata.config import InputConfig, ModelConfig
+from flowers17_tfdata.errors import UserError
+from flowers17_tfdata.input import feature_cache, input_pipeline
+from flowers17_tfdata.input.feature_cache import Features
+from flowers17_tfdata.models import classifier
+from flowers17_tfdata.training import feature_extraction
+from tests import fakes
+
+NUM_EXAMPLES = 30
+NUM_VIEWS = 3
+CONFIG = InputConfig(image_size=fakes.IMAGE_SIZE, augment_on="host")
+
+
+def _features(num_examples=NUM_EXAMPLES, num_views=NUM_VIEWS) -> Features:
+    """Values that tell the view and the example: `[view, index]`."""
+    view, index = np.meshgrid(
+        np.arange(num_views), np.arange(num_examples), indexing="ij"
+    )
+    values = np.stack([view, index], axis=-1).astype(np.float32)
+    return Features(values, np.arange(num_examples) % fakes.NUM_CLASSES)
+
+
+def _train(batch_size, features=None, **kwargs):
+    return feature_cache.make_train_dataset(
+        features or _features(),
+        CONFIG,
+        global_batch_size=batch_size,
+        seed=kwargs.pop("seed", 3),
+        **kwargs,
+    )
+
+
+def _eval(batch_size, **kwargs):
+    return feature_cache.make_eval_dataset(
+        _features(), CONFIG, global_batch_size=batch_size, **kwargs
+    )
+
+
+def _shown(batches) -> list[tuple[int, int]]:
+    """The (view, index) of the examples that count, in order."""
+    rows = np.concatenate([b.inputs.numpy()[b.weights > 0] for b in batches])
+    return [(int(view), int(index)) for view, index in rows]
+
+
+def _context(pipelines, pipeline, replicas):
+    return tf.distribute.InputContext(pipelines, pipeline, replicas)
+
+
+@pytest.mark.parametrize("batch_size", [7, 15, 30, 32])
+def test_each_epoch_shows_every_example_once_and_the_next_view(batch_size):
+    steps = input_pipeline.steps_per_epoch(NUM_EXAMPLES, batch_size)
+    batches = list(_train(batch_size).take((NUM_VIEWS + 1) * steps))
+    assert {b.inputs.shape for b in batches} == {(batch_size, 2)}
+    epochs = [
+        _shown(batches[k : k + steps]) for k in range(0, len(batches), steps)
+    ]
+    for epoch, shown in enumerate(epochs):
+        views = dict((index, view) for view, index in shown)
+        assert len(shown) == NUM_EXAMPLES
+        assert views == {
+            i: (i + epoch) % NUM_VIEWS for i in range(NUM_EXAMPLES)
+        }
+    # So each example shows each view once in as many epochs as there are views.
+    assert sorted(pair for shown in epochs[:NUM_VIEWS] for pair in shown) == [
+        (view, index)
+        for view in range(NUM_VIEWS)
+        for index in range(NUM_EXAMPLES)
+    ]
+    orders = [[index for _, index in shown] for shown in epochs]
+    assert all(orders[0] != order for order in orders[1:])
+
+
+def test_labels_follow_and_padding_has_no_weight():
+    batches = list(_train(32).take(2)) + list(_eval(32))
+    for batch in batches:
+        np.testing.assert_array_equal(
+            batch.labels, batch.inputs[:, 1].numpy() % fakes.NUM_CLASSES
+        )
+        np.testing.assert_array_equal(batch.weights, [1] * 30 + [0] * 2)
+        assert batch.transforms.shape == (32, 0)
+        assert batch.inputs.dtype == tf.float32
+
+
+def test_order_is_that_of_the_images():
+    images = input_pipeline.make_train_dataset(
+        fakes.make_examples(NUM_EXAMPLES),
+        InputConfig(image_size=fakes.IMAGE_SIZE, augmentation="none"),
+        lambda x: x,
+        global_batch_size=7,
+        seed=3,
+    )
+    for a, b in zip(images.take(6), _train(7).take(6), strict=True):
+        np.testing.assert_array_equal(a.inputs[:, 0, 0, 0], b.inputs[:, 1])
+        np.testing.assert_array_equal(a.weights, b.weights)
+
+
+def test_resumption_continues_exactly():
+    steps = input_pipeline.steps_per_epoch(NUM_EXAMPLES, 7)
+    whole = list(_train(7).take(3 * steps))
+    resumed = list(_train(7, initial_epoch=2).take(steps))
+    for a, b in zip(whole[2 * steps :], resumed, strict=True):
+        np.testing.assert_array_equal(a.inputs, b.inputs)
+        np.testing.assert_array_equal(a.labels, b.labels)
+    assert _shown(_train(7, seed=4).take(steps)) != _shown(whole[:steps])
+
+
+@pytest.mark.parametrize("batch_size", [7, 30, 32])
+def test_evaluation_is_the_clean_view_in_order(batch_size):
+    assert _shown(_eval(batch_size)) == [(0, i) for i in range(NUM_EXAMPLES)]
+
+
+@pytest.mark.parametrize("make", [_train, _eval])
+def test_replicas_share_a_step(make):
+    one = list(make(8).take(4))
+    shares = [
+        list(make(8, input_context=_context(2, worker, 4)).take(8))
+        for worker in range(2)
+    ]
+    for step, batch in enumerate(one):
+        parts = [shares[w][2 * step + r] for w in range(2) for r in range(2)]
+        for field in ("inputs", "labels", "weights"):
+            np.testing.assert_array_equal(
+                tf.concat([getattr(part, field) for part in parts], axis=0),
+                getattr(batch, field),
+            )
+
+
+def test_key_tells_every_part():
+    parts = {
+        "weights": "a",
+        "input": {"rotation": 30.0, "zoom": 0.2},
+        "seed": 0,
+        "versions": {"keras": "3"},
+    }
+    key = feature_cache.cache_key(parts)
+    assert len(key) == 32 and set(key) <= set("0123456789abcdef")
+    reordered = dict(reversed(parts.items()))
+    reordered["input"] = {"zoom": 0.2, "rotation": 30.0}
+    assert feature_cache.cache_key(reordered) == key
+    changed = [
+        parts | {"weights": "b"},
+        parts | {"input": {"rotation": 31.0, "zoom": 0.2}},
+        parts | {"seed": 1},
+        parts | {"versions": {"keras": "4"}},
+        {k: v for k, v in parts.items() if k != "seed"},
+    ]
+    keys = {feature_cache.cache_key(other) for other in changed}
+    assert len(keys - {key}) == len(changed)
+
+
+class _Compute:
+    """Counts its calls; random arrays."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self):
+        self.calls += 1
+        rng = np.random.default_rng(0)
+        values = rng.normal(size=[2, 30, 16]).astype(np.float32)
+        return {"train": values, "validation": values[:1, :9]}
+
+
+def _assert_arrays(arrays, expected):
+    assert set(arrays) == set(expected)
+    for name, values in expected.items():
+        assert arrays[name].dtype == values.dtype
+        np.testing.assert_array_equal(arrays[name], values)
+
+
+def test_computed_once_then_read(tmp_path):
+    path, compute = tmp_path / "features" / "key.npz", _Compute()
+    computed, found = feature_cache.load_or_compute(path, compute)
+    assert not found
+    read, found = feature_cache.load_or_compute(path, compute)
+    assert found
+    assert compute.calls == 1
+    for arrays in (computed, read):
+        _assert_arrays(arrays, _Compute()())
+    assert os.listdir(path.parent) == ["key.npz"]
+
+
+def _cut(data):
+    return data[: len(data) // 2]
+
+
+def _flip(data):
+    middle = len(data) // 2
+    return data[:middle] + bytes([data[middle] ^ 255]) + data[middle + 1 :]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        _cut,
+        lambda data: data[:-1],
+        _flip,
+        lambda data: b"",
+        lambda data: b"garbage",
+        lambda data: b"\x93NUMPY",
+    ],
+    ids=[
+        "half",
+        "last byte missing",
+        "flipped byte",
+        "empty",
+        "garbage",
+        "another format",
+    ],
+)
+def test_damaged_file_is_written_anew(tmp_path, damage):
+    path, compute = tmp_path / "key.npz", _Compute()
+    feature_cache.load_or_compute(path, compute)
+    path.write_bytes(damage(path.read_bytes()))
+    arrays, found = feature_cache.load_or_compute(path, compute)
+    assert not found and compute.calls == 2
+    _assert_arrays(arrays, _Compute()())
+    assert feature_cache.load_or_compute(path, compute)[1]
+    assert os.listdir(tmp_path) == ["key.npz"]
+
+
+def test_failed_computation_leaves_nothing(tmp_path):
+    path = tmp_path / "features" / "key.npz"
+
+    def fail():
+        raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        feature_cache.load_or_compute(path, fail)
+    assert not path.parent.exists()
+
+
+@pytest.mark.parametrize("moment", ["savez", "replace"])
+def test_failed_writing_leaves_nothing_and_says_why(
+    tmp_path, monkeypatch, moment
+):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    owner = np if moment == "savez" else os
+    monkeypatch.setattr(owner, moment, full)
+    with pytest.raises(UserError, match=r"can't be written.*No space") as error:
+        feature_cache.load_or_compute(tmp_path / "key.npz", _Compute())
+    assert "\n" not in str(error.value)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.fixture
+def model(tiny_backbone) -> keras.Model:
+    return _build(tiny_backbone)
+
+
+def _build(backbone):
+    return classifier.build_classifier(
+        ModelConfig(backbone=backbone, weights="none", head_units=12),
+        image_size=fakes.IMAGE_SIZE,
+        num_classes=fakes.NUM_CLASSES,
+        seed=0,
+    )
+
+
+def test_head_on_features_is_the_classifier(model):
+    extractor = classifier.get_feature_extractor(model)
+    head = classifier.get_head(model)
+    images = fakes.make_batch(8).inputs
+    np.testing.assert_allclose(
+        head(extractor(images)), model(images), rtol=1e-6
+    )
+    assert [layer.name for layer in head.layers] == [
+        "features",
+        "head_dense",
+        "head_dropout",
+        "predictions",
+    ]
+
+
+def test_training_the_head_trains_the_classifier(model):
+    extractor = classifier.get_feature_extractor(model)
+    head = classifier.get_head(model)
+    batch = fakes.make_batch(8)
+    before = model(batch.inputs).numpy()
+    own = {id(v.value) for v in model.trainable_variables}
+    assert {id(v.value) for v in head.trainable_variables} < own
+    head.compile(keras.optimizers.SGD(1.0), "mse")
+    head.fit(
+        extractor(batch.inputs),
+        tf.one_hot(batch.labels, fakes.NUM_CLASSES),
+        verbose=0,
+    )
+    after = model(batch.inputs).numpy()
+    assert np.abs(after - before).max() > 1e-2
+    np.testing.assert_allclose(head(extractor(batch.inputs)), after, rtol=1e-6)
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+@pytest.mark.parametrize("augment_on", ["host", "device"])
+def test_extraction_keeps_order_and_values(
+    request, tiny_backbone, replicas, augment_on
+):
+    """21 examples, steps of 8: the padded last one holds 5."""
+    strategy = tf.distribute.get_strategy()
+    if replicas == 2:
+        strategy = request.getfixturevalue("mirrored_strategy")
+    with strategy.scope():
+        extractor = classifier.get_feature_extractor(_build(tiny_backbone))
+    noise = fakes.make_noise_examples(21)
+    config = InputConfig(image_size=fakes.IMAGE_SIZE, augment_on=augment_on)
+    batches = strategy.distribute_datasets_from_function(
+        lambda context: input_pipeline.make_eval_dataset(
+            noise,
+            config,
+            fakes.preprocess_input,
+            global_batch_size=8,
+            input_context=context,
+        )
+    )
+    features = feature_extraction.extract_features(
+        extractor,
+        strategy,
+        batches,
+        input_pipeline.make_device_stage(config, fakes.preprocess_input),
+        title="features",
+        num_steps=3,
+    )
+    assert features.dtype == np.float32
+    images = fakes.preprocess_input(noise.images.pixels.astype(np.float32))
+    expected = _extract_directly(tiny_backbone, images)
+    np.testing.assert_allclose(features, expected, rtol=1e-4, atol=1e-5)
+    # No two examples look the same.
+    assert len(np.unique(expected.round(4), axis=0)) == 21
+
+
+def _extract_directly(backbone, images):
+    extractor = classifier.get_feature_extractor(_build(backbone))
+    return extractor.predict(images, batch_size=7, verbose=0)
+
+
+def test_digest_tells_other_weights(tiny_backbone):
+    first, same = (
+        classifier.get_feature_extractor(_build(tiny_backbone))
+        for _ in range(2)
+    )
+    digest = feature_extraction.weights_digest(first)
+    assert feature_extraction.weights_digest(same) == digest
+    # Batch-norm's statistics count, too.
+    moving_mean = next(v for v in first.variables if "moving_mean" in v.path)
+    moving_mean.assign(moving_mean + 1e-6)
+    assert feature_extraction.weights_digest(first) != digest

@@ -8,10 +8,13 @@ import shutil
 import subprocess
 import sys
 
+import keras
+import numpy as np
 import pytest
 import tensorflow as tf
 
 from flowers17_tfdata import cli
+from flowers17_tfdata.models import batch_norm
 from flowers17_tfdata.results import metrics
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -60,6 +63,20 @@ def test_train_leaves_all_its_files(run, tmp_path):
     for name in ("transfer", "finetune"):
         assert (workdir / f"model_{name}.keras").stat().st_size > 0
         assert f"{name}: best epoch" in out
+
+    # Random weights: batch-norm is measured before the head is trained on its
+    # outputs, then trained, then folded.
+    transfer, finetune = (
+        keras.models.load_model(workdir / f"model_{name}.keras")
+        for name in ("transfer", "finetune")
+    )
+    norms = batch_norm.batch_norm_layers(transfer)
+    assert len(norms) == 2
+    assert all(np.abs(norm.moving_mean).max() > 0 for norm in norms)
+    checkpoint = tf.train.latest_checkpoint(workdir / "checkpoints/finetune")
+    names = [name for name, _ in tf.train.list_variables(checkpoint)]
+    assert any("moving_mean" in name for name in names)
+    assert not batch_norm.batch_norm_layers(finetune)
 
     audit = json.loads((workdir / "audit.json").read_text())
     sizes = {k: v["num_examples"] for k, v in audit["splits"].items()}

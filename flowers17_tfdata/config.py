@@ -241,7 +241,7 @@ class RuntimeConfig:
     steps_per_call: int = option(
         0,
         "Training steps between two looks of Python at the device; 0: 1 on "
-        "CPUs, 10 on GPUs and for the head alone.",
+        "CPUs, 10 on GPUs, 100 for a head on cached features.",
         at_least=0,
         at_most=10000,
     )

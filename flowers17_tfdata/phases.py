@@ -155,7 +155,7 @@ def _load_evaluated_model(
     path, flag = _model_to_evaluate(session)
     with session.strategy.scope():
         model = classifier.load_classifier(path, flag)
-        if config.model.fold_batch_norm:
+        if config.model.fold_batch_norm and folding.is_functional(model):
             model = folding.fold_batch_norm(model)
     classifier.check_classifier(
         model,

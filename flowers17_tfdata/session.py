@@ -15,16 +15,19 @@ import tensorflow_datasets as tfds
 
 import flowers17_tfdata
 from flowers17_tfdata import config as config_lib
-from flowers17_tfdata.config import Config
+from flowers17_tfdata.config import Config, InputConfig
 from flowers17_tfdata.data import sources
 from flowers17_tfdata.errors import ConfigError, UserError, one_line
 from flowers17_tfdata.input import examples, input_pipeline
 from flowers17_tfdata.models import backbones
 from flowers17_tfdata.results import metrics, terminal
-from flowers17_tfdata.training import precision
+from flowers17_tfdata.training import checkpoints, precision
 from flowers17_tfdata.training import strategy as strategy_lib
 
 TRAINING_SPLITS = ("train", "validation")
+
+# Input options whose `auto` depends on the machine and on the moment.
+_SETTLED = ("cache", "augment_on")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,15 +65,35 @@ def open_session(config: Config) -> Session:
     tfds.disable_progress_bar()
     terminal.say(f"{config.phase}: opening {config.data.dataset}")
     source = sources.open_source(config.data)
-    # Settled once, so that a resumed run is held to what it started with.
-    num_images = sum(source.split_sizes.get(s, 0) for s in TRAINING_SPLITS)
-    resolved = dataclasses.replace(
-        config.input,
-        cache=examples.resolve_cache(config.input, num_images),
-        augment_on=input_pipeline.resolve_augment_on(config.input),
+    config = dataclasses.replace(
+        config, input=_settle_input(config, workdir, source)
     )
-    config = dataclasses.replace(config, input=resolved)
     return Session(config, workdir, strategy, policy, source)
+
+
+def _settle_input(
+    config: Config, workdir: pathlib.Path, source: sources.Source
+) -> InputConfig:
+    """Settles what `auto` leaves to the machine.
+
+    A run that is resumed keeps what it started with: today's free memory must
+    not change its result.
+    """
+    options, splits = config.input, TRAINING_SPLITS
+    if config.phase in ("train", *config_lib.STAGES):
+        started = checkpoints.started_with(workdir)
+        auto = [f for f in _SETTLED if getattr(options, f) == "auto"]
+        options = dataclasses.replace(
+            options, **{f: started[f] for f in auto if f in started}
+        )
+    elif config.phase == "evaluate":
+        splits = (config.evaluation.split,)
+    num_images = sum(source.split_sizes.get(split, 0) for split in splits)
+    return dataclasses.replace(
+        options,
+        cache=examples.resolve_cache(options, num_images),
+        augment_on=input_pipeline.resolve_augment_on(options),
+    )
 
 
 def _check_batch_size(config: Config, num_replicas: int) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from flowers17_tfdata import config as config_lib
+from flowers17_tfdata.config import Config
 from flowers17_tfdata.errors import ConfigError, UserError
 from flowers17_tfdata.input import examples as examples_lib
 from flowers17_tfdata.input import feature_cache, input_pipeline
@@ -140,8 +141,8 @@ def _feature_data(
             "backbone": config.model.backbone,
             "train": splits.train.images.digest(),
             "validation": splits.validation.images.digest(),
-            "input": dataclasses.asdict(config.input) | {"input_threads": 0},
-            "seed": config.runtime.seed,
+            "image_size": config.input.image_size,
+            "views": _views_key(config),
             "precision": session.precision,
             "versions": versions(),
         }
@@ -180,6 +181,15 @@ def _feature_data(
         )
 
     return StageData(splits.train.num_examples, make_train, make_validation)
+
+
+def _views_key(config: Config) -> dict[str, Any]:
+    """Returns what the views of an image depend on, beside the image."""
+    if config.input.feature_views == 1:
+        # The clean one.
+        return {}
+    drawn = dataclasses.asdict(config.input) | {"input_threads": 0}
+    return drawn | {"seed": config.runtime.seed}
 
 
 def _extract_views(
@@ -289,8 +299,8 @@ def _run_stage(
         xla_update=on_features,
     )
     result = runner.run()
-    if stage == "finetune" and config.model.fold_batch_norm:
-        # --weights=none: its batch-norm has been trained until now.
+    trains_batch_norm = stage == "finetune" and _calibrates(session)
+    if trains_batch_norm and config.model.fold_batch_norm:
         with session.strategy.scope():
             model = folding.fold_batch_norm(model)
     _save_model(model, session.model_path(stage))
@@ -329,7 +339,8 @@ def _build_stage_model(session: Session, stage: str) -> keras.Model:
         classifier.check_backbone(model, path, config.model.backbone)
         _check_policy(model, path, session.precision)
         pretrained = not _calibrates(session)
-        if pretrained and config.model.fold_batch_norm:
+        folds = config.model.fold_batch_norm and folding.is_functional(model)
+        if pretrained and folds:
             model = folding.fold_batch_norm(model)
         unfreeze = config.model.unfreeze_from
         if unfreeze == "auto" and not pretrained:
@@ -344,7 +355,7 @@ def _build_stage_model(session: Session, stage: str) -> keras.Model:
 
 
 def _check_policy(model: keras.Model, path: object, policy: str) -> None:
-    own = model.get_layer("pooler").dtype_policy.name
+    own = classifier.get_backbone(model).layers[-1].dtype_policy.name
     if own != policy:
         raise ConfigError(
             f"--precision must be {own}, which {path} was trained in; got "

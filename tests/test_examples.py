@@ -179,6 +179,16 @@ def test_decoding_at_each_reading_shows_the_same(height, width, encode):
     assert differences.max() <= (3 if encode is _png else 5)
 
 
+def test_an_elongated_image_is_not_sampled_with_gaps():
+    """Stripes finer than the sampling must come out grey, not as stripes."""
+    stripes = np.zeros([SIZE, 6 * SIZE, 3], np.uint8)
+    stripes[:, ::2] = 255
+    stored = fakes.encode_images([_png(stripes)], SIZE)
+    identity = np.array([[1, 0, 0, 0, 1, 0, 0, 0]], np.float32)
+    image = stored.read(np.array([0]), identity)[0].astype(float)
+    assert np.abs(image - 127.5).max() < 30
+
+
 def test_digest_tells_other_pixels():
     for images in (
         fakes.make_noise_examples(3).images,
@@ -209,8 +219,11 @@ def _set_memory(monkeypatch, available, files):
     monkeypatch.setattr(pathlib.Path, "read_text", read_text)
 
 
-def _group(path, limit, used=None):
+def _group(path, limit, used=None, inactive=None):
     files = {f"/sys/fs/cgroup{path}/memory.max": f"{limit}\n"}
+    if inactive is not None:
+        statistics = f"anon 5\ninactive_file {inactive}\n"
+        files[f"/sys/fs/cgroup{path}/memory.stat"] = statistics
     if used is not None:
         files[f"/sys/fs/cgroup{path}/memory.current"] = f"{used}\n"
     return files
@@ -232,6 +245,8 @@ def _group(path, limit, used=None):
             350,
         ),
         ("/job/step", _group("/other", 700, 300), 1000),
+        ("/", _group("", 700, 300, inactive=250), 650),
+        ("/", _group("", 700, 900), 0),
     ],
     ids=[
         "no groups",
@@ -243,6 +258,8 @@ def _group(path, limit, used=None):
         "nested",
         "limit above",
         "another group's limit",
+        "page cache",
+        "over its limit",
     ],
 )
 def test_free_memory_honours_control_groups(monkeypatch, own, groups, expected):
@@ -251,6 +268,18 @@ def test_free_memory_honours_control_groups(monkeypatch, own, groups, expected):
         files["/proc/self/cgroup"] = f"0::{own}\n"
     _set_memory(monkeypatch, 1000, files)
     assert examples.free_memory() == expected
+
+
+def test_free_memory_honours_version_1_groups(monkeypatch):
+    folder = "/sys/fs/cgroup/memory/job"
+    files = {
+        "/proc/self/cgroup": "4:memory,cpu:/job\n1:pids:/job\n0::/\n",
+        f"{folder}/memory.limit_in_bytes": "800\n",
+        f"{folder}/memory.usage_in_bytes": "500\n",
+        f"{folder}/memory.stat": "cache 9\ntotal_inactive_file 100\n",
+    }
+    _set_memory(monkeypatch, 1000, files)
+    assert examples.free_memory() == 400
 
 
 def test_free_memory_of_this_machine():

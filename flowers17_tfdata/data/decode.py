@@ -58,6 +58,12 @@ def resize(image: tf.Tensor, image_size: int) -> tf.Tensor:
     )
 
 
+def resize_host(image: np.ndarray, image_size: int) -> np.ndarray:
+    """Does what `resize` does, at once and on the CPU."""
+    with tf.device("CPU:0"):
+        return resize(tf.constant(image), image_size).numpy()
+
+
 def reduction(height: int, width: int, image_size: int) -> int:
     """Returns by how much to reduce an image before it is resampled once.
 

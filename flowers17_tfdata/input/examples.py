@@ -26,6 +26,11 @@ cv2.setNumThreads(1)
 # activations need the rest.
 _CACHE_SHARE = 0.5
 
+# Sides up to this many times the final size are resampled at once; beyond,
+# bilinear interpolation skips pixels (an elongated image keeps a long side
+# when its short one can't be reduced further).
+_LONGEST = 2.5
+
 _OWN_GROUP = pathlib.Path("/proc/self/cgroup")
 _GROUPS = pathlib.Path("/sys/fs/cgroup")
 
@@ -117,6 +122,9 @@ class EncodedImages:
                 continue
             image = decode.decode_reduced(encoded, self.ratios[index])
             height, width = image.shape[:2]
+            if max(height, width) > _LONGEST * size:
+                image = decode.resize_host(image, size)
+                height = width = size
             transform = after_resize(transforms[k], width / size, height / size)
             warp_affine(image, transform, out=batch[k])
         return batch
@@ -196,25 +204,55 @@ def free_memory() -> int:
 
     The smallest of what the machine has available and what is left of the
     limits of the control groups around this process (a container's, a batch
-    job's).
+    job's), version 1 or 2.
     """
     free = psutil.virtual_memory().available
     try:
-        # Version 2 has one line: 0::/path/of/the/group.
-        path = _OWN_GROUP.read_text().strip().partition("0::/")[2]
+        lines = _OWN_GROUP.read_text().splitlines()
     except OSError:
+        # Other systems have no groups.
         return free
-    group = _GROUPS / path
+    for line in lines:
+        # ID:CONTROLLERS:/PATH; version 2 has one line, without controllers.
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            names = ("memory.max", "memory.current", "inactive_file")
+            free = min(free, _left(_GROUPS, path, names))
+        elif "memory" in controllers.split(","):
+            names = (
+                "memory.limit_in_bytes",
+                "memory.usage_in_bytes",
+                "total_inactive_file",
+            )
+            free = min(free, _left(_GROUPS / "memory", path, names))
+    return max(0, int(free))
+
+
+def _left(root: pathlib.Path, path: str, names: tuple[str, str, str]) -> float:
+    """Returns what the limits of a group and those around it leave, bytes."""
+    limit_name, used_name, inactive_name = names
+    left, group = float("inf"), root / path.lstrip("/")
     for folder in (group, *group.parents):
+        if not folder.is_relative_to(root):
+            break
         try:
-            limit = (folder / "memory.max").read_text().strip()
-            used = (folder / "memory.current").read_text()
-        except OSError:
-            # The root group has no limit; other systems have no groups.
+            # The word max, where there is no limit, is a float neither.
+            limit = float((folder / limit_name).read_text())
+            used = int((folder / used_name).read_text())
+        except (OSError, ValueError):
+            # Nor has the root group one.
             continue
-        if limit != "max":
-            free = min(free, int(limit) - int(used))
-    return free
+        # The page cache counts as used, but is given up when it gets short.
+        left = min(left, limit - used + _statistic(folder, inactive_name))
+    return left
+
+
+def _statistic(group: pathlib.Path, name: str) -> int:
+    try:
+        lines = (group / "memory.stat").read_text().splitlines()
+    except OSError:
+        return 0
+    return int(dict(line.split() for line in lines).get(name, 0))
 
 
 def load_examples(source: Source, split: str, config: InputConfig) -> Examples:

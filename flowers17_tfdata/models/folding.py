@@ -52,7 +52,7 @@ def fold_batch_norm(model: keras.Model) -> keras.Model:
       ValueError: the model isn't functional.
     """
     config = model.get_config()
-    if not _is_functional(config):
+    if not is_functional(model):
         raise ValueError(
             "fold_batch_norm wants a functional model; got "
             f"{type(model).__name__} {model.name}"
@@ -63,7 +63,12 @@ def fold_batch_norm(model: keras.Model) -> keras.Model:
     return folded
 
 
-def _is_functional(config: dict[str, Any]) -> bool:
+def is_functional(model: keras.Model) -> bool:
+    """Whether `fold_batch_norm` takes the model: not Sequential, say."""
+    return _has_graph(model.get_config())
+
+
+def _has_graph(config: dict[str, Any]) -> bool:
     return "input_layers" in config
 
 
@@ -86,7 +91,7 @@ def _fold_config(model: keras.Model, config: dict[str, Any]) -> dict[str, Any]:
         name = layer["name"]
         if name in plan:
             layer["config"]["use_bias"] = True
-        elif _is_functional(layer["config"]):
+        elif _has_graph(layer["config"]):
             plan[name] = _fold_config(operations[name], layer["config"])
     # Who used a batch-norm's output now uses the convolution's.
     for layer in config["layers"]:

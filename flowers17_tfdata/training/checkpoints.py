@@ -93,6 +93,16 @@ def check_resume_key(
             )
 
 
+def started_with(workdir: pathlib.Path) -> dict[str, Any]:
+    """Returns the flags of the training that a workdir holds, or none."""
+    for stage in config_lib.STAGES:
+        folder = workdir / "checkpoints" / stage
+        path = folder / "flags.json"
+        if path.exists() and tf.train.latest_checkpoint(str(folder)):
+            return metrics.read_json(path)
+    return {}
+
+
 class StageCheckpoints:
     """Saves and restores everything that a stage's future depends on.
 

@@ -27,10 +27,9 @@ def get_strategy(config: RuntimeConfig) -> tf.distribute.Strategy:
         _grow_memory(devices)
     kind = "GPU" if devices else "CPU"
     logical = tf.config.list_logical_devices(kind)
-    mirrored = config.strategy == "mirrored" or (
-        config.strategy == "auto" and len(logical) > 1
-    )
-    if not mirrored:
+    # Mirroring one device gains nothing, and keeps the optimizer's update from
+    # being compiled.
+    if config.strategy == "default" or len(logical) == 1:
         return tf.distribute.get_strategy()
     return tf.distribute.MirroredStrategy([device.name for device in logical])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import tempfile
 
 import keras
 import pytest
@@ -90,9 +91,19 @@ def test_bottleneck_is_the_slower_one(slower):
         }
         for name in ("train/finetune", "model/step", "input/cached")
     }
-    line = run.bottleneck(rows)
+    rows["input/uncached"] = {"images_per_sec": 1.0}
+    line = run.bottleneck(rows, "input/cached")
     assert f"limited by {slower}" in line
     assert f"--flag_of_{slower}" in line
+
+
+def test_transfer_cost():
+    rows = {
+        "model/forward": {"images_per_sec": 10.0},
+        "train/head": {"images_per_sec": 1000.0},
+    }
+    # 100 s of forward pass; 30 * 800 examples in 24 s.
+    assert run.transfer_cost(rows, 800, 200, 30) == pytest.approx(1.24)
 
 
 @contextlib.contextmanager
@@ -107,6 +118,9 @@ def test_phase_measures_every_stage(
 ):
     monkeypatch.setattr(timing, "MIN_SECS", 0.01)
     monkeypatch.setattr(stock_keras, "open_worker", _fake_worker)
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
     code = cli.main(
         [
             "main.py",
@@ -136,8 +150,10 @@ def test_phase_measures_every_stage(
     assert forward["relative_to"] == "model/keras_predict"
     assert forward["ratio"] == pytest.approx(forward["images_per_sec"] / 3)
     assert {"processor", "cpu_cores"} <= set(result["hardware"])
+    assert result["transfer_over_forward"] > 1
     assert "limited by" in output.out
-    assert not list(tmp_path.glob("*_benchmark"))
+    assert "of transfer on the features of one view cost" in output.out
+    assert not list(folder.glob("flowers17_tfdata_*"))
 
 
 @pytest.fixture
@@ -158,9 +174,11 @@ def test_stock_keras_answers_from_its_own_process(class_folders, monkeypatch):
         num_classes=2,
         backbone="mobilenet",
         batch_size=4,
+        batches_per_call=2,
         input=InputConfig(image_size=32),
     )
     with stock_keras.open_worker(work) as measure:
-        assert measure("image_data_generator") > 0
+        for stage in stock_keras.STAGES:
+            assert measure(stage) > 0
         with pytest.raises(UserError, match="stock Keras, nonsense"):
             measure("nonsense")

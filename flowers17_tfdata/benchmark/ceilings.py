@@ -1,4 +1,8 @@
-"""What no implementation on this machine can exceed."""
+"""What large matrix products and memory copies reach on this machine.
+
+References, not bounds: a vendor's convolutions may do a little better than the
+products, and either may be measured in a slower moment.
+"""
 
 from __future__ import annotations
 

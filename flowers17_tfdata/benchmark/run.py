@@ -14,7 +14,7 @@ import tensorflow as tf
 from flowers17_tfdata import config as config_lib
 from flowers17_tfdata.benchmark import ceilings, stages, stock_keras, timing
 from flowers17_tfdata.benchmark.timing import Row
-from flowers17_tfdata.input.examples import load_examples
+from flowers17_tfdata.input.examples import Examples, load_examples
 from flowers17_tfdata.results import metrics, terminal
 from flowers17_tfdata.session import Session, hardware, versions
 
@@ -33,7 +33,17 @@ def benchmark(session: Session) -> None:
     with contextlib.ExitStack() as stack:
         work = _write_class_folders(session, stack)
         stock = stack.enter_context(stock_keras.open_worker(work))
-        rows = _input_rows(session, stock) + _model_rows(session, stock)
+        decoded, encoded = (
+            load_examples(
+                session.source,
+                "train",
+                dataclasses.replace(session.config.input, cache=cache),
+            )
+            for cache in ("memory", "none")
+        )
+        rows = _input_rows(session, stock, decoded, encoded)
+        cached = session.config.input.cache == "memory"
+        rows += _model_rows(session, stock, decoded if cached else encoded)
         total = len(rows) * (runs + 1)
         progress = stack.enter_context(
             terminal.EpochProgress("benchmark", total)
@@ -42,10 +52,18 @@ def benchmark(session: Session) -> None:
             rows, runs, lambda row: progress.advance(1, row.stage)
         )
     values = timing.to_json(rows)
+    sizes = session.source.split_sizes
+    cost = transfer_cost(
+        {row["stage"]: row for row in values},
+        sizes["train"],
+        sizes.get("validation", 0),
+        session.config.optimization.transfer_epochs,
+    )
     metrics.write_json(
         session.workdir / "benchmark.json",
         {
             "rows": values,
+            "transfer_over_forward": cost,
             "flags": config_lib.to_values(session.config)
             | {"precision": session.precision},
             "num_replicas": session.strategy.num_replicas_in_sync,
@@ -53,14 +71,16 @@ def benchmark(session: Session) -> None:
             "versions": versions(),
         },
     )
-    _show(values)
+    _show(session, values, cost)
 
 
 def _write_class_folders(
     session: Session, stack: contextlib.ExitStack
 ) -> stock_keras.Work:
     """Writes the train split as stock Keras wants to read it."""
-    root = stack.enter_context(tempfile.TemporaryDirectory("_benchmark"))
+    root = stack.enter_context(
+        tempfile.TemporaryDirectory(prefix="flowers17_tfdata_")
+    )
     examples = session.source.read("train").as_numpy_iterator()
     for position, example in enumerate(examples):
         folder = pathlib.Path(root, f"{example['label']:04d}")
@@ -73,18 +93,18 @@ def _write_class_folders(
         num_classes=len(session.source.class_names),
         backbone=config.model.backbone,
         batch_size=config.optimization.global_batch_size,
+        batches_per_call=stages.steps_per_call(session),
         input=config.input,
     )
 
 
-def _input_rows(session: Session, stock: Callable[[str], float]) -> list[Row]:
+def _input_rows(
+    session: Session,
+    stock: Callable[[str], float],
+    decoded: Examples,
+    encoded: Examples,
+) -> list[Row]:
     config = session.config.input
-    decoded, encoded = (
-        load_examples(
-            session.source, "train", dataclasses.replace(config, cache=cache)
-        )
-        for cache in ("memory", "none")
-    )
     sample = stages.encoded_sample(session)
     copy = ceilings.make_copy()
     # Normalization reads uint8 and writes the compute dtype; a copy reads and
@@ -124,7 +144,8 @@ def _input_rows(session: Session, stock: Callable[[str], float]) -> list[Row]:
             stages.make_pipeline(session, decoded),
             relative_to=notebook or "input/keras_layers",
             ceiling="input/augment",
-            moved_by="--input_threads, --augment_on=device",
+            moved_by="--input_threads"
+            + (", --augment_on=device" if config.augment_on == "host" else ""),
         ),
         Row(
             "input/uncached",
@@ -136,13 +157,10 @@ def _input_rows(session: Session, stock: Callable[[str], float]) -> list[Row]:
     ]
 
 
-def _model_rows(session: Session, stock: Callable[[str], float]) -> list[Row]:
+def _model_rows(
+    session: Session, stock: Callable[[str], float], examples: Examples
+) -> list[Row]:
     config = session.config
-    examples = load_examples(
-        session.source,
-        "train",
-        dataclasses.replace(config.input, cache="memory"),
-    )
     name = config.model.unfreeze_from
     whole = stages.unfreeze(stages.build_model(session), "all")
     partly = stages.unfreeze(stages.build_model(session), name)
@@ -193,12 +211,12 @@ def _model_rows(session: Session, stock: Callable[[str], float]) -> list[Row]:
             "train/head",
             stages.make_head(session, whole, examples.num_examples),
             "model/forward",
-            moved_by="--steps_per_call, --head_units",
+            moved_by="--global_batch_size, --head_units",
         ),
     ]
 
 
-def _show(rows: list[dict]) -> None:
+def _show(session: Session, rows: list[dict], cost: float) -> None:
     shown = []
     for row in rows:
         compared = ceiling = ""
@@ -215,25 +233,50 @@ def _show(rows: list[dict]) -> None:
         ["stage", "images/s", "compared", "of its ceiling"],
         shown,
     )
-    terminal.say(bottleneck({row["stage"]: row for row in rows}))
+    by_stage = {row["stage"]: row for row in rows}
+    cached = session.config.input.cache == "memory"
+    pipeline = "input/cached" if cached else "input/uncached"
+    terminal.say(bottleneck(by_stage, pipeline))
+    epochs = session.config.optimization.transfer_epochs
+    terminal.say(
+        f"{epochs} epochs of transfer on the features of one view cost "
+        f"{cost:.2f} x one forward pass over train + validation"
+    )
 
 
 def _name(stage: str) -> str:
     return stage.partition("/")[2]
 
 
-def bottleneck(rows: dict[str, dict]) -> str:
+def transfer_cost(
+    rows: dict[str, dict], train: int, validation: int, epochs: int
+) -> float:
+    """Returns the transfer stage's time over that of its forward pass.
+
+    Args:
+      rows: of `benchmark.json`, by stage.
+      train: number of examples.
+      validation: number of examples.
+      epochs: of the head, on features of one view.
+    """
+    forward = (train + validation) / rows["model/forward"]["images_per_sec"]
+    head = epochs * train / rows["train/head"]["images_per_sec"]
+    return (forward + head) / forward
+
+
+def bottleneck(rows: dict[str, dict], pipeline: str) -> str:
     """Says what limits fine-tuning, and which flags move it.
 
     Args:
       rows: of `benchmark.json`, by stage.
+      pipeline: the row of the input pipeline as configured.
     """
     whole = rows["train/finetune"]["images_per_sec"]
-    model, pipeline = rows["model/step"], rows["input/cached"]
-    slower = min(model, pipeline, key=lambda row: row["images_per_sec"])
+    model, batches = rows["model/step"], rows[pipeline]
+    slower = min(model, batches, key=lambda row: row["images_per_sec"])
     return (
         f"fine-tuning runs at {whole:.1f} images/s, limited by "
         f"{slower['stage']} (the model's step alone: "
         f"{model['images_per_sec']:.1f}; the input alone: "
-        f"{pipeline['images_per_sec']:.1f}); moved by {slower['moved_by']}"
+        f"{batches['images_per_sec']:.1f}); moved by {slower['moved_by']}"
     )

@@ -124,12 +124,15 @@ def make_normalize(session: Session, examples: Examples) -> Callable[[], float]:
 
 
 def make_pipeline(session: Session, examples: Examples) -> Callable[[], float]:
-    """The whole training pipeline on the host, batches taken and dropped."""
+    """The host's part of the training pipeline, batches taken and dropped.
+
+    Where the device augments, that is uint8 images and their transforms.
+    """
     config = session.config
     size = config.optimization.global_batch_size
     dataset = input_pipeline.make_train_dataset(
         examples,
-        dataclasses.replace(config.input, augment_on="host"),
+        config.input,
         backbones.get_preprocess(config.model.backbone),
         global_batch_size=size,
         seed=config.runtime.seed,
@@ -145,16 +148,29 @@ def make_pipeline(session: Session, examples: Examples) -> Callable[[], float]:
             next(batches)
             return size
 
-        # What the buffer holds was made before the clock ran.
-        for _ in range(2 * input_pipeline.num_cores() + 4):
-            next(batches)
+        _drain(batches)
         return timing.rate(call)
 
     return run
 
 
+def _drain(batches: Iterator) -> None:
+    """Takes what the buffers may hold from before the clock runs."""
+    for _ in range(2 * input_pipeline.num_cores() + 4):
+        next(batches)
+
+
+def steps_per_call(session: Session) -> int:
+    """Returns the training steps that a measurement's calls take at once."""
+    on_gpu = bool(tf.config.list_physical_devices("GPU"))
+    return session.config.runtime.steps_per_call or (10 if on_gpu else 1)
+
+
 def build_model(session: Session) -> keras.Model:
-    """Builds the classifier as training does; its weights are random."""
+    """Builds the classifier as training on pretrained weights does.
+
+    Its own weights are random: speed does not depend on them.
+    """
     config = dataclasses.replace(session.config.model, weights="none")
     with session.strategy.scope():
         model = classifier.build_classifier(
@@ -242,8 +258,7 @@ def make_step(
     """Training steps, on synthetic images or on `batches`."""
     if batches is None:
         batches = _synthetic_batches(session, trainer.model.input_shape[1:])
-    on_gpu = bool(tf.config.list_physical_devices("GPU"))
-    steps = session.config.runtime.steps_per_call or (10 if on_gpu else 1)
+    steps = steps_per_call(session)
 
     def call() -> int:
         float(trainer.train_steps(batches, tf.constant(steps)).loss)
@@ -272,8 +287,16 @@ def make_training(
             input_context=context,
         )
     )
-    trainer = make_trainer(session, model, device_stage)
-    return make_step(session, trainer, iter(batches))
+    iterator = iter(batches)
+    step = make_step(
+        session, make_trainer(session, model, device_stage), iterator
+    )
+
+    def run() -> float:
+        _drain(iterator)
+        return step()
+
+    return run
 
 
 def make_head(

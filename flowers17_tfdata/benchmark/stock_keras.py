@@ -39,6 +39,8 @@ class Work:
       num_classes: number of classes.
       backbone: name in keras.applications.
       batch_size: images a batch.
+      batches_per_call: that `predict` and `fit` get at once: as many as our
+        own rows take before they return to Python.
       input: image size and augmentation ranges.
     """
 
@@ -46,6 +48,7 @@ class Work:
     num_classes: int
     backbone: str
     batch_size: int
+    batches_per_call: int
     input: InputConfig
 
 
@@ -135,8 +138,9 @@ def _model(work: Work):
     x = keras.layers.Dense(work.num_classes, activation="softmax")(x)
     model = keras.Model(backbone.input, x)
     model.compile("adam", "sparse_categorical_crossentropy")
-    images = np.zeros([work.batch_size, size, size, 3], np.float32)
-    return model, images, np.zeros(work.batch_size, np.int64)
+    count = work.batch_size * work.batches_per_call
+    images = np.zeros([count, size, size, 3], np.float32)
+    return model, images, np.zeros(count, np.int64)
 
 
 def _predict(work: Work) -> Callable[[], float]:
@@ -150,7 +154,7 @@ def _fit(work: Work) -> Callable[[], float]:
 
     def call() -> int:
         model.fit(images, labels, batch_size=work.batch_size, verbose=0)
-        return work.batch_size
+        return len(labels)
 
     return lambda: timing.rate(call)
 

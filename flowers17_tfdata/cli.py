@@ -6,13 +6,14 @@ import os
 import sys
 
 from flowers17_tfdata import flags
-from flowers17_tfdata.errors import UserError, one_line
+from flowers17_tfdata.errors import Preempted, UserError, one_line
 
 
 def main(argv: list[str]) -> int:
     """Runs one command line (program name first) and returns its exit code.
 
-    0 done; 1 failed; 2 bad flags; 3 accuracy gate missed; 130 interrupted.
+    0 done; 1 failed; 2 bad flags; 3 accuracy gate missed; 42 stopped by a
+    signal, saved; 130 interrupted.
     """
     try:
         config = flags.parse(argv)
@@ -29,7 +30,8 @@ def main(argv: list[str]) -> int:
 
         phases.run(config)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        kind = "stopped" if isinstance(error, Preempted) else "error"
+        print(f"{kind}: {error}", file=sys.stderr)
         return error.exit_code
     except OSError as error:
         # A full disk, a folder that vanished: the message names the file.

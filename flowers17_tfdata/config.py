@@ -262,6 +262,18 @@ class RuntimeConfig:
         "FIRST,LAST: write a TensorBoard profile of these training steps of "
         "each stage (counted from 1) to the workdir.",
     )
+    checkpoint_every_secs: float = option(
+        0.0,
+        "Save a checkpoint this often within epochs too, seconds; 0: after "
+        "each epoch, and at SIGTERM or SIGUSR1.",
+        at_least=0,
+    )
+    grace_secs: float = option(
+        120.0,
+        "After SIGTERM or SIGUSR1: save, and exit with 42, within this time, "
+        "seconds; else exit with 1.",
+        above=0,
+    )
     seed: int = option(
         0,
         "Seed of initialization, order, augmentation and dropout.",

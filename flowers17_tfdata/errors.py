@@ -25,6 +25,12 @@ class AccuracyGateMissed(UserError):
     exit_code = 3
 
 
+class Preempted(UserError):
+    """A signal stopped the training after it was saved: start it again."""
+
+    exit_code = 42
+
+
 def one_line(error: BaseException | str, limit: int = 300) -> str:
     """Returns the message on one line of at most `limit` characters."""
     text = " ".join(str(error).split()) or type(error).__name__

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
+from collections.abc import Iterator
 
+import filelock
 import keras
 import tensorflow as tf
 
@@ -35,7 +38,8 @@ def run(config: Config) -> None:
     """
     session = open_session(config)
     try:
-        _PHASES[config.phase](session)
+        with _lock(session):
+            _PHASES[config.phase](session)
     except (tf.errors.ResourceExhaustedError, MemoryError) as error:
         raise UserError(
             "out of memory: lower --global_batch_size or --image_size, or "
@@ -47,6 +51,28 @@ def run(config: Config) -> None:
             f"({one_line(error, 120)}): delete it from --data_dir, it is "
             "prepared again"
         ) from error
+
+
+@contextlib.contextmanager
+def _lock(session: Session) -> Iterator[None]:
+    """Keeps other runs that train out of the workdir.
+
+    The system drops the lock with the process, however that ends.
+    """
+    if session.config.phase in ("evaluate", "benchmark"):
+        yield
+        return
+    path = session.workdir / ".lock"
+    lock = filelock.FileLock(path, timeout=0)
+    try:
+        lock.acquire()
+    except filelock.Timeout as error:
+        raise UserError(
+            f"--workdir {session.workdir} is in use by another run (it holds "
+            f"{path}): wait for it, stop it, or pass another --workdir"
+        ) from error
+    with lock:
+        yield
 
 
 def prepare(session: Session) -> None:

@@ -34,8 +34,13 @@ from flowers17_tfdata.session import (
     versions,
     write_config,
 )
-from flowers17_tfdata.training import checkpoints, feature_extraction
+from flowers17_tfdata.training import (
+    checkpoints,
+    feature_extraction,
+    preemption,
+)
 from flowers17_tfdata.training.loop import Stage, StageData
+from flowers17_tfdata.training.preemption import StopRequest
 
 # Images whose batch statistics batch-norm is calibrated by.
 _CALIBRATION_IMAGES = 512
@@ -82,13 +87,14 @@ def _image_data(session: Session, splits: _Splits) -> StageData:
         "compute_dtype": session.compute_dtype,
     }
 
-    def make_train(initial_epoch, context):
+    def make_train(initial_epoch, initial_step, context):
         return input_pipeline.make_train_dataset(
             splits.train,
             config.input,
             preprocess,
             seed=config.runtime.seed,
             initial_epoch=initial_epoch,
+            initial_step=initial_step,
             input_context=context,
             **arguments,
         )
@@ -126,7 +132,11 @@ def _calibrates(session: Session) -> bool:
 
 
 def _feature_data(
-    session: Session, splits: _Splits, images: StageData, model: keras.Model
+    session: Session,
+    splits: _Splits,
+    images: StageData,
+    model: keras.Model,
+    stop: StopRequest,
 ) -> StageData:
     """Features of the frozen backbone, from the workdir or computed now."""
     config = session.config
@@ -151,7 +161,7 @@ def _feature_data(
     start = time.perf_counter()
     arrays, found = feature_cache.load_or_compute(
         path,
-        lambda: _extract_views(session, splits, images, extractor),
+        lambda: _extract_views(session, splits, images, extractor, stop),
     )
     terminal.say(
         f"transfer: features of {config.input.feature_views} view(s) "
@@ -162,13 +172,14 @@ def _feature_data(
     validation = Features(arrays["validation"], splits.validation.labels)
     size = config.optimization.global_batch_size
 
-    def make_train(initial_epoch, context):
+    def make_train(initial_epoch, initial_step, context):
         return feature_cache.make_train_dataset(
             train,
             config.input,
             global_batch_size=size,
             seed=config.runtime.seed,
             initial_epoch=initial_epoch,
+            initial_step=initial_step,
             input_context=context,
         )
 
@@ -197,6 +208,7 @@ def _extract_views(
     splits: _Splits,
     images: StageData,
     extractor: keras.Model,
+    stop: StopRequest,
 ) -> dict[str, np.ndarray]:
     config = session.config
     preprocess = backbones.get_preprocess(config.model.backbone)
@@ -224,6 +236,7 @@ def _extract_views(
             num_steps=input_pipeline.steps_per_epoch(
                 examples.num_examples, size
             ),
+            stop=stop,
         )
 
     views = config.input.feature_views
@@ -244,16 +257,24 @@ def train_stages(session: Session, stages: Sequence[str]) -> None:
     Refuses changed flags before anything is read, trained or written.
     """
     keys = {stage: _checked_resume_key(session, stage) for stage in stages}
+    with preemption.stop_on_signals(session.config.runtime.grace_secs) as stop:
+        _run_stages(session, keys, stop)
+
+
+def _run_stages(
+    session: Session, keys: dict[str, dict[str, Any]], stop: StopRequest
+) -> None:
     splits = None
-    for stage in stages:
+    for stage, key in keys.items():
         done = (_stage_folder(session, stage) / "done.json").exists()
         if done and session.model_path(stage).exists():
             terminal.say(f"{stage}: already done in {session.workdir}")
             continue
+        stop.check(f"stopped before {stage}")
         if splits is None:
             write_config(session)
             splits = _load_splits(session)
-        _run_stage(session, stage, splits, keys[stage])
+        _run_stage(session, stage, splits, key, stop)
 
 
 def _checked_resume_key(session: Session, stage: str) -> dict[str, Any]:
@@ -271,7 +292,11 @@ def _checked_resume_key(session: Session, stage: str) -> dict[str, Any]:
 
 
 def _run_stage(
-    session: Session, stage: str, splits: _Splits, key: dict[str, Any]
+    session: Session,
+    stage: str,
+    splits: _Splits,
+    key: dict[str, Any],
+    stop: StopRequest,
 ) -> None:
     workdir, config = session.workdir, session.config
     folder = _stage_folder(session, stage)
@@ -282,7 +307,7 @@ def _run_stage(
     data, trained, steps_per_call = _image_data(session, splits), model, 1
     on_features = stage == "transfer" and config.input.feature_views > 0
     if on_features:
-        data = _feature_data(session, splits, data, model)
+        data = _feature_data(session, splits, data, model, stop)
         with session.strategy.scope():
             trained = classifier.get_head(model)
         steps_per_call = _HEAD_STEPS_PER_CALL
@@ -297,6 +322,7 @@ def _run_stage(
         data,
         steps_per_call,
         xla_update=on_features,
+        stop=stop,
     )
     result = runner.run()
     trains_batch_norm = stage == "finetune" and _calibrates(session)

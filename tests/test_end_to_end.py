@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -240,6 +241,64 @@ def test_corrupt_jpeg_is_named_and_nothing_is_prepared(
     assert "image_0100.jpg" in _one_line(err)
     shutil.unpack_archive(dummy_archive, folder, filter="data")
     assert run(*flags)[0] == 0
+
+
+def test_terminated_run_exits_with_42_and_goes_on(
+    tmp_path, data_dir, dummy_archive
+):
+    script = (
+        "import keras, sys; from tests import fakes; "
+        "keras.applications.TinyNet = fakes.TinyNet; "
+        "from flowers17_tfdata import cli; sys.exit(cli.main(sys.argv))"
+    )
+    command = [
+        sys.executable,
+        "-c",
+        script,
+        "--phase=transfer",
+        f"--workdir={tmp_path}",
+        f"--data_dir={data_dir}",
+        f"--archive={dummy_archive}",
+        "--backbone=tiny_net",
+        "--weights=none",
+        "--image_size=32",
+        "--global_batch_size=64",
+        "--feature_views=0",
+        # Long enough to be stopped in, wherever it is by then.
+        "--transfer_epochs=500",
+    ]
+    arguments = {"cwd": ROOT, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, **arguments
+    ) as process:
+        for line in process.stdout:
+            if "transfer epoch 2/500" in line:
+                break
+        second = subprocess.run(
+            command, stdout=subprocess.PIPE, timeout=300, **arguments
+        )
+        assert second.returncode == 1
+        assert f"--workdir {tmp_path} is in use by another run" in second.stderr
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=120)
+    assert process.returncode == 42, err
+    last = err.splitlines()[-1]
+    assert last.startswith("stopped: transfer"), err
+    assert last.endswith("the same command goes on from there")
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, **arguments
+    ) as process:
+        for line in process.stdout:
+            if "resuming after epoch" in line:
+                process.send_signal(signal.SIGUSR1)
+                break
+        process.communicate(timeout=120)
+    assert process.returncode == 42
+    epochs = [
+        m["epoch"] for m in metrics.read_metrics(tmp_path / "metrics.jsonl")
+    ]
+    assert epochs == list(range(1, len(epochs) + 1))
+    assert len(epochs) >= 2
 
 
 def test_two_virtual_devices_in_a_fresh_process(

@@ -15,6 +15,7 @@ from flowers17_tfdata.input import feature_cache, input_pipeline
 from flowers17_tfdata.input.feature_cache import Features
 from flowers17_tfdata.models import classifier
 from flowers17_tfdata.training import feature_extraction
+from flowers17_tfdata.training.preemption import StopRequest
 from tests import fakes
 
 NUM_EXAMPLES = 30
@@ -332,6 +333,7 @@ def test_extraction_keeps_order_and_values(
         input_pipeline.make_device_stage(config, fakes.preprocess_input),
         title="features",
         num_steps=3,
+        stop=StopRequest(),
     )
     assert features.dtype == np.float32
     images = fakes.preprocess_input(noise.images.pixels.astype(np.float32))

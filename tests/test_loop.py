@@ -19,11 +19,12 @@ from flowers17_tfdata.config import (
     OptimizationConfig,
     RuntimeConfig,
 )
-from flowers17_tfdata.errors import ConfigError, UserError
+from flowers17_tfdata.errors import ConfigError, Preempted, UserError
 from flowers17_tfdata.input import input_pipeline
 from flowers17_tfdata.models import classifier
 from flowers17_tfdata.results import metrics
 from flowers17_tfdata.training import checkpoints, loop, optimizers
+from flowers17_tfdata.training.preemption import StopRequest
 from flowers17_tfdata.training.profiler import Profiler
 from flowers17_tfdata.training.trainer import Trainer
 from tests import fakes
@@ -51,13 +52,14 @@ def _data(config=CONFIG) -> loop.StageData:
         "compute_dtype": keras.config.dtype_policy().compute_dtype,
     }
 
-    def make_train(initial_epoch, context):
+    def make_train(initial_epoch, initial_step, context):
         return input_pipeline.make_train_dataset(
             train,
             config.input,
             _preprocess,
             seed=config.runtime.seed,
             initial_epoch=initial_epoch,
+            initial_step=initial_step,
             input_context=context,
             **arguments,
         )
@@ -159,6 +161,75 @@ def test_interrupted_run_resumes_to_bit_equal_weights(
     for a, b in zip(*lines, strict=True):
         for key in ("step", "train_loss", "validation_loss", "learning_rate"):
             assert a[key] == b[key], key
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+@pytest.mark.parametrize("step", [1, 3, 5])
+def test_stopped_within_an_epoch_goes_on_from_that_step(
+    request, tmp_path, replicas, step
+):
+    """Three steps an epoch: in the first, at its end, in the second."""
+    strategy = None
+    if replicas == 2:
+        strategy = request.getfixturevalue("mirrored_strategy")
+    whole = _stage(tmp_path / "whole", strategy=strategy)
+    expected = whole.run()
+
+    workdir = tmp_path / "stopped"
+    stop = StopRequest()
+    stage = _stage(workdir, strategy=strategy, stop=stop)
+    train_steps, calls = stage._trainer.train_steps, []
+
+    def stopping(batches, num_steps):
+        calls.append(num_steps)
+        if len(calls) == step:
+            stop.set()
+        return train_steps(batches, num_steps)
+
+    stage._trainer.train_steps = stopping
+    with pytest.raises(Preempted, match=f"step {(step - 1) % 3 + 1}"):
+        stage.run()
+    assert len(calls) == step
+    resumed = _stage(workdir, strategy=strategy)
+    again, count = resumed._trainer.train_steps, []
+
+    def counting(batches, num_steps):
+        count.append(num_steps)
+        return again(batches, num_steps)
+
+    resumed._trainer.train_steps = counting
+    result = resumed.run()
+    assert len(count) == 4 * 3 - step
+    assert result.best_epoch == expected.best_epoch
+    for a, b in zip(_weights(whole), _weights(resumed), strict=True):
+        np.testing.assert_array_equal(a, b)
+    lines = [
+        metrics.read_metrics(folder / "metrics.jsonl")
+        for folder in (tmp_path / "whole", workdir)
+    ]
+    for a, b in zip(*lines, strict=True):
+        for key in ("epoch", "step", "train_loss", "validation_loss"):
+            assert a[key] == b[key], key
+
+
+def test_checkpoints_by_the_clock_lose_no_finished_step(tmp_path):
+    runtime = dataclasses.replace(CONFIG.runtime, checkpoint_every_secs=1e-9)
+    config = dataclasses.replace(CONFIG, runtime=runtime)
+    stage = _stage(tmp_path, config)
+    train_steps, calls = stage._trainer.train_steps, []
+
+    def killed(batches, num_steps):
+        calls.append(num_steps)
+        if len(calls) == 6:
+            raise _Killed
+        return train_steps(batches, num_steps)
+
+    stage._trainer.train_steps = killed
+    with pytest.raises(_Killed):
+        stage.run()
+    again = _stage(tmp_path, config)
+    assert again._checkpoints.restore() == 1
+    assert again._checkpoints.step.numpy() == 2
 
 
 def test_best_epoch_is_what_the_model_holds_in_the_end(tmp_path):

@@ -84,6 +84,7 @@ def make_train_dataset(
     global_batch_size: int,
     seed: int,
     initial_epoch: int = 0,
+    initial_step: int = 0,
     input_context: tf.distribute.InputContext | None = None,
 ) -> tf.data.Dataset:
     """Makes the endless training pipeline over features.
@@ -97,6 +98,7 @@ def make_train_dataset(
       global_batch_size: examples a step over all replicas.
       seed: of the order.
       initial_epoch: the first epoch to produce, for a resumed run.
+      initial_step: steps of that epoch to leave out.
       input_context: which of how many replicas; None: one replica, all of it.
 
     Returns:
@@ -112,10 +114,10 @@ def make_train_dataset(
         views = (indices + epoch) % num_views
         return tf.data.Dataset.from_tensor_slices((views, indices, weights))
 
-    epochs = tf.data.Dataset.range(initial_epoch, np.iinfo(np.int64).max)
-    return input_pipeline.finish(
-        epochs.flat_map(epoch_batches), _batch_maker(features), config
+    batches = input_pipeline.from_step(
+        epoch_batches, initial_epoch, initial_step, input_context
     )
+    return input_pipeline.finish(batches, _batch_maker(features), config)
 
 
 def make_eval_dataset(

@@ -129,6 +129,7 @@ def make_train_dataset(
     seed: int,
     compute_dtype: str = "float32",
     initial_epoch: int = 0,
+    initial_step: int = 0,
     input_context: tf.distribute.InputContext | None = None,
 ) -> tf.data.Dataset:
     """Makes the endless training pipeline.
@@ -145,6 +146,7 @@ def make_train_dataset(
       seed: of order and augmentation.
       compute_dtype: of the model.
       initial_epoch: the first epoch to produce, for a resumed run.
+      initial_step: steps of that epoch to leave out.
       input_context: which of how many replicas; None: one replica, all of it.
 
     Returns:
@@ -178,8 +180,34 @@ def make_train_dataset(
 
         return make_batch(indices, weights, transforms, augment)
 
+    batches = from_step(
+        epoch_batches, initial_epoch, initial_step, input_context
+    )
+    return finish(batches, make_train_batch, config)
+
+
+def from_step(
+    epoch_batches: Callable[[tf.Tensor], tf.data.Dataset],
+    initial_epoch: int,
+    initial_step: int,
+    context: tf.distribute.InputContext | None,
+) -> tf.data.Dataset:
+    """Chains the epochs, endlessly, from a step of an epoch on.
+
+    Args:
+      epoch_batches: from an epoch (int64 scalar) to its replica batches.
+      initial_epoch: the first epoch.
+      initial_step: steps of that epoch to leave out.
+      context: which of how many replicas; None: one replica, all of it.
+    """
+    local_replicas = 1
+    if context:
+        local_replicas = (
+            context.num_replicas_in_sync // context.num_input_pipelines
+        )
     epochs = tf.data.Dataset.range(initial_epoch, np.iinfo(np.int64).max)
-    return finish(epochs.flat_map(epoch_batches), make_train_batch, config)
+    # Index arithmetic so far: what is left out costs next to nothing.
+    return epochs.flat_map(epoch_batches).skip(initial_step * local_replicas)
 
 
 def make_eval_dataset(

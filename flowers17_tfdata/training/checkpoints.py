@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -26,6 +28,8 @@ _FREE_TO_CHANGE = {
     "inter_op_threads",
     "xla",
     "profile_steps",
+    "checkpoint_every_secs",
+    "grace_secs",
     "strategy",
     "num_virtual_devices",
     *(f.name for f in config_lib.options(config_lib.EvaluationConfig)),
@@ -108,6 +112,9 @@ class StageCheckpoints:
 
     Attributes (variables; `.numpy()` reads them on any number of replicas):
       epoch: number of finished epochs.
+      step: number of finished steps of the epoch after them.
+      sums: float32 `[4]`, that epoch's `TrainTotals` so far.
+      step_secs: wall time of those steps.
       best_accuracy, best_loss, best_epoch: of the best epoch by validation
         accuracy, then loss.
       seconds: wall time of the finished epochs.
@@ -122,6 +129,9 @@ class StageCheckpoints:
     ):
         with strategy.scope():
             self.epoch = tf.Variable(0, dtype=tf.int64)
+            self.step = tf.Variable(0, dtype=tf.int64)
+            self.sums = tf.Variable(tf.zeros([4]))
+            self.step_secs = tf.Variable(0.0, dtype=tf.float64)
             self.best_epoch = tf.Variable(0, dtype=tf.int64)
             self.best_accuracy = tf.Variable(-1.0, dtype=tf.float64)
             self.best_loss = tf.Variable(float("inf"), dtype=tf.float64)
@@ -137,6 +147,9 @@ class StageCheckpoints:
             optimizer=optimizer,
             seeds=seeds,
             epoch=self.epoch,
+            step=self.step,
+            sums=self.sums,
+            step_secs=self.step_secs,
             best_epoch=self.best_epoch,
             best_accuracy=self.best_accuracy,
             best_loss=self.best_loss,
@@ -164,6 +177,38 @@ class StageCheckpoints:
         _restore(self._latest.checkpoint, path)
         return int(self.epoch.numpy())
 
+    def save_within_epoch(
+        self, step: int, sums: Sequence[tf.Tensor], seconds: float
+    ) -> None:
+        """Saves in the middle of an epoch.
+
+        Args:
+          step: finished steps of the epoch.
+          sums: their `TrainTotals`.
+          seconds: their wall time.
+
+        Raises:
+          UserError: the checkpoint can't be written.
+        """
+        self._set_progress(step, sums, seconds)
+        with self._writing():
+            self._latest.save()
+
+    def _set_progress(self, step: int, sums, seconds: float) -> None:
+        self.step.assign(step)
+        self.sums.assign(tf.stack(sums))
+        self.step_secs.assign(seconds)
+
+    @contextlib.contextmanager
+    def _writing(self):
+        try:
+            yield
+        except tf.errors.OpError as error:
+            raise UserError(
+                "a checkpoint can't be written to "
+                f"{self._latest.directory}: {one_line(error)}"
+            ) from error
+
     def save(self, accuracy: float, loss: float, seconds: float) -> None:
         """Records one more finished epoch; keeps its weights if they are best.
 
@@ -173,20 +218,16 @@ class StageCheckpoints:
         self.epoch.assign_add(1)
         self.seconds.assign_add(seconds)
         epoch = int(self.epoch.numpy())
+        self._set_progress(0, tf.zeros([4]), 0.0)
         before = (self.best_accuracy.numpy(), -self.best_loss.numpy())
-        try:
+        with self._writing():
             if (accuracy, -loss) > before:
                 self.best_epoch.assign(epoch)
                 self.best_accuracy.assign(accuracy)
                 self.best_loss.assign(loss)
                 self._best.save(checkpoint_number=epoch)
             # After the best one: a kill in between repeats the epoch.
-            self._latest.save(checkpoint_number=epoch)
-        except tf.errors.OpError as error:
-            raise UserError(
-                "a checkpoint can't be written to "
-                f"{self._latest.directory}: {one_line(error)}"
-            ) from error
+            self._latest.save()
 
     def restore_best(self) -> None:
         """Puts the best epoch's weights into the model."""

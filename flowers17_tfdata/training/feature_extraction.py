@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from flowers17_tfdata.input.input_pipeline import Batch
 from flowers17_tfdata.results import terminal
+from flowers17_tfdata.training.preemption import StopRequest
 
 
 def extract_features(
@@ -21,6 +22,7 @@ def extract_features(
     *,
     title: str,
     num_steps: int,
+    stop: StopRequest,
 ) -> np.ndarray:
     """Runs a model once over a split.
 
@@ -31,9 +33,13 @@ def extract_features(
       device_stage: from a `Batch` to the model's inputs.
       title: of the progress bar.
       num_steps: number of batches.
+      stop: whether to stop.
 
     Returns:
       float32 `[n, channels]`, in the split's order, without the padding.
+
+    Raises:
+      Preempted: it was asked to stop.
     """
 
     def replica_forward(batch: Batch):
@@ -53,6 +59,7 @@ def extract_features(
             for values, weight in zip(features, weights, strict=True):
                 parts.append(values.numpy()[weight.numpy() > 0])
             progress.advance()
+            stop.check(f"stopped during {title}")
     return np.concatenate(parts)
 
 

@@ -22,6 +22,7 @@ from flowers17_tfdata.results import metrics, terminal
 from flowers17_tfdata.results.evaluate import evaluate
 from flowers17_tfdata.training import optimizers
 from flowers17_tfdata.training.checkpoints import StageCheckpoints
+from flowers17_tfdata.training.preemption import StopRequest
 from flowers17_tfdata.training.profiler import Profiler
 from flowers17_tfdata.training.trainer import Trainer, TrainTotals
 
@@ -36,7 +37,8 @@ class StageData:
 
     Attributes:
       num_examples: of the train split.
-      make_train: `(initial_epoch, input_context)` to the endless dataset.
+      make_train: `(initial_epoch, initial_step, input_context)` to the endless
+        dataset.
       make_validation: `(input_context)` to one pass of validation.
       make_calibration: to the train split's clean batches, for the statistics
         of a batch-norm that has no pretrained ones; None: they stay.
@@ -44,7 +46,9 @@ class StageData:
     """
 
     num_examples: int
-    make_train: Callable[[int, tf.distribute.InputContext], tf.data.Dataset]
+    make_train: Callable[
+        [int, int, tf.distribute.InputContext], tf.data.Dataset
+    ]
     make_validation: Callable[[tf.distribute.InputContext], tf.data.Dataset]
     make_calibration: Callable[[], tf.data.Dataset] | None = None
     device_stage: Callable[[Batch], tf.Tensor] = lambda batch: batch.inputs
@@ -74,6 +78,7 @@ class Stage:
       steps_per_call: training steps between two looks of Python at the
         device, where `--steps_per_call` leaves it open.
       xla_update: compile the optimizer's update (see `Trainer`).
+      stop: whether to save and stop.
     """
 
     def __init__(
@@ -86,6 +91,7 @@ class Stage:
         data: StageData,
         steps_per_call: int = 1,
         xla_update: bool = False,
+        stop: StopRequest | None = None,
     ):
         self.name = name
         self._config = config
@@ -124,6 +130,8 @@ class Stage:
             xla_update=xla_update and config.runtime.xla != "off",
         )
         self._steps_per_call = config.runtime.steps_per_call or steps_per_call
+        self._stop = stop or StopRequest()
+        self._saved_at = time.monotonic()
         self._profiler = Profiler(
             config_lib.profile_range(config.runtime),
             workdir / "tensorboard" / name,
@@ -139,19 +147,25 @@ class Stage:
 
         Raises:
           UserError: the loss is not finite; the last checkpoint stays.
+          Preempted: it was asked to stop, and saved.
         """
         done = self._checkpoints.restore()
-        if done:
-            terminal.say(f"{self.name}: resuming after epoch {done}")
+        step = int(self._checkpoints.step.numpy())
+        if done or step:
+            terminal.say(
+                f"{self.name}: resuming after epoch {done}"
+                + (f" and {step} steps" if step else "")
+            )
         elif self._calibrates:
             self._calibrate()
         writer = metrics.MetricsWriter(self._workdir, self.name, done)
         if done < self._epochs:
-            batches = iter(self._train_batches(initial_epoch=done))
+            batches = iter(self._train_batches(done, step))
             # Once: each one made would be traced and compiled anew.
             validation = self._validation_batches()
             for epoch in range(done, self._epochs):
                 self._run_epoch(epoch, batches, validation, writer)
+                self._stop.check(f"{self.name} epoch {epoch + 1} is saved")
         writer.close()
         self._profiler.stop()
         self._checkpoints.restore_best()
@@ -169,9 +183,8 @@ class Stage:
         validation_batches: Iterable,
         writer: metrics.MetricsWriter,
     ) -> None:
+        totals, train_secs = self._train_epoch(epoch, batches)
         start = time.perf_counter()
-        totals = self._train_epoch(epoch, batches)
-        train_secs = time.perf_counter() - start
         if self._calibrates and self._trains_batch_norm:
             # Trained on the batches' own statistics; evaluated, and saved,
             # with those of the data under the weights as they are now.
@@ -190,7 +203,7 @@ class Stage:
             "learning_rate": float(self._schedule(step - 1)),
             "images_per_sec": examples / train_secs,
             "data_wait_fraction": float(totals.wait_secs) / train_secs,
-            "seconds": time.perf_counter() - start,
+            "seconds": train_secs + time.perf_counter() - start,
         }
         # Before the checkpoint: a line too many is dropped when the epoch
         # runs again; a missing one would never come back.
@@ -198,6 +211,7 @@ class Stage:
         self._checkpoints.save(
             validation["accuracy"], validation["loss"], line["seconds"]
         )
+        self._saved_at = time.monotonic()
         terminal.say(
             f"{self.name} epoch {epoch + 1}/{self._epochs}: "
             f"train loss {line['train_loss']:.3f} "
@@ -209,11 +223,15 @@ class Stage:
             f"{line['seconds']:.0f} s"
         )
 
-    def _train_epoch(self, epoch: int, batches: Iterator) -> TrainTotals:
-        """Trains for one epoch; returns its sums."""
-        totals = TrainTotals(*(tf.zeros([]) for _ in TrainTotals._fields))
+    def _train_epoch(
+        self, epoch: int, batches: Iterator
+    ) -> tuple[TrainTotals, float]:
+        """Trains to the end of an epoch; returns its sums and its seconds."""
+        # Not zero where a run that stopped within the epoch is resumed.
+        totals = TrainTotals(*tf.unstack(self._checkpoints.sums))
+        step = checked = int(self._checkpoints.step.numpy())
         title = f"{self.name} epoch {epoch + 1}/{self._epochs}"
-        step, checked, start = 0, 0, time.perf_counter()
+        start = time.perf_counter() - float(self._checkpoints.step_secs.numpy())
         with terminal.EpochProgress(title, self._steps_per_epoch) as progress:
             while step < self._steps_per_epoch:
                 count = min(self._steps_per_call, self._steps_per_epoch - step)
@@ -224,13 +242,30 @@ class Stage:
                     *(a + b for a, b in zip(totals, sums, strict=True))
                 )
                 step += count
-                last = step == self._steps_per_epoch
-                if last or step - checked >= _STEPS_BETWEEN_CHECKS:
+                last, due = step == self._steps_per_epoch, self._save_is_due()
+                if last or due or step - checked >= _STEPS_BETWEEN_CHECKS:
                     self._check_finite(totals, epoch, checked + 1, step)
                     checked = step
                 rate = step * self._batch_size / (time.perf_counter() - start)
                 progress.advance(count, f"{rate:.1f} images/s")
-        return totals
+                if due:
+                    seconds = time.perf_counter() - start
+                    self._save_within_epoch(epoch, step, totals, seconds)
+        return totals, time.perf_counter() - start
+
+    def _save_is_due(self) -> bool:
+        every = self._config.runtime.checkpoint_every_secs
+        late = every and time.monotonic() - self._saved_at >= every
+        return bool(late or self._stop.requested)
+
+    def _save_within_epoch(
+        self, epoch: int, step: int, totals: TrainTotals, seconds: float
+    ) -> None:
+        self._checkpoints.save_within_epoch(step, totals, seconds)
+        self._saved_at = time.monotonic()
+        self._stop.check(
+            f"{self.name} is saved in epoch {epoch + 1}, after step {step}"
+        )
 
     def _check_finite(
         self, totals: TrainTotals, epoch: int, first: int, step: int
@@ -264,9 +299,11 @@ class Stage:
             (self._data.device_stage(b) for b in self._data.make_calibration()),
         )
 
-    def _train_batches(self, initial_epoch: int):
+    def _train_batches(self, initial_epoch: int, initial_step: int):
         return self._strategy.distribute_datasets_from_function(
-            functools.partial(self._data.make_train, initial_epoch)
+            functools.partial(
+                self._data.make_train, initial_epoch, initial_step
+            )
         )
 
     def _validation_batches(self):

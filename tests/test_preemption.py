@@ -1,0 +1,91 @@
+"""Signals: one asks, two or a hanging process end it."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from flowers17_tfdata.errors import Preempted
+from flowers17_tfdata.training import preemption
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def _wait_for(request) -> None:
+    deadline = time.monotonic() + 30
+    while not request.requested and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_asks_to_stop(number, capsys):
+    before = signal.getsignal(number)
+    with preemption.stop_on_signals(60) as request:
+        assert not request.requested
+        request.check("anywhere")
+        os.kill(os.getpid(), number)
+        _wait_for(request)
+        assert request.requested
+        with pytest.raises(Preempted, match="anywhere: the same command"):
+            request.check("anywhere")
+    assert signal.getsignal(number) == before
+    assert f"{number.name}: saving" in capsys.readouterr().err
+
+
+def test_other_signals_ask_nothing():
+    with preemption.stop_on_signals(60) as request:
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(30)
+        assert not request.requested
+
+
+def test_outside_of_the_main_thread_none_is_taken():
+    def work():
+        with preemption.stop_on_signals(60) as request:
+            results.append(request.requested)
+
+    results = []
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert results == [False]
+
+
+# Holds the main thread in C, as a collective that hangs does: it never gets to
+# a Python signal handler.
+_HANGING = """
+import ctypes, sys
+from flowers17_tfdata.training import preemption
+with preemption.stop_on_signals(float(sys.argv[1])):
+    print("ready", flush=True)
+    mutex = ctypes.create_string_buffer(128)
+    for _ in range(2):
+        ctypes.CDLL(None).pthread_mutex_lock(mutex)
+"""
+
+
+@pytest.mark.parametrize(("grace_secs", "signals"), [(600, 2), (0.5, 1)])
+def test_a_hanging_process_ends(grace_secs, signals):
+    with subprocess.Popen(
+        [sys.executable, "-c", _HANGING, str(grace_secs)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGTERM)
+        assert "SIGTERM: saving" in process.stderr.readline()
+        if signals == 2:
+            assert process.poll() is None
+            process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 1
+        assert "error:" in process.stderr.read()

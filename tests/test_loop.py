@@ -232,6 +232,49 @@ def test_checkpoints_by_the_clock_lose_no_finished_step(tmp_path):
     assert again._checkpoints.step.numpy() == 2
 
 
+def _with_epochs(count):
+    options = dataclasses.replace(OPTIMIZATION, transfer_epochs=count)
+    return dataclasses.replace(CONFIG, optimization=options)
+
+
+def _truncate(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def _flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("damage", [_truncate, _flip])
+@pytest.mark.parametrize("suffix", [".index", ".data-00000-of-00001"])
+def test_damaged_checkpoint_is_named_and_the_one_before_used(
+    tmp_path, capsys, damage, suffix
+):
+    workdir = tmp_path / "damaged"
+    _stage(workdir, _with_epochs(3)).run()
+    folder = workdir / "checkpoints" / "transfer"
+    damage(folder / f"ckpt-3{suffix}")
+    capsys.readouterr()
+    stage = _stage(workdir)
+    stage.run()
+    out = capsys.readouterr().out
+    assert f"{folder / 'ckpt-3'} is damaged and passed over" in out
+    assert "resuming after epoch 2" in out
+
+    for path in folder.glob("ckpt-*.data*"):
+        damage(path)
+    with pytest.raises(UserError, match=r"no checkpoint in .* is whole"):
+        _stage(workdir).run()
+
+
+def test_lost_list_of_checkpoints_loses_nothing(tmp_path):
+    _stage(tmp_path, _with_epochs(3)).run()
+    (tmp_path / "checkpoints" / "transfer" / "checkpoint").write_text("?")
+    assert _stage(tmp_path)._checkpoints.restore() == 3
+
+
 def test_best_epoch_is_what_the_model_holds_in_the_end(tmp_path):
     stage = _stage(tmp_path)
     result = stage.run()

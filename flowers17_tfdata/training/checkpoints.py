@@ -13,7 +13,7 @@ import tensorflow as tf
 from flowers17_tfdata import config as config_lib
 from flowers17_tfdata.config import Config
 from flowers17_tfdata.errors import ConfigError, UserError, one_line
-from flowers17_tfdata.results import metrics
+from flowers17_tfdata.results import metrics, terminal
 
 # What may change between a run and its resumption without changing its
 # result (or, for the devices, more than its rounding).
@@ -156,7 +156,10 @@ class StageCheckpoints:
             seconds=self.seconds,
         )
         self._latest = tf.train.CheckpointManager(
-            checkpoint, str(folder), max_to_keep=2
+            # A damaged one may be passed over, and counts.
+            checkpoint,
+            str(folder),
+            max_to_keep=3,
         )
         self._best = tf.train.CheckpointManager(
             tf.train.Checkpoint(model=model),
@@ -166,16 +169,27 @@ class StageCheckpoints:
         )
 
     def restore(self) -> int:
-        """Restores the newest checkpoint, if any; returns epochs done.
+        """Restores the newest whole checkpoint; returns epochs done.
+
+        Damaged ones are named and passed over.
 
         Raises:
-          UserError: it can't be read.
+          UserError: there are some, but all are damaged.
         """
-        path = self._latest.latest_checkpoint
-        if path is None:
-            return 0
-        _restore(self._latest.checkpoint, path)
-        return int(self.epoch.numpy())
+        paths = _newest_first(pathlib.Path(self._latest.directory))
+        for path in paths:
+            damage = _damage(path)
+            if damage:
+                terminal.say(f"{path} is damaged and passed over: {damage}")
+                continue
+            _restore(self._latest.checkpoint, path)
+            return int(self.epoch.numpy())
+        if paths:
+            raise UserError(
+                f"no checkpoint in {self._latest.directory} is whole: pass "
+                "another --workdir to start anew"
+            )
+        return 0
 
     def save_within_epoch(
         self, step: int, sums: Sequence[tf.Tensor], seconds: float
@@ -233,6 +247,35 @@ class StageCheckpoints:
         """Puts the best epoch's weights into the model."""
         path = f"{self._best.directory}/ckpt-{self.best_epoch.numpy()}"
         _restore(self._best.checkpoint, path)
+
+
+def _newest_first(folder: pathlib.Path) -> list[str]:
+    """Returns the paths of the checkpoints in a folder.
+
+    By their files, not by TensorFlow's list of them, which may be damaged too:
+    the index is written last.
+    """
+    indexes = [p for p in folder.glob("ckpt-*.index") if _number(p) >= 0]
+    indexes.sort(key=_number, reverse=True)
+    return [str(path.with_suffix("")) for path in indexes]
+
+
+def _number(index: pathlib.Path) -> int:
+    digits = index.stem.partition("-")[2]
+    return int(digits) if digits.isdecimal() else -1
+
+
+def _damage(path: str) -> str:
+    """Reads all of a checkpoint; returns what is wrong with it, or ''."""
+    try:
+        reader = tf.train.load_checkpoint(path)
+        for name in reader.get_variable_to_shape_map():
+            # Compares the checksum.
+            reader.get_tensor(name)
+    # Of damages that it knows no error for, the reader makes Python's own.
+    except (tf.errors.OpError, ValueError, RuntimeError, LookupError) as error:
+        return one_line(error, 160)
+    return ""
 
 
 def _restore(checkpoint: tf.train.Checkpoint, path: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from flowers17_tfdata import flags
+from flowers17_tfdata import flags, launcher
 from flowers17_tfdata.errors import Preempted, UserError, one_line
 
 
@@ -20,6 +20,8 @@ def main(argv: list[str]) -> int:
         if config is None:
             print(flags.help_text(os.path.basename(argv[0])))
             return 0
+        if config.runtime.launch_local:
+            return launcher.launch(argv[1:], config.runtime.launch_local)
         # TensorFlow's C++ start-up notes would bury our own lines.
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
         # On by default only where a CPU has AVX512; with AVX2 alone it was
@@ -49,4 +51,11 @@ def main(argv: list[str]) -> int:
 
 def run() -> None:
     """The console script."""
-    sys.exit(main(sys.argv))
+    code = main(sys.argv)
+    if code:
+        # A worker that stops before the others would wait for them, in
+        # TensorFlow's teardown.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)

@@ -215,14 +215,21 @@ class RuntimeConfig:
 
     strategy: str = option(
         "auto",
-        "auto: mirrored where there are several devices; default: one "
-        "device; mirrored: all devices.",
-        choices=("auto", "default", "mirrored"),
+        "auto: multi_worker where TF_CONFIG or SLURM names several workers, "
+        "else mirrored where there are several devices; default: one device; "
+        "mirrored: all of this machine's; multi_worker: all workers'.",
+        choices=("auto", "default", "mirrored", "multi_worker"),
     )
     num_virtual_devices: int = option(
         0,
         "Split the CPU (or the one GPU) into N logical devices, to try "
         "replicas on one machine; 0: do not.",
+        at_least=0,
+        at_most=64,
+    )
+    launch_local: int = option(
+        0,
+        "Start N workers of a cluster on this machine, to try one; 0: do not.",
         at_least=0,
         at_most=64,
     )
@@ -272,6 +279,12 @@ class RuntimeConfig:
         120.0,
         "After SIGTERM or SIGUSR1: save, and exit with 42, within this time, "
         "seconds; else exit with 1.",
+        above=0,
+    )
+    stall_timeout_secs: float = option(
+        600.0,
+        "With several workers: exit with 1 when they are not all there, or no "
+        "step ends, within this time, seconds.",
         above=0,
     )
     seed: int = option(
@@ -437,9 +450,22 @@ def validate(config: Config) -> None:
             "--init_from goes with --phase=finetune alone: train starts from "
             f"its own transfer stage; got {config.model.init_from!r}"
         )
+    _check_devices(config)
+
+
+def _check_devices(config: Config) -> None:
     size = config.optimization.global_batch_size
-    devices = config.runtime.num_virtual_devices
-    if devices > 1 and config.runtime.strategy == "default":
+    runtime = config.runtime
+    if runtime.launch_local and runtime.strategy not in (
+        "auto",
+        "multi_worker",
+    ):
+        raise ConfigError(
+            "--launch_local goes with --strategy=auto or multi_worker; got "
+            f"--strategy={runtime.strategy}"
+        )
+    devices = runtime.num_virtual_devices
+    if devices > 1 and runtime.strategy == "default":
         raise ConfigError(
             "--num_virtual_devices goes with --strategy=auto or mirrored; got "
             f"--strategy=default and {devices} devices"

@@ -31,6 +31,10 @@ class Preempted(UserError):
     exit_code = 42
 
 
+class WorkerLost(UserError):
+    """Another worker of the run is gone, so that no step can end."""
+
+
 def one_line(error: BaseException | str, limit: int = 300) -> str:
     """Returns the message on one line of at most `limit` characters."""
     text = " ".join(str(error).split()) or type(error).__name__

@@ -16,7 +16,9 @@ from flowers17_tfdata.config import Config
 from flowers17_tfdata.data import audit as audit_lib
 from flowers17_tfdata.errors import (
     AccuracyGateMissed,
+    ConfigError,
     UserError,
+    WorkerLost,
     one_line,
 )
 from flowers17_tfdata.input import input_pipeline
@@ -29,6 +31,14 @@ from flowers17_tfdata.stages import train_stages
 from flowers17_tfdata.training import loop
 from flowers17_tfdata.training.trainer import Trainer
 
+# What a collective ends with when one of its workers died.
+_LOST_WORKER = (
+    tf.errors.UnavailableError,
+    tf.errors.AbortedError,
+    tf.errors.CancelledError,
+    tf.errors.DeadlineExceededError,
+)
+
 
 def run(config: Config) -> None:
     """Runs `config.phase`.
@@ -36,10 +46,27 @@ def run(config: Config) -> None:
     Raises:
       UserError: anything that the user can mend.
     """
-    session = open_session(config)
-    try:
+    with _errors_in_one_line(config), open_session(config) as session:
+        if session.workers.count > 1 and config.phase == "benchmark":
+            raise ConfigError(
+                "--phase=benchmark goes with one worker; got "
+                f"{session.workers.count}"
+            )
         with _lock(session):
             _PHASES[config.phase](session)
+
+
+@contextlib.contextmanager
+def _errors_in_one_line(config: Config) -> Iterator[None]:
+    """Turns TensorFlow's errors that a user can act on into `UserError`s."""
+    try:
+        yield
+    except _LOST_WORKER as error:
+        raise WorkerLost(
+            "another worker of this run is gone, or can't be reached "
+            f"({type(error).__name__}): the last checkpoint is kept; start all "
+            "workers again"
+        ) from error
     except (tf.errors.ResourceExhaustedError, MemoryError) as error:
         raise UserError(
             "out of memory: lower --global_batch_size or --image_size, or "
@@ -47,7 +74,7 @@ def run(config: Config) -> None:
         ) from error
     except tf.errors.DataLossError as error:
         raise UserError(
-            f"{session.source.name} is damaged on disk "
+            f"{config.data.dataset} is damaged on disk "
             f"({one_line(error, 120)}): delete it from --data_dir, it is "
             "prepared again"
         ) from error
@@ -59,7 +86,8 @@ def _lock(session: Session) -> Iterator[None]:
 
     The system drops the lock with the process, however that ends.
     """
-    if session.config.phase in ("evaluate", "benchmark"):
+    phase = session.config.phase
+    if phase in ("evaluate", "benchmark") or not session.workers.is_chief:
         yield
         return
     path = session.workdir / ".lock"
@@ -78,7 +106,7 @@ def _lock(session: Session) -> Iterator[None]:
 def prepare(session: Session) -> None:
     """Audits the data set; writes `audit.json`."""
     audit = audit_lib.audit(session.source)
-    metrics.write_json(session.workdir / "audit.json", audit)
+    metrics.write_json(session.output / "audit.json", audit)
     terminal.show_audit(audit)
     if audit["undecodable"]:
         first = audit["undecodable"][0]
@@ -154,7 +182,7 @@ def evaluate(session: Session) -> None:
         result, split, session.source.class_names
     )
     evaluation |= {"model": str(path), "dataset": session.source.name}
-    metrics.write_json(session.workdir / "evaluation.json", evaluation)
+    metrics.write_json(session.output / "evaluation.json", evaluation)
     terminal.show_evaluation(evaluation)
     gate = config.evaluation.assert_accuracy_at_least
     if evaluation["accuracy"] < gate:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import pathlib
 import platform
+import tempfile
+from collections.abc import Iterator
 from typing import Any
 
 import cv2
@@ -23,6 +26,7 @@ from flowers17_tfdata.models import backbones
 from flowers17_tfdata.results import metrics, terminal
 from flowers17_tfdata.training import checkpoints, precision
 from flowers17_tfdata.training import strategy as strategy_lib
+from flowers17_tfdata.training.workers import Workers
 
 TRAINING_SPLITS = ("train", "validation")
 
@@ -36,7 +40,12 @@ class Session:
 
     config: Config
     workdir: pathlib.Path
+    # Where this process writes: the workdir, or, if it is not the chief, a
+    # folder that nobody reads. A collective that all take part in (saving
+    # replicated variables) needs no distinction then.
+    output: pathlib.Path
     strategy: tf.distribute.Strategy
+    workers: Workers
     precision: str
     source: sources.Source
 
@@ -50,7 +59,8 @@ class Session:
         return self.workdir / f"model_{stage}.keras"
 
 
-def open_session(config: Config) -> Session:
+@contextlib.contextmanager
+def open_session(config: Config) -> Iterator[Session]:
     """Makes the workdir, chooses the devices, opens the data set.
 
     Raises:
@@ -60,24 +70,37 @@ def open_session(config: Config) -> Session:
     # Checked before minutes of data preparation and of training.
     backbones.get_preprocess(config.model.backbone)
     strategy = strategy_lib.get_strategy(config.runtime)
+    workers = Workers(strategy)
+    if not workers.is_chief:
+        terminal.be_quiet()
     _check_batch_size(config, strategy.num_replicas_in_sync)
     policy = precision.set_precision(config.runtime.precision)
     tfds.disable_progress_bar()
     terminal.say(f"{config.phase}: opening {config.data.dataset}")
     source = sources.open_source(config.data)
     config = dataclasses.replace(
-        config, input=_settle_input(config, workdir, source)
+        config, input=_settle_input(config, workdir, source, workers)
     )
-    return Session(config, workdir, strategy, policy, source)
+    with contextlib.ExitStack() as stack:
+        output = workdir
+        if not workers.is_chief:
+            folder = tempfile.TemporaryDirectory(prefix="flowers17_tfdata-")
+            output = pathlib.Path(stack.enter_context(folder))
+        yield Session(
+            config, workdir, output, strategy, workers, policy, source
+        )
 
 
 def _settle_input(
-    config: Config, workdir: pathlib.Path, source: sources.Source
+    config: Config,
+    workdir: pathlib.Path,
+    source: sources.Source,
+    workers: Workers,
 ) -> InputConfig:
     """Settles what `auto` leaves to the machine.
 
     A run that is resumed keeps what it started with: today's free memory must
-    not change its result.
+    not change its result. Workers do alike: in memory where all have it.
     """
     options, splits = config.input, TRAINING_SPLITS
     if config.phase in ("train", *config_lib.STAGES):
@@ -89,10 +112,12 @@ def _settle_input(
     elif config.phase == "evaluate":
         splits = (config.evaluation.split,)
     num_images = sum(source.split_sizes.get(split, 0) for split in splits)
+    in_memory = examples.resolve_cache(options, num_images) == "memory"
+    on_device = input_pipeline.resolve_augment_on(options) == "device"
     return dataclasses.replace(
         options,
-        cache=examples.resolve_cache(options, num_images),
-        augment_on=input_pipeline.resolve_augment_on(options),
+        cache="memory" if workers.all(in_memory) else "none",
+        augment_on="device" if workers.all(on_device) else "host",
     )
 
 
@@ -107,11 +132,11 @@ def _check_batch_size(config: Config, num_replicas: int) -> None:
 
 def _make_workdir(path: str) -> pathlib.Path:
     workdir = pathlib.Path(path).expanduser()
-    probe = workdir / ".writable"
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
+        # Not only access rights: a full disk, a read-only mount.
+        with tempfile.NamedTemporaryFile(dir=workdir, prefix=".") as probe:
+            probe.write(b"x")
     except OSError as error:
         raise UserError(
             f"--workdir {workdir} can't be written: {one_line(error)}"
@@ -124,10 +149,11 @@ def write_config(session: Session) -> None:
     flags: dict[str, Any] = config_lib.to_values(session.config)
     flags |= {"dataset": session.source.name, "precision": session.precision}
     metrics.write_json(
-        session.workdir / "config.json",
+        session.output / "config.json",
         {
             "flags": flags,
             "num_replicas": session.strategy.num_replicas_in_sync,
+            "num_workers": session.workers.count,
             "versions": versions(),
             "hardware": hardware(),
         },

@@ -157,12 +157,14 @@ def _feature_data(
             "versions": versions(),
         }
     )
-    path = session.workdir / "features" / f"{key}.npz"
-    start = time.perf_counter()
-    arrays, found = feature_cache.load_or_compute(
-        path,
-        lambda: _extract_views(session, splits, images, extractor, stop),
-    )
+    name = f"features/{key}.npz"
+    path, start = session.workdir / name, time.perf_counter()
+    arrays = feature_cache.load(path)
+    # Computing them takes all workers.
+    found = session.workers.all(arrays is not None)
+    if not found:
+        arrays = _extract_views(session, splits, images, extractor, stop)
+        feature_cache.save(session.output / name, arrays)
     terminal.say(
         f"transfer: features of {config.input.feature_views} view(s) "
         + (f"from {path}" if found else f"saved to {path}")
@@ -257,7 +259,12 @@ def train_stages(session: Session, stages: Sequence[str]) -> None:
     Refuses changed flags before anything is read, trained or written.
     """
     keys = {stage: _checked_resume_key(session, stage) for stage in stages}
-    with preemption.stop_on_signals(session.config.runtime.grace_secs) as stop:
+    runtime, workers = session.config.runtime, session.workers
+    with preemption.stop_on_signals(
+        runtime.grace_secs,
+        runtime.stall_timeout_secs if workers.count > 1 else 0.0,
+        workers.any,
+    ) as stop:
         _run_stages(session, keys, stop)
 
 
@@ -267,7 +274,9 @@ def _run_stages(
     splits = None
     for stage, key in keys.items():
         done = (_stage_folder(session, stage) / "done.json").exists()
-        if done and session.model_path(stage).exists():
+        done = done and session.model_path(stage).exists()
+        # The chief wrote them before a barrier; a restart finds them all.
+        if session.workers.all(done):
             terminal.say(f"{stage}: already done in {session.workdir}")
             continue
         stop.check(f"stopped before {stage}")
@@ -298,8 +307,8 @@ def _run_stage(
     key: dict[str, Any],
     stop: StopRequest,
 ) -> None:
-    workdir, config = session.workdir, session.config
-    folder = _stage_folder(session, stage)
+    config = session.config
+    folder = session.output / "checkpoints" / stage
     start = time.perf_counter()
     model = _build_stage_model(session, stage)
     folder.mkdir(parents=True, exist_ok=True)
@@ -316,20 +325,22 @@ def _run_stage(
     runner = Stage(
         stage,
         config,
-        workdir,
+        session.workdir,
         trained,
         session.strategy,
         data,
         steps_per_call,
         xla_update=on_features,
         stop=stop,
+        output=session.output,
+        workers=session.workers,
     )
     result = runner.run()
     trains_batch_norm = stage == "finetune" and _calibrates(session)
     if trains_batch_norm and config.model.fold_batch_norm:
         with session.strategy.scope():
             model = folding.fold_batch_norm(model)
-    _save_model(model, session.model_path(stage))
+    _save_model(model, session.output / session.model_path(stage).name)
     metrics.write_json(folder / "done.json", dataclasses.asdict(result))
     terminal.say(
         f"{stage}: best epoch {result.best_epoch}, validation accuracy "
@@ -337,6 +348,8 @@ def _run_stage(
         f"{time.perf_counter() - start:.0f} s in this process; saved "
         f"{session.model_path(stage)}"
     )
+    # The next stage reads what the chief wrote.
+    session.workers.barrier()
 
 
 def _build_stage_model(session: Session, stage: str) -> keras.Model:

@@ -160,17 +160,10 @@ def test_key_tells_every_part():
     assert len(keys - {key}) == len(changed)
 
 
-class _Compute:
-    """Counts its calls; random arrays."""
-
-    def __init__(self):
-        self.calls = 0
-
-    def __call__(self):
-        self.calls += 1
-        rng = np.random.default_rng(0)
-        values = rng.normal(size=[2, 30, 16]).astype(np.float32)
-        return {"train": values, "validation": values[:1, :9]}
+def _arrays():
+    values = np.random.default_rng(0).normal(size=[2, 30, 16])
+    values = values.astype(np.float32)
+    return {"train": values, "validation": values[:1, :9]}
 
 
 def _assert_arrays(arrays, expected):
@@ -180,15 +173,11 @@ def _assert_arrays(arrays, expected):
         np.testing.assert_array_equal(arrays[name], values)
 
 
-def test_computed_once_then_read(tmp_path):
-    path, compute = tmp_path / "features" / "key.npz", _Compute()
-    computed, found = feature_cache.load_or_compute(path, compute)
-    assert not found
-    read, found = feature_cache.load_or_compute(path, compute)
-    assert found
-    assert compute.calls == 1
-    for arrays in (computed, read):
-        _assert_arrays(arrays, _Compute()())
+def test_saved_then_loaded(tmp_path):
+    path = tmp_path / "features" / "key.npz"
+    assert feature_cache.load(path) is None
+    feature_cache.save(path, _arrays())
+    _assert_arrays(feature_cache.load(path), _arrays())
     assert os.listdir(path.parent) == ["key.npz"]
 
 
@@ -221,25 +210,13 @@ def _flip(data):
     ],
 )
 def test_damaged_file_is_written_anew(tmp_path, damage):
-    path, compute = tmp_path / "key.npz", _Compute()
-    feature_cache.load_or_compute(path, compute)
+    path = tmp_path / "key.npz"
+    feature_cache.save(path, _arrays())
     path.write_bytes(damage(path.read_bytes()))
-    arrays, found = feature_cache.load_or_compute(path, compute)
-    assert not found and compute.calls == 2
-    _assert_arrays(arrays, _Compute()())
-    assert feature_cache.load_or_compute(path, compute)[1]
+    assert feature_cache.load(path) is None
+    feature_cache.save(path, _arrays())
+    _assert_arrays(feature_cache.load(path), _arrays())
     assert os.listdir(tmp_path) == ["key.npz"]
-
-
-def test_failed_computation_leaves_nothing(tmp_path):
-    path = tmp_path / "features" / "key.npz"
-
-    def fail():
-        raise RuntimeError("out of memory")
-
-    with pytest.raises(RuntimeError, match="out of memory"):
-        feature_cache.load_or_compute(path, fail)
-    assert not path.parent.exists()
 
 
 @pytest.mark.parametrize("moment", ["savez", "replace"])
@@ -252,7 +229,7 @@ def test_failed_writing_leaves_nothing_and_says_why(
     owner = np if moment == "savez" else os
     monkeypatch.setattr(owner, moment, full)
     with pytest.raises(UserError, match=r"can't be written.*No space") as error:
-        feature_cache.load_or_compute(tmp_path / "key.npz", _Compute())
+        feature_cache.save(tmp_path / "key.npz", _arrays())
     assert "\n" not in str(error.value)
     assert os.listdir(tmp_path) == []
 

@@ -94,3 +94,56 @@ def test_a_hanging_process_ends(grace_secs, signals):
             process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 1
         assert "error:" in process.stderr.read()
+
+
+_STALLING = """
+import sys, time
+from flowers17_tfdata.training import preemption
+with preemption.stop_on_signals(60, stall_secs=0.5) as request:
+    for _ in range(int(sys.argv[1])):
+        time.sleep(0.2)
+        request.alive()
+    print("steps done", flush=True)
+    if sys.argv[2] == "hang":
+        time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("end, code", [("return", 0), ("hang", 1)])
+def test_steps_that_stall_end_the_process(end, code):
+    result = subprocess.run(
+        # Longer than one stall, but no step is.
+        [sys.executable, "-c", _STALLING, "10", end],
+        capture_output=True,
+        text=True,
+        timeout=50,
+    )
+    assert result.returncode == code, result.stderr
+    assert "steps done" in result.stdout
+    line = "error: no step in 0.5 s (--stall_timeout_secs)"
+    assert (line in result.stderr) == (end == "hang")
+
+
+def test_bounded_ends_even_what_keeps_pythons_lock():
+    # PyDLL calls keep it, as TensorFlow does while it waits for a cluster.
+    script = (
+        "import ctypes; from flowers17_tfdata.training import preemption\n"
+        "with preemption.bounded(0.5): ctypes.PyDLL(None).sleep(60)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=50,
+    )
+    assert result.returncode == 1
+    assert "Timeout" in result.stderr
+
+
+def test_all_workers_stop_if_one_is_asked_to():
+    request = preemption.StopRequest(agree=lambda mine: True)
+    assert not request.requested
+    with pytest.raises(Preempted):
+        request.check("saved")
+    request = preemption.StopRequest(agree=lambda mine: mine)
+    request.check("saved")

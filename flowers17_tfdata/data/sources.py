@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 from collections.abc import Mapping
 
+import filelock
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
@@ -93,7 +95,7 @@ def open_source(config: DataConfig) -> Source:
     """
     builder = _make_builder(config)
     if not builder.data_path.exists():
-        _prepare(builder)
+        builder = _prepare(config, builder)
     elif config.archive:
         _check_same_archive(builder, config.archive)
     _check_features(builder, config.dataset)
@@ -133,9 +135,19 @@ def _make_builder(config: DataConfig) -> tfds.core.DatasetBuilder:
         ) from error
 
 
-def _prepare(builder: tfds.core.DatasetBuilder) -> None:
+def _prepare(
+    config: DataConfig, builder: tfds.core.DatasetBuilder
+) -> tfds.core.DatasetBuilder:
+    """Prepares the data set, once, whoever else wants it at the same time."""
+    folder = pathlib.Path(builder.data_path)
+    lock = folder.parent / f".{folder.name}.lock"
     try:
-        builder.download_and_prepare()
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(lock):
+            # Another process may have made it while this one waited.
+            builder = _make_builder(config)
+            builder.download_and_prepare()
+            return builder
     except UserError:
         raise
     except (

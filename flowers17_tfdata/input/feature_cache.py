@@ -7,7 +7,6 @@ import json
 import os
 import pathlib
 import zipfile
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -37,30 +36,26 @@ def cache_key(parts: dict[str, Any]) -> str:
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def load_or_compute(
-    path: pathlib.Path, compute: Callable[[], dict[str, np.ndarray]]
-) -> tuple[dict[str, np.ndarray], bool]:
-    """Reads arrays from a file, or computes them and writes it.
-
-    The file is whole or absent, whenever the process is killed; one that can't
-    be read (cut short by a full disk, say) is written anew.
-
-    Args:
-      path: of an .npz file whose name holds the `cache_key`.
-      compute: called where the file does not serve.
+def load(path: pathlib.Path) -> dict[str, np.ndarray] | None:
+    """Reads arrays from an .npz file whose name holds the `cache_key`.
 
     Returns:
-      The arrays, and whether they came from the file.
-
-    Raises:
-      UserError: the file can't be written.
+      The arrays, or None: there is no file, or it can't be read (cut short by
+      a full disk, say) and is to be written anew.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}, True
+            return {name: file[name] for name in file.files}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        pass
-    arrays = compute()
+        return None
+
+
+def save(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
+    """Writes arrays to a file that is whole or absent, whenever killed.
+
+    Raises:
+      UserError: it can't be written.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -74,7 +69,6 @@ def load_or_compute(
         raise UserError(
             f"the features can't be written to {path.parent}: {one_line(error)}"
         ) from error
-    return arrays, False
 
 
 def make_train_dataset(

@@ -207,7 +207,14 @@ def from_step(
         )
     epochs = tf.data.Dataset.range(initial_epoch, np.iinfo(np.int64).max)
     # Index arithmetic so far: what is left out costs next to nothing.
-    return epochs.flat_map(epoch_batches).skip(initial_step * local_replicas)
+    batches = epochs.flat_map(epoch_batches).skip(initial_step * local_replicas)
+    # Of a data set that might end, several workers ask each other in every
+    # step whether it has.
+    return batches.apply(
+        tf.data.experimental.assert_cardinality(
+            tf.data.experimental.INFINITE_CARDINALITY
+        )
+    )
 
 
 def make_eval_dataset(

@@ -9,11 +9,19 @@ import rich.console
 import rich.progress
 import rich.table
 
+_quiet = False
+
+
+def be_quiet() -> None:
+    """Prints nothing from now on: another process of the run does."""
+    global _quiet
+    _quiet = True
+
 
 def get_console() -> rich.console.Console:
     """Returns a console on standard output; colours only on a terminal."""
     # Made anew each time: standard output may have been redirected since.
-    return rich.console.Console(highlight=False, soft_wrap=True)
+    return rich.console.Console(highlight=False, soft_wrap=True, quiet=_quiet)
 
 
 def say(text: str) -> None:

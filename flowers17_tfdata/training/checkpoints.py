@@ -14,6 +14,7 @@ from flowers17_tfdata import config as config_lib
 from flowers17_tfdata.config import Config
 from flowers17_tfdata.errors import ConfigError, UserError, one_line
 from flowers17_tfdata.results import metrics, terminal
+from flowers17_tfdata.training.workers import Workers
 
 # What may change between a run and its resumption without changing its
 # result (or, for the devices, more than its rounding).
@@ -30,8 +31,10 @@ _FREE_TO_CHANGE = {
     "profile_steps",
     "checkpoint_every_secs",
     "grace_secs",
+    "stall_timeout_secs",
     "strategy",
     "num_virtual_devices",
+    "launch_local",
     *(f.name for f in config_lib.options(config_lib.EvaluationConfig)),
     *(f.name for f in config_lib.options(config_lib.BenchmarkConfig)),
 }
@@ -110,6 +113,15 @@ def started_with(workdir: pathlib.Path) -> dict[str, Any]:
 class StageCheckpoints:
     """Saves and restores everything that a stage's future depends on.
 
+    Args:
+      folder: that all workers restore from, and the chief saves to.
+      model: of the stage.
+      optimizer: its, built.
+      strategy: that both live in.
+      output: where this process saves, if it isn't the chief: a replicated
+        variable is saved by all.
+      workers: of the strategy.
+
     Attributes (variables; `.numpy()` reads them on any number of replicas):
       epoch: number of finished epochs.
       step: number of finished steps of the epoch after them.
@@ -126,7 +138,12 @@ class StageCheckpoints:
         model: keras.Model,
         optimizer: keras.optimizers.Optimizer,
         strategy: tf.distribute.Strategy,
+        output: pathlib.Path | None = None,
+        workers: Workers | None = None,
     ):
+        self._folder = folder
+        output = output or folder
+        self._workers = workers or Workers(strategy)
         with strategy.scope():
             self.epoch = tf.Variable(0, dtype=tf.int64)
             self.step = tf.Variable(0, dtype=tf.int64)
@@ -158,12 +175,12 @@ class StageCheckpoints:
         self._latest = tf.train.CheckpointManager(
             # A damaged one may be passed over, and counts.
             checkpoint,
-            str(folder),
+            str(output),
             max_to_keep=3,
         )
         self._best = tf.train.CheckpointManager(
             tf.train.Checkpoint(model=model),
-            str(folder / "best"),
+            str(output / "best"),
             # A kill may leave one newer than the epoch on record.
             max_to_keep=2,
         )
@@ -174,22 +191,30 @@ class StageCheckpoints:
         Damaged ones are named and passed over.
 
         Raises:
-          UserError: there are some, but all are damaged.
+          UserError: there are some, but all are damaged; or the workers found
+        different ones.
         """
-        paths = _newest_first(pathlib.Path(self._latest.directory))
+        paths = _newest_first(self._folder)
         for path in paths:
             damage = _damage(path)
             if damage:
                 terminal.say(f"{path} is damaged and passed over: {damage}")
                 continue
             _restore(self._latest.checkpoint, path)
-            return int(self.epoch.numpy())
-        if paths:
+            break
+        else:
+            if paths:
+                raise UserError(
+                    f"no checkpoint in {self._folder} is whole: pass another "
+                    "--workdir to start anew"
+                )
+        done = int(self.epoch.numpy())
+        if not self._workers.agree([done, float(self.step.numpy())]):
             raise UserError(
-                f"no checkpoint in {self._latest.directory} is whole: pass "
-                "another --workdir to start anew"
+                f"the workers found different checkpoints in {self._folder}: "
+                "--workdir must be a folder that all of them share"
             )
-        return 0
+        return done
 
     def save_within_epoch(
         self, step: int, sums: Sequence[tf.Tensor], seconds: float
@@ -207,6 +232,8 @@ class StageCheckpoints:
         self._set_progress(step, sums, seconds)
         with self._writing():
             self._latest.save()
+        # None stops, or is killed with, "saved" before the chief has.
+        self._workers.barrier()
 
     def _set_progress(self, step: int, sums, seconds: float) -> None:
         self.step.assign(step)
@@ -242,10 +269,11 @@ class StageCheckpoints:
                 self._best.save(checkpoint_number=epoch)
             # After the best one: a kill in between repeats the epoch.
             self._latest.save()
+        self._workers.barrier()
 
     def restore_best(self) -> None:
         """Puts the best epoch's weights into the model."""
-        path = f"{self._best.directory}/ckpt-{self.best_epoch.numpy()}"
+        path = f"{self._folder}/best/ckpt-{self.best_epoch.numpy()}"
         _restore(self._best.checkpoint, path)
 
 

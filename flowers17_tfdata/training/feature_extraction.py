@@ -49,15 +49,15 @@ def extract_features(
     @tf.function
     def forward(batch):
         results = strategy.run(replica_forward, args=(batch,))
-        return [strategy.experimental_local_results(r) for r in results]
+        # A step's replicas hold neighbouring stretches of the split.
+        return [strategy.gather(r, axis=0) for r in results]
 
     parts = []
     with terminal.EpochProgress(title, num_steps) as progress:
         for batch in batches:
             features, weights = forward(batch)
-            # A step's replicas hold neighbouring stretches of the split.
-            for values, weight in zip(features, weights, strict=True):
-                parts.append(values.numpy()[weight.numpy() > 0])
+            parts.append(features.numpy()[weights.numpy() > 0])
+            stop.alive()
             progress.advance()
             stop.check(f"stopped during {title}")
     return np.concatenate(parts)

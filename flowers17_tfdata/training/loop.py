@@ -24,7 +24,12 @@ from flowers17_tfdata.training import optimizers
 from flowers17_tfdata.training.checkpoints import StageCheckpoints
 from flowers17_tfdata.training.preemption import StopRequest
 from flowers17_tfdata.training.profiler import Profiler
-from flowers17_tfdata.training.trainer import Trainer, TrainTotals
+from flowers17_tfdata.training.trainer import (
+    EvalTotals,
+    Trainer,
+    TrainTotals,
+)
+from flowers17_tfdata.training.workers import Workers
 
 # Reading a value waits for the device; every step would keep it from running
 # ahead, every epoch would train on NaN for minutes.
@@ -79,6 +84,8 @@ class Stage:
         device, where `--steps_per_call` leaves it open.
       xla_update: compile the optimizer's update (see `Trainer`).
       stop: whether to save and stop.
+      output: where this process writes, if it isn't the chief.
+      workers: of the strategy.
     """
 
     def __init__(
@@ -92,10 +99,13 @@ class Stage:
         steps_per_call: int = 1,
         xla_update: bool = False,
         stop: StopRequest | None = None,
+        output: pathlib.Path | None = None,
+        workers: Workers | None = None,
     ):
         self.name = name
         self._config = config
-        self._workdir = workdir
+        self._output = output = output or workdir
+        self._workers = workers or Workers(strategy)
         self._model = model
         self._strategy = strategy
         self._data = data
@@ -134,10 +144,15 @@ class Stage:
         self._saved_at = time.monotonic()
         self._profiler = Profiler(
             config_lib.profile_range(config.runtime),
-            workdir / "tensorboard" / name,
+            output / "tensorboard" / name,
         )
         self._checkpoints = StageCheckpoints(
-            workdir / "checkpoints" / name, model, optimizer, strategy
+            workdir / "checkpoints" / name,
+            model,
+            optimizer,
+            strategy,
+            output / "checkpoints" / name,
+            self._workers,
         )
 
     def run(self) -> StageResult:
@@ -158,7 +173,7 @@ class Stage:
             )
         elif self._calibrates:
             self._calibrate()
-        writer = metrics.MetricsWriter(self._workdir, self.name, done)
+        writer = metrics.MetricsWriter(self._output, self.name, done)
         if done < self._epochs:
             batches = iter(self._train_batches(done, step))
             # Once: each one made would be traced and compiled anew.
@@ -189,7 +204,7 @@ class Stage:
             # Trained on the batches' own statistics; evaluated, and saved,
             # with those of the data under the weights as they are now.
             self._calibrate()
-        validation = evaluate(self._trainer.eval_step, validation_batches)
+        validation = evaluate(self._eval_step, validation_batches)
         examples = float(totals.examples)
         step = (epoch + 1) * self._steps_per_epoch
         line = {
@@ -238,6 +253,7 @@ class Stage:
                 self._profiler.before(count)
                 sums = self._trainer.train_steps(batches, tf.constant(count))
                 self._profiler.after(count)
+                self._stop.alive()
                 totals = TrainTotals(
                     *(a + b for a, b in zip(totals, sums, strict=True))
                 )
@@ -253,10 +269,15 @@ class Stage:
                     self._save_within_epoch(epoch, step, totals, seconds)
         return totals, time.perf_counter() - start
 
+    def _eval_step(self, batch: Batch) -> EvalTotals:
+        self._stop.alive()
+        return self._trainer.eval_step(batch)
+
     def _save_is_due(self) -> bool:
+        """Whether it is time to save, or any worker is asked to stop."""
         every = self._config.runtime.checkpoint_every_secs
         late = every and time.monotonic() - self._saved_at >= every
-        return bool(late or self._stop.requested)
+        return self._workers.any(bool(late or self._stop.requested))
 
     def _save_within_epoch(
         self, epoch: int, step: int, totals: TrainTotals, seconds: float

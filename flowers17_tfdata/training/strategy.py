@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import signal
+import sys
+import threading
+
 import tensorflow as tf
 
 from flowers17_tfdata.config import RuntimeConfig
-from flowers17_tfdata.errors import ConfigError
+from flowers17_tfdata.errors import ConfigError, one_line
+from flowers17_tfdata.training import cluster, preemption
 
 # Of one logical GPU, when one GPU is split to try replicas on it.
 _LOGICAL_GPU_MEMORY_MB = 4096
@@ -17,9 +22,14 @@ def get_strategy(config: RuntimeConfig) -> tf.distribute.Strategy:
     Must run before any other TensorFlow operation.
 
     Raises:
-      ConfigError: the devices were already in use.
+      ConfigError: the devices were already in use; the cluster that the
+        environment describes is malformed, or there is none for
+        `--strategy=multi_worker`.
     """
     _set_threads(config)
+    resolver = find_resolver(config)
+    if resolver is not None:
+        return _multi_worker(config, resolver)
     devices = tf.config.list_physical_devices("GPU")
     if config.num_virtual_devices:
         _split_device(config.num_virtual_devices, devices)
@@ -32,6 +42,56 @@ def get_strategy(config: RuntimeConfig) -> tf.distribute.Strategy:
     if config.strategy == "default" or len(logical) == 1:
         return tf.distribute.get_strategy()
     return tf.distribute.MirroredStrategy([device.name for device in logical])
+
+
+def find_resolver(
+    config: RuntimeConfig,
+) -> tf.distribute.cluster_resolver.ClusterResolver | None:
+    """Returns the cluster to train on; None: this machine alone."""
+    if config.strategy not in ("auto", "multi_worker"):
+        return None
+    resolver = cluster.find_cluster()
+    if config.strategy == "multi_worker":
+        if resolver is None:
+            raise ConfigError(
+                "--strategy=multi_worker needs TF_CONFIG, or SLURM's variables "
+                "of a step with several tasks; neither is set (to try it on "
+                "one machine: --launch_local=2)"
+            )
+        return resolver
+    if resolver is None:
+        return None
+    jobs = resolver.cluster_spec().as_dict()
+    return resolver if sum(map(len, jobs.values())) > 1 else None
+
+
+def _multi_worker(
+    config: RuntimeConfig,
+    resolver: tf.distribute.cluster_resolver.ClusterResolver,
+) -> tf.distribute.Strategy:
+    gpus = tf.config.list_physical_devices("GPU")
+    _grow_memory(gpus)
+    if config.num_virtual_devices > 1:
+        raise ConfigError(
+            "--num_virtual_devices goes with one worker; got "
+            f"{config.num_virtual_devices} with --strategy=multi_worker"
+        )
+    jobs = resolver.cluster_spec().as_dict()
+    count, index = cluster.place(jobs, resolver.task_type, resolver.task_id)
+    seconds = config.stall_timeout_secs
+    print(
+        f"worker {index}: waiting for all {count} workers; ends with 1 after "
+        f"{seconds:g} s (--stall_timeout_secs): {one_line(str(jobs))}",
+        file=sys.stderr,
+        flush=True,
+    )
+    # TensorFlow waits for ever, and not even SIGTERM ends that.
+    with preemption.bounded(seconds):
+        strategy = tf.distribute.MultiWorkerMirroredStrategy(resolver)
+    if threading.current_thread() is threading.main_thread():
+        # TensorFlow took it, to tell a preemption handler that is not in use.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    return strategy
 
 
 def _set_threads(config: RuntimeConfig) -> None:

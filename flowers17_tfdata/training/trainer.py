@@ -75,9 +75,9 @@ class Trainer:
             `input_pipeline.make_device_stage`.
           xla: compile each replica's forward and backward pass. Collectives
             and the optimizer stay outside, where XLA can't take them.
-          xla_update: on one replica, compile the optimizer's update: one pass
-            over each variable instead of one an operation. Half of a head's
-            step; little beside a network's, for seconds of compilation.
+          xla_update: without a strategy, compile the optimizer's update: one
+            pass over each variable instead of one an operation. Half of a
+            head's step; little beside a network's, for seconds of compilation.
         """
         self.model = model
         self.strategy = strategy
@@ -96,7 +96,13 @@ class Trainer:
         self._update = lambda gradients: self.optimizer.apply(
             gradients, self.model.trainable_variables
         )
-        if xla_update and strategy.num_replicas_in_sync == 1:
+        distributes = isinstance(
+            strategy,
+            tf.distribute.MirroredStrategy
+            | tf.distribute.MultiWorkerMirroredStrategy,
+        )
+        # Even on one replica the optimizer would merge replicas, within XLA.
+        if xla_update and not distributes:
             self._update = tf.function(self._update, jit_compile=True)
         self._num_classes = model.output_shape[-1]
         self._scales_loss = isinstance(
@@ -143,21 +149,27 @@ class Trainer:
         return totals
 
     def _train_step(self, batch: Batch) -> TrainTotals:
-        totals = self.strategy.run(self._replica_train_step, args=(batch,))
-        return self._sum_over_replicas(totals)
+        sums = self._sum_over_replicas(self._replica_train_step, batch)
+        return TrainTotals(*tf.unstack(sums))
 
     @tf.function
     def eval_step(self, batch: Batch) -> EvalTotals:
         """Evaluates one global batch; returns its sums."""
-        totals = self.strategy.run(self._replica_eval_step, args=(batch,))
-        return self._sum_over_replicas(totals)
+        sums = self._sum_over_replicas(self._replica_eval_step, batch)
+        shape = [self._num_classes, self._num_classes]
+        return EvalTotals(sums[0], sums[1], tf.reshape(sums[2:], shape))
 
-    def _sum_over_replicas(self, totals):
-        return type(totals)(
-            *(
-                self.strategy.reduce(tf.distribute.ReduceOp.SUM, t, axis=None)
-                for t in totals
-            )
+    def _sum_over_replicas(self, step, batch: Batch) -> tf.Tensor:
+        """Returns the totals of a replica's step, one after another."""
+
+        def packed(batch):
+            return tf.concat([tf.reshape(t, [-1]) for t in step(batch)], axis=0)
+
+        # In one collective: across a network each takes its round trip.
+        return self.strategy.reduce(
+            tf.distribute.ReduceOp.SUM,
+            self.strategy.run(packed, args=(batch,)),
+            axis=None,
         )
 
     def _replica_train_step(self, batch: Batch) -> TrainTotals:

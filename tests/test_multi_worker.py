@@ -1,0 +1,239 @@
+"""Two worker processes on loopback: equal to one, survive, agree."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import keras
+import numpy as np
+import pytest
+
+from flowers17_tfdata import launcher
+from flowers17_tfdata.results import metrics
+
+ROOT = pathlib.Path(__file__).parent.parent
+# Without a worker: heartbeats stop, collectives fail. Seconds in practice.
+LOST_WORKER_SECS = 60
+
+
+def _environment() -> dict[str, str]:
+    quiet = {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_")}
+    return kept | quiet
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """What `trainer_worker` computes: alone, and each of two workers."""
+    folder = tmp_path_factory.mktemp("trainer")
+    program = [sys.executable, "-m", "tests.trainer_worker"]
+    (folder / "one").mkdir()
+    (folder / "two").mkdir()
+    subprocess.run(
+        [*program, folder / "one"], cwd=ROOT, env=_environment(), check=True
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        for name, value in _environment().items():
+            patch.setenv(name, value)
+        assert launcher.launch([str(folder / "two")], 2, program) == 0
+    read = lambda name: dict(np.load(folder / name))  # noqa: E731
+    return read("one/0.npz"), read("two/0.npz"), read("two/1.npz")
+
+
+def _of_case(result, case):
+    return {k: v for k, v in result.items() if k.startswith(case + "/")}
+
+
+@pytest.mark.parametrize("case", ["plain", "clip", "scale"])
+def test_two_workers_equal_one_with_twice_the_batch(results, case):
+    one, *two = results
+    for worker in two:
+        for name, value in _of_case(one, case).items():
+            np.testing.assert_allclose(
+                worker[name], value, atol=2e-6, err_msg=name
+            )
+    # Each example exactly once, over both workers.
+    assert two[0][f"{case}/confusion"].sum() == 27
+
+
+def test_cases_differ(results):
+    # Else a test that two workers agree on them would say nothing.
+    one = results[0]
+    assert not np.allclose(one["plain/0"], one["clip/0"], atol=1e-4)
+
+
+def test_an_overflow_on_one_worker_skips_the_step_on_both(results):
+    for result in results:
+        for name, before in _of_case(result, "before_overflow").items():
+            key = name.partition("/")[2]
+            np.testing.assert_array_equal(
+                result[f"after_overflow/{key}"], before
+            )
+        before = result["before_overflow/0"]
+        assert np.any(result["after_good_step/0"] != before)
+    for name, value in _of_case(results[1], "after_good_step").items():
+        np.testing.assert_array_equal(results[2][name], value)
+        np.testing.assert_allclose(results[0][name], value, atol=2e-6)
+
+
+def test_workers_agree(results):
+    assert results[0]["gather"].tolist() == [[0, 7]]
+    for worker in results[1:]:
+        assert worker["count"] == 2
+        assert worker["gather"].tolist() == [[0, 7], [1, 7]]
+        assert worker["any"].tolist() == [True, True, False]
+        assert worker["all"].tolist() == [True, False, False]
+        assert worker["agree"].tolist() == [True, False]
+
+
+class _Run:
+    """The flags of a run of two workers, and how to start it."""
+
+    def __init__(self, workdir, data_dir, archive):
+        self.workdir = workdir
+        self.log = workdir.with_suffix(".log")
+        self._command = [
+            sys.executable,
+            "-m",
+            "tests.worker_main",
+            "--launch=2",
+            "--phase=transfer",
+            f"--workdir={workdir}",
+            f"--data_dir={data_dir}",
+            f"--archive={archive}",
+            "--backbone=tiny_net",
+            "--weights=none",
+            "--image_size=32",
+            "--global_batch_size=64",
+            "--feature_views=0",
+            "--transfer_epochs=6",
+            "--transfer_optimizer=sgd",
+        ]
+
+    def start(self, *flags) -> subprocess.Popen:
+        with open(self.log, "wb") as log:
+            return subprocess.Popen(
+                [*self._command, *flags],
+                cwd=ROOT,
+                env=_environment(),
+                stdout=log,
+                stderr=log,
+            )
+
+    def finish(self, process: subprocess.Popen) -> tuple[int, str]:
+        code = process.wait(timeout=400)
+        return code, self.log.read_text(errors="replace")
+
+    def wait_for(self, text: str) -> None:
+        deadline = time.monotonic() + 300
+        while text not in self.log.read_text(errors="replace"):
+            assert time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.05)
+
+    def worker(self, index: int) -> int:
+        """Returns the process id of a worker."""
+        import psutil
+
+        for process in psutil.process_iter(["cmdline"]):
+            command = process.info["cmdline"] or []
+            if (
+                f"--workdir={self.workdir}" in command
+                and "--launch=2" not in command
+                and f'"index": {index}' in process.environ()["TF_CONFIG"]
+            ):
+                return process.pid
+        raise AssertionError(f"worker {index} does not run")
+
+    def weights(self) -> list[np.ndarray]:
+        model = keras.models.load_model(self.workdir / "model_transfer.keras")
+        return [keras.ops.convert_to_numpy(v) for v in model.variables]
+
+
+@pytest.fixture
+def make_run(tmp_path, data_dir, dummy_archive):
+    return lambda name: _Run(tmp_path / name, data_dir, dummy_archive)
+
+
+def test_killed_and_stopped_workers_end_where_undisturbed_ones_do(make_run):
+    undisturbed = make_run("undisturbed")
+    code, log = undisturbed.finish(undisturbed.start())
+    assert code == 0, log
+    # The chief alone speaks and writes.
+    assert log.count("transfer epoch 6/6") == 1
+    lines = metrics.read_metrics(undisturbed.workdir / "metrics.jsonl")
+    assert [line["epoch"] for line in lines] == list(range(1, 7))
+
+    run = make_run("disturbed")
+    process = run.start()
+    run.wait_for("transfer epoch 1/6")
+    os.kill(run.worker(1), signal.SIGTERM)
+    code, log = run.finish(process)
+    assert code == 42, log
+    assert log.count("stopped: transfer") == 2
+
+    for index in (1, 0):
+        process = run.start("--checkpoint_every_secs=0.2")
+        run.wait_for("resuming after epoch")
+        time.sleep(1.0)
+        if process.poll() is None:
+            os.kill(run.worker(index), signal.SIGKILL)
+            start = time.monotonic()
+            code, log = run.finish(process)
+            assert code == 1
+            assert time.monotonic() - start < LOST_WORKER_SECS
+            assert "error: another worker of this run is gone" in log
+            assert f"worker {index}: killed by SIGKILL" in log
+    code, log = run.finish(run.start())
+    assert code == 0, log
+    for a, b in zip(run.weights(), undisturbed.weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    lines = metrics.read_metrics(run.workdir / "metrics.jsonl")
+    assert [line["epoch"] for line in lines] == list(range(1, 7))
+
+
+def test_train_phase_on_cached_features(make_run):
+    run = make_run("train")
+    code, log = run.finish(
+        run.start(
+            "--phase=train",
+            "--feature_views=2",
+            "--transfer_epochs=1",
+            "--finetune_epochs=1",
+        )
+    )
+    assert code == 0, log
+    config = metrics.read_json(run.workdir / "config.json")
+    assert (config["num_workers"], config["num_replicas"]) == (2, 2)
+    evaluation = metrics.read_json(run.workdir / "evaluation.json")
+    assert evaluation["num_examples"] == 260
+    (features,) = (run.workdir / "features").glob("*.npz")
+    arrays = np.load(features)
+    # Both workers' rows, in the split's order.
+    assert arrays["train"].shape[:2] == (2, 800)
+    assert arrays["validation"].shape[:2] == (1, 260)
+
+
+def test_a_worker_that_never_comes(make_run):
+    run = make_run("alone")
+    environment = _environment() | {
+        "TF_CONFIG": '{"cluster": {"worker": ["localhost:1", "localhost:2"]},'
+        ' "task": {"type": "worker", "index": 1}}'
+    }
+    command = [sys.executable, "-m", "tests.worker_main", "--phase=transfer"]
+    command += [f"--workdir={run.workdir}", "--backbone=tiny_net"]
+    result = subprocess.run(
+        [*command, "--weights=none", "--stall_timeout_secs=3"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 1
+    assert "waiting for all 2 workers; ends with 1 after 3 s" in result.stderr

@@ -96,6 +96,11 @@ class InputConfig:
         at_least=0,
         at_most=256,
     )
+    data_service: str = option(
+        "",
+        "grpc://HOST:PORT of a tf.data service (flowers17-data-server) that "
+        "decodes and augments training images; evaluation stays here.",
+    )
     augmentation: str = option(
         "affine",
         "affine: one random affine resampling; keras: the stock layers "
@@ -281,6 +286,11 @@ class RuntimeConfig:
         "seconds; else exit with 1.",
         above=0,
     )
+    deterministic: bool = option(
+        False,
+        "Bit-equal results of the same command on the same hardware: "
+        "deterministic kernels, slower on GPUs.",
+    )
     stall_timeout_secs: float = option(
         600.0,
         "With several workers: exit with 1 when they are not all there, or no "
@@ -450,7 +460,30 @@ def validate(config: Config) -> None:
             "--init_from goes with --phase=finetune alone: train starts from "
             f"its own transfer stage; got {config.model.init_from!r}"
         )
+    _check_data_service(config.input)
     _check_devices(config)
+
+
+def _check_data_service(config: InputConfig) -> None:
+    address = config.data_service
+    if not address:
+        return
+    host, _, port = address.removeprefix("grpc://").rpartition(":")
+    if not (
+        address.startswith("grpc://")
+        and host
+        and port.isascii()
+        and port.isdigit()
+        and 0 < int(port[:6]) < 65536
+    ):
+        raise ConfigError(
+            f"--data_service must be grpc://HOST:PORT; got {address!r}"
+        )
+    if config.augmentation == "keras":
+        raise ConfigError(
+            "--data_service goes with --augmentation=affine or none; got "
+            f"--augmentation={config.augmentation}"
+        )
 
 
 def _check_devices(config: Config) -> None:

@@ -16,8 +16,12 @@ import tensorflow as tf
 from flowers17_tfdata import config as config_lib
 from flowers17_tfdata.config import Config
 from flowers17_tfdata.errors import ConfigError, UserError
+from flowers17_tfdata.input import (
+    data_service,
+    feature_cache,
+    input_pipeline,
+)
 from flowers17_tfdata.input import examples as examples_lib
-from flowers17_tfdata.input import feature_cache, input_pipeline
 from flowers17_tfdata.input.examples import Examples
 from flowers17_tfdata.input.feature_cache import Features
 from flowers17_tfdata.models import (
@@ -61,6 +65,7 @@ class _Splits:
 
     train: Examples
     validation: Examples
+    train_files: data_service.ImageFiles | None = None
 
 
 def _load_splits(session: Session) -> _Splits:
@@ -70,12 +75,23 @@ def _load_splits(session: Session) -> _Splits:
             f"--dataset {source.name} must have the splits train and "
             f"validation; it has {', '.join(source.split_sizes)}"
         )
-    return _Splits(
+    splits = _Splits(
         *(
             examples_lib.load_examples(source, split, config.input)
             for split in TRAINING_SPLITS
         )
     )
+    if not config.input.data_service:
+        return splits
+    data_service.check_reachable(config.input.data_service)
+    name = f"images/{source.name}/train"
+    if session.workers.is_chief:
+        data_service.write_images(source, "train", session.output / name)
+    session.workers.barrier()
+    files = data_service.find_images(
+        session.workdir / name, splits.train.labels
+    )
+    return dataclasses.replace(splits, train_files=files)
 
 
 def _image_data(session: Session, splits: _Splits) -> StageData:
@@ -88,8 +104,11 @@ def _image_data(session: Session, splits: _Splits) -> StageData:
     }
 
     def make_train(initial_epoch, initial_step, context):
-        return input_pipeline.make_train_dataset(
-            splits.train,
+        make, images = input_pipeline.make_train_dataset, splits.train
+        if config.input.data_service:
+            make, images = data_service.make_train_dataset, splits.train_files
+        return make(
+            images,
             config.input,
             preprocess,
             seed=config.runtime.seed,
@@ -260,9 +279,10 @@ def train_stages(session: Session, stages: Sequence[str]) -> None:
     """
     keys = {stage: _checked_resume_key(session, stage) for stage in stages}
     runtime, workers = session.config.runtime, session.workers
+    waits = workers.count > 1 or bool(session.config.input.data_service)
     with preemption.stop_on_signals(
         runtime.grace_secs,
-        runtime.stall_timeout_secs if workers.count > 1 else 0.0,
+        runtime.stall_timeout_secs if waits else 0.0,
         workers.any,
     ) as stop:
         _run_stages(session, keys, stop)

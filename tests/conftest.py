@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import pathlib
+import sys
+from collections.abc import Callable
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -65,3 +67,27 @@ def dummy_archive() -> pathlib.Path:
 def data_dir(tmp_path_factory) -> pathlib.Path:
     """A TFDS folder that all end-to-end tests share."""
     return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture
+def tiny_command(data_dir, dummy_archive) -> Callable[..., list[str]]:
+    """Returns `command(workdir, *flags)`: the command line as a process.
+
+    With the tiny backbone on the dummy archive. To be run in the repository's
+    root; a flag given again replaces the one here.
+    """
+
+    def command(workdir: pathlib.Path, *flags: str) -> list[str]:
+        return [
+            *(sys.executable, "-m", "tests.worker_main"),
+            f"--workdir={workdir}",
+            f"--data_dir={data_dir}",
+            f"--archive={dummy_archive}",
+            "--backbone=tiny_net",
+            "--weights=none",
+            "--image_size=32",
+            "--global_batch_size=64",
+            *flags,
+        ]
+
+    return command

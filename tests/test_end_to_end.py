@@ -7,7 +7,6 @@ import pathlib
 import shutil
 import signal
 import subprocess
-import sys
 
 import keras
 import numpy as np
@@ -243,30 +242,14 @@ def test_corrupt_jpeg_is_named_and_nothing_is_prepared(
     assert run(*flags)[0] == 0
 
 
-def test_terminated_run_exits_with_42_and_goes_on(
-    tmp_path, data_dir, dummy_archive
-):
-    script = (
-        "import keras, sys; from tests import fakes; "
-        "keras.applications.TinyNet = fakes.TinyNet; "
-        "from flowers17_tfdata import cli; sys.exit(cli.main(sys.argv))"
-    )
-    command = [
-        sys.executable,
-        "-c",
-        script,
+def test_terminated_run_exits_with_42_and_goes_on(tmp_path, tiny_command):
+    command = tiny_command(
+        tmp_path,
         "--phase=transfer",
-        f"--workdir={tmp_path}",
-        f"--data_dir={data_dir}",
-        f"--archive={dummy_archive}",
-        "--backbone=tiny_net",
-        "--weights=none",
-        "--image_size=32",
-        "--global_batch_size=64",
         "--feature_views=0",
         # Long enough to be stopped in, wherever it is by then.
         "--transfer_epochs=500",
-    ]
+    )
     arguments = {"cwd": ROOT, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, **arguments
@@ -301,31 +284,11 @@ def test_terminated_run_exits_with_42_and_goes_on(
     assert len(epochs) >= 2
 
 
-def test_two_virtual_devices_in_a_fresh_process(
-    tmp_path, data_dir, dummy_archive
-):
-    script = (
-        "import keras, sys; from tests import fakes; "
-        "keras.applications.TinyNet = fakes.TinyNet; "
-        "from flowers17_tfdata import cli; code = cli.main(sys.argv); "
-        "import tensorflow as tf; threading = tf.config.threading; "
-        "assert threading.get_intra_op_parallelism_threads() == 1; "
-        "assert threading.get_inter_op_parallelism_threads() == 3; "
-        "sys.exit(code)"
-    )
+def test_two_virtual_devices_in_a_fresh_process(tmp_path, tiny_command):
     result = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            script,
+        tiny_command(
+            tmp_path,
             "--phase=train",
-            f"--workdir={tmp_path}",
-            f"--data_dir={data_dir}",
-            f"--archive={dummy_archive}",
-            "--backbone=tiny_net",
-            "--weights=none",
-            "--image_size=32",
-            "--global_batch_size=64",
             "--transfer_epochs=1",
             "--finetune_epochs=1",
             "--num_virtual_devices=2",
@@ -333,7 +296,8 @@ def test_two_virtual_devices_in_a_fresh_process(
             "--steps_per_call=7",
             "--intra_op_threads=1",
             "--inter_op_threads=3",
-        ],
+            "--expect_threads=1,3",
+        ),
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -344,3 +308,37 @@ def test_two_virtual_devices_in_a_fresh_process(
     assert config["num_replicas"] == 2
     evaluation = json.loads((tmp_path / "evaluation.json").read_text())
     assert evaluation["num_examples"] == 260
+
+
+def _variables(workdir):
+    return [
+        keras.ops.convert_to_numpy(variable)
+        for name in ("model_transfer.keras", "model_finetune.keras")
+        for variable in keras.models.load_model(workdir / name).variables
+    ]
+
+
+def test_deterministic_runs_are_bit_equal(tmp_path, tiny_command):
+    for name in ("a", "b"):
+        result = subprocess.run(
+            tiny_command(
+                tmp_path / name,
+                "--phase=train",
+                "--deterministic",
+                "--num_virtual_devices=2",
+                "--feature_views=0",
+                "--transfer_epochs=1",
+                "--finetune_epochs=1",
+            ),
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+        assert result.returncode == 0, result.stderr
+    for a, b in zip(
+        _variables(tmp_path / "a"), _variables(tmp_path / "b"), strict=True
+    ):
+        np.testing.assert_array_equal(a, b)
+    config = json.loads((tmp_path / "a" / "config.json").read_text())
+    assert config["flags"]["deterministic"] is True

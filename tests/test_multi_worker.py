@@ -95,26 +95,17 @@ def test_workers_agree(results):
 class _Run:
     """The flags of a run of two workers, and how to start it."""
 
-    def __init__(self, workdir, data_dir, archive):
+    def __init__(self, workdir, tiny_command):
         self.workdir = workdir
         self.log = workdir.with_suffix(".log")
-        self._command = [
-            sys.executable,
-            "-m",
-            "tests.worker_main",
+        self._command = tiny_command(
+            workdir,
             "--launch=2",
             "--phase=transfer",
-            f"--workdir={workdir}",
-            f"--data_dir={data_dir}",
-            f"--archive={archive}",
-            "--backbone=tiny_net",
-            "--weights=none",
-            "--image_size=32",
-            "--global_batch_size=64",
             "--feature_views=0",
             "--transfer_epochs=6",
             "--transfer_optimizer=sgd",
-        ]
+        )
 
     def start(self, *flags) -> subprocess.Popen:
         with open(self.log, "wb") as log:
@@ -156,8 +147,8 @@ class _Run:
 
 
 @pytest.fixture
-def make_run(tmp_path, data_dir, dummy_archive):
-    return lambda name: _Run(tmp_path / name, data_dir, dummy_archive)
+def make_run(tmp_path, tiny_command):
+    return lambda name: _Run(tmp_path / name, tiny_command)
 
 
 def test_killed_and_stopped_workers_end_where_undisturbed_ones_do(make_run):
@@ -219,16 +210,13 @@ def test_train_phase_on_cached_features(make_run):
     assert arrays["validation"].shape[:2] == (1, 260)
 
 
-def test_a_worker_that_never_comes(make_run):
-    run = make_run("alone")
+def test_a_worker_that_never_comes(tmp_path, tiny_command):
     environment = _environment() | {
         "TF_CONFIG": '{"cluster": {"worker": ["localhost:1", "localhost:2"]},'
         ' "task": {"type": "worker", "index": 1}}'
     }
-    command = [sys.executable, "-m", "tests.worker_main", "--phase=transfer"]
-    command += [f"--workdir={run.workdir}", "--backbone=tiny_net"]
     result = subprocess.run(
-        [*command, "--weights=none", "--stall_timeout_secs=3"],
+        tiny_command(tmp_path, "--phase=transfer", "--stall_timeout_secs=3"),
         cwd=ROOT,
         env=environment,
         capture_output=True,

@@ -1,8 +1,9 @@
 """The command line, with the tests' tiny backbone, as a process of its own.
 
-`python -m tests.worker_main [--launch=N] [--count_steps=FILE] FLAGS`:
-`--launch` starts N such processes as the workers of one cluster;
-`--count_steps` appends a byte to FILE for each step that the chief trains.
+`python -m tests.worker_main [OPTIONS] FLAGS`: `--launch=N` starts N such
+processes as the workers of one cluster; `--count_steps=FILE` appends a byte to
+FILE for each step that the chief trains; `--expect_threads=INTRA,INTER` checks
+at the end how many TensorFlow was told to use.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--launch", type=int, default=0)
     parser.add_argument("--count_steps", default="")
+    parser.add_argument("--expect_threads", default="")
     options, flags = parser.parse_known_args()
     if options.launch:
         from flowers17_tfdata import launcher
@@ -27,6 +29,7 @@ def main() -> int:
             flags, options.launch, [sys.executable, "-m", "tests.worker_main"]
         )
     import keras
+    import tensorflow as tf
 
     from flowers17_tfdata import cli
     from flowers17_tfdata.training.trainer import Trainer
@@ -44,6 +47,18 @@ def main() -> int:
             return totals
 
         Trainer.train_steps = counted
+    if options.expect_threads:
+        main = cli.main
+
+        def checked(argv):
+            code = main(argv)
+            threading = tf.config.threading
+            intra = threading.get_intra_op_parallelism_threads()
+            inter = threading.get_inter_op_parallelism_threads()
+            assert f"{intra},{inter}" == options.expect_threads
+            return code
+
+        cli.main = checked
     sys.argv = ["main.py", *flags]
     return cli.run()
 

@@ -153,22 +153,13 @@ def make_train_dataset(
       Dataset of `Batch`, one replica's share of a step each, the replicas of
       this worker in turn.
     """
-    num_examples, size = examples.num_examples, config.image_size
-    affine = augmentation.make_affine(config)
-
-    def epoch_batches(epoch: tf.Tensor) -> tf.data.Dataset:
-        order = epoch_order(num_examples, seed, epoch)
-        indices, weights = replica_batches(
-            order, global_batch_size, input_context
-        )
-        if config.augmentation == "affine":
-            drawn = affine.draw(seed, epoch, num_examples, size, size)
-        else:
-            drawn = tf.zeros([num_examples, 0])
-        return tf.data.Dataset.from_tensor_slices(
-            (indices, weights, tf.gather(drawn, indices))
-        ).map(lambda *batch: (epoch, *batch))
-
+    plan = make_epoch_plan(
+        examples.num_examples,
+        config,
+        global_batch_size=global_batch_size,
+        seed=seed,
+        input_context=input_context,
+    )
     stack = None
     if config.augmentation == "keras":
         stack = augmentation.KerasStack(config)
@@ -180,10 +171,52 @@ def make_train_dataset(
 
         return make_batch(indices, weights, transforms, augment)
 
+    def epoch_batches(epoch: tf.Tensor) -> tf.data.Dataset:
+        batches = tf.data.Dataset.from_tensor_slices(plan(epoch))
+        return batches.map(lambda *batch: (epoch, *batch))
+
     batches = from_step(
         epoch_batches, initial_epoch, initial_step, input_context
     )
     return finish(batches, make_train_batch, config)
+
+
+def make_epoch_plan(
+    num_examples: int,
+    config: InputConfig,
+    *,
+    global_batch_size: int,
+    seed: int,
+    input_context: tf.distribute.InputContext | None,
+) -> Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor, tf.Tensor]]:
+    """Returns the index arithmetic of training.
+
+    Args:
+      num_examples: of the train split.
+      config: image size and augmentation.
+      global_batch_size: images a step over all replicas.
+      seed: of order and augmentation.
+      input_context: which of how many replicas; None: one replica, all of it.
+
+    Returns:
+      Function from an epoch (int64 scalar) to this worker's share of it:
+      indices int64 `[batches, batch]`, and the weights and transforms of its
+      batches, see `Batch`.
+    """
+    size, affine = config.image_size, augmentation.make_affine(config)
+
+    def plan(epoch: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        order = epoch_order(num_examples, seed, epoch)
+        indices, weights = replica_batches(
+            order, global_batch_size, input_context
+        )
+        if config.augmentation == "affine":
+            drawn = affine.draw(seed, epoch, num_examples, size, size)
+        else:
+            drawn = tf.zeros([num_examples, 0])
+        return indices, weights, tf.gather(drawn, indices)
+
+    return plan
 
 
 def from_step(
@@ -200,16 +233,25 @@ def from_step(
       initial_step: steps of that epoch to leave out.
       context: which of how many replicas; None: one replica, all of it.
     """
-    local_replicas = 1
-    if context:
-        local_replicas = (
-            context.num_replicas_in_sync // context.num_input_pipelines
-        )
     epochs = tf.data.Dataset.range(initial_epoch, np.iinfo(np.int64).max)
+    batches = epochs.flat_map(epoch_batches)
     # Index arithmetic so far: what is left out costs next to nothing.
-    batches = epochs.flat_map(epoch_batches).skip(initial_step * local_replicas)
-    # Of a data set that might end, several workers ask each other in every
-    # step whether it has.
+    return endless(batches.skip(initial_step * local_replicas(context)))
+
+
+def local_replicas(context: tf.distribute.InputContext | None) -> int:
+    """Returns the number of this worker's replicas; None: one."""
+    if context is None:
+        return 1
+    return context.num_replicas_in_sync // context.num_input_pipelines
+
+
+def endless(batches: tf.data.Dataset) -> tf.data.Dataset:
+    """Says of a data set that it never ends.
+
+    Of one that might end, several workers ask each other in every step whether
+    it has.
+    """
     return batches.apply(
         tf.data.experimental.assert_cardinality(
             tf.data.experimental.INFINITE_CARDINALITY
@@ -337,6 +379,13 @@ def finish(
     batches: tf.data.Dataset, make_batch: Callable, config: InputConfig
 ) -> tf.data.Dataset:
     """Makes the batches of `batches`' elements, in parallel and in order."""
+    return prefetch(
+        batches.map(make_batch, num_parallel_calls=_num_threads(config))
+    )
+
+
+def prefetch(batches: tf.data.Dataset) -> tf.data.Dataset:
+    """Keeps some batches ready, in order, and not sharded once more."""
     options = tf.data.Options()
     options.autotune.enabled = False
     options.deterministic = True
@@ -344,11 +393,7 @@ def finish(
     options.experimental_distribute.auto_shard_policy = (
         tf.data.experimental.AutoShardPolicy.OFF
     )
-    return (
-        batches.map(make_batch, num_parallel_calls=_num_threads(config))
-        .prefetch(_PREFETCHED_BATCHES)
-        .with_options(options)
-    )
+    return batches.prefetch(_PREFETCHED_BATCHES).with_options(options)
 
 
 def _num_threads(config: InputConfig) -> int:

@@ -24,6 +24,7 @@ _FREE_TO_CHANGE = {
     "data_dir",
     "archive",
     "input_threads",
+    "data_service",
     "steps_per_call",
     "intra_op_threads",
     "inter_op_threads",
@@ -35,6 +36,7 @@ _FREE_TO_CHANGE = {
     "strategy",
     "num_virtual_devices",
     "launch_local",
+    "deterministic",
     *(f.name for f in config_lib.options(config_lib.EvaluationConfig)),
     *(f.name for f in config_lib.options(config_lib.BenchmarkConfig)),
 }

@@ -138,6 +138,7 @@ class Stage:
             device_stage=data.device_stage,
             xla=uses_xla(config.runtime.xla),
             xla_update=xla_update and config.runtime.xla != "off",
+            deterministic=config.runtime.deterministic,
         )
         self._steps_per_call = config.runtime.steps_per_call or steps_per_call
         self._stop = stop or StopRequest()

@@ -27,6 +27,9 @@ def get_strategy(config: RuntimeConfig) -> tf.distribute.Strategy:
         `--strategy=multi_worker`.
     """
     _set_threads(config)
+    if config.deterministic:
+        # All randomness is seeded as it is; this picks the kernels.
+        tf.config.experimental.enable_op_determinism()
     resolver = find_resolver(config)
     if resolver is not None:
         return _multi_worker(config, resolver)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -61,6 +62,7 @@ class Trainer:
         device_stage: Callable[[Batch], tf.Tensor] = lambda batch: batch.inputs,
         xla: bool = False,
         xla_update: bool = False,
+        deterministic: bool = False,
     ):
         """Builds the steps.
 
@@ -78,6 +80,7 @@ class Trainer:
           xla_update: without a strategy, compile the optimizer's update: one
             pass over each variable instead of one an operation. Half of a
             head's step; little beside a network's, for seconds of compilation.
+          deterministic: `enable_op_determinism` was called.
         """
         self.model = model
         self.strategy = strategy
@@ -86,6 +89,7 @@ class Trainer:
         self._label_smoothing = label_smoothing
         self._global_clip_norm = global_clip_norm
         self._device_stage = device_stage
+        self._deterministic = deterministic
         self._forward_backward = self._gradients_and_totals
         self._forward = lambda inputs: self.model(inputs, training=False)
         if xla:
@@ -133,12 +137,12 @@ class Trainer:
         """
         totals = TrainTotals(*(tf.zeros([]) for _ in TrainTotals._fields))
         for _ in tf.range(num_steps):
-            start = tf.timestamp()
+            start = self._now()
             with tf.control_dependencies([start]):
                 batch = next(batches)
             arrived = self.strategy.experimental_local_results(batch.weights)
             with tf.control_dependencies(arrived):
-                wait_secs = tf.cast(tf.timestamp() - start, tf.float32)
+                wait_secs = tf.cast(self._now() - start, tf.float32)
             # What needs no batch (weight decay) would start before it is here
             # and be taken for waiting.
             with tf.control_dependencies([wait_secs]):
@@ -147,6 +151,14 @@ class Trainer:
                 *(a + b for a, b in zip(totals, sums, strict=True))
             )
         return totals
+
+    def _now(self) -> tf.Tensor:
+        """Returns the time, seconds, float64."""
+        if self._deterministic:
+            # TensorFlow refuses its own clock there.
+            now = tf.numpy_function(time.time, [], tf.float64)
+            return tf.ensure_shape(now, [])
+        return tf.timestamp()
 
     def _train_step(self, batch: Batch) -> TrainTotals:
         sums = self._sum_over_replicas(self._replica_train_step, batch)

@@ -33,7 +33,8 @@ def main(argv: list[str]) -> int:
         phases.run(config)
     except UserError as error:
         kind = "stopped" if isinstance(error, Preempted) else "error"
-        print(f"{kind}: {error}", file=sys.stderr)
+        # A path may hold a line break.
+        print(f"{kind}: {one_line(error, 2000)}", file=sys.stderr)
         return error.exit_code
     except OSError as error:
         # A full disk, a folder that vanished: the message names the file.

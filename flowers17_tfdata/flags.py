@@ -53,10 +53,11 @@ def parse(argv: list[str]) -> config_lib.Config | None:
     FLAGS.unparse_flags()
     try:
         rest = FLAGS(argv)
-    except flags.Error as error:
-        raise ConfigError(" ".join(str(error).split())) from error
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--flagfile can't be read: {error}") from error
+    # ValueError: of flags that absl and TensorFlow define.
+    except (flags.Error, ValueError) as error:
+        raise ConfigError(" ".join(str(error).split())) from error
     if FLAGS.help:
         return None
     if len(rest) > 1:

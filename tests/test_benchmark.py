@@ -167,7 +167,6 @@ def class_folders(tmp_path):
 
 
 def test_stock_keras_answers_from_its_own_process(class_folders, monkeypatch):
-    pytest.importorskip("PIL", reason="ImageDataGenerator reads by Pillow")
     monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "1")
     work = stock_keras.Work(
         images=class_folders,

@@ -150,3 +150,27 @@ def test_help_and_flag_errors_do_not_wait_for_tensorflow():
         cwd=ROOT,
         capture_output=True,
     )
+
+
+def test_flag_files_that_include_themselves_end(tmp_path, capsys):
+    a, b = tmp_path / "a.flags", tmp_path / "b.flags"
+    a.write_text(f"--flagfile={b}\n--seed=3\n")
+    b.write_text(f"--flagfile={a}\n--image_size=99\n")
+    config = flags.parse(["main.py", f"--flagfile={a}"])
+    assert (config.runtime.seed, config.input.image_size) == (3, 99)
+    assert f"Ignoring flagfile: {a}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("value", ["", "nonsense"])
+def test_values_of_flags_that_are_not_ours(value, capsys):
+    # Defined when TensorFlow logs; it raises other errors than the rest.
+    from absl import logging  # noqa: F401
+
+    assert cli.main(["main.py", f"--stderrthreshold={value}"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: --stderrthreshold must be one of")
+
+
+def test_an_error_is_one_line_whatever_the_path(capsys):
+    assert cli.main(["main.py", "--flagfile=no\nsuch\nfile"]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1

@@ -261,3 +261,15 @@ def test_unloadable_models_are_refused(tmp_path):
         classifier.check_classifier(fakes.make_model(), "x", 64, 17)
     with pytest.raises(UserError, match=r"17 classes apart.*has 5"):
         classifier.check_classifier(fakes.make_model(), "x", 32, 5)
+
+
+def test_a_model_that_brings_code_is_refused(tmp_path):
+    inputs = keras.Input([4])
+    outputs = keras.layers.Lambda(lambda x: print("run") or x)(inputs)
+    path = tmp_path / "hostile.keras"
+    keras.Model(inputs, outputs).save(path)
+    with pytest.raises(
+        UserError, match=r"can't be loaded.*code execution"
+    ) as error:
+        classifier.load_classifier(path, "--model")
+    assert "\n" not in str(error.value)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib.util
 import pathlib
 import tempfile
 from collections.abc import Callable
@@ -127,22 +126,16 @@ def _input_rows(
             lambda: stock("keras_layers"),
         ),
     ]
-    notebook = None
-    # ImageDataGenerator reads files by Pillow; only the extra brings it.
-    if importlib.util.find_spec("PIL"):
-        notebook = "input/keras_generator"
-        rows.append(Row(notebook, lambda: stock("image_data_generator")))
-    else:
-        terminal.say(
-            "no row for the notebook's ImageDataGenerator: it needs Pillow, "
-            "pip install 'flowers17_tfdata[benchmark]'"
-        )
     return [
         *rows,
         Row(
+            "input/keras_generator",
+            lambda: stock("image_data_generator"),
+        ),
+        Row(
             "input/cached",
             stages.make_pipeline(session, decoded),
-            relative_to=notebook or "input/keras_layers",
+            relative_to="input/keras_generator",
             ceiling="input/augment",
             moved_by="--input_threads"
             + (", --augment_on=device" if config.augment_on == "host" else ""),
@@ -150,7 +143,7 @@ def _input_rows(
         Row(
             "input/uncached",
             stages.make_pipeline(session, encoded),
-            relative_to=notebook or "input/keras_layers",
+            relative_to="input/keras_generator",
             ceiling="input/decode",
             moved_by="--cache=memory, --input_threads",
         ),

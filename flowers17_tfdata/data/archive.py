@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import lzma
 import os
 import pathlib
 import re
@@ -68,6 +69,7 @@ def read_archive(path: str | pathlib.Path) -> dict[str, bytes]:
         EOFError,
         ValueError,
         zlib.error,
+        lzma.LZMAError,
     ) as error:
         raise UserError(
             f"--archive {path} can't be read as a 17flowers.tgz or its folder: "

@@ -2,15 +2,80 @@
 
 from __future__ import annotations
 
+import io
+import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
+from PIL import ExifTags, Image
 
 from flowers17_tfdata.errors import one_line
 
+# Of malformed metadata and of large images it warns, without saying which.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
 _JPEG_MAGIC = b"\xff\xd8\xff"
+_FORMATS = ("JPEG", "PNG", "GIF", "BMP")
+
+# What turns the stored pixels as they were seen, by EXIF's orientation:
+# CIPA DC-008 (Exif 2.32), tag 0x0112.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def upright(encoded: bytes) -> bytes:
+    """Returns an image that decodes to what a viewer shows.
+
+    TensorFlow's decoders ignore the orientation that cameras note in a JPEG's
+    EXIF, and allocate whatever size a header declares. So this is for every
+    image from outside, before they see it. It reads the header alone, unless
+    the image is to be turned.
+
+    Args:
+      encoded: JPEG, PNG, BMP or GIF.
+
+    Returns:
+      `encoded` itself, or the turned image as a PNG.
+
+    Raises:
+      ValueError: it is none of these, or declares more pixels than Pillow
+        opens (twice `PIL.Image.MAX_IMAGE_PIXELS`: 179 million).
+    """
+    try:
+        with Image.open(io.BytesIO(encoded), formats=_FORMATS) as image:
+            turn = _TURNS.get(_orientation(image))
+    except Image.DecompressionBombError as error:
+        raise ValueError(one_line(error, 160)) from error
+    except OSError as error:
+        raise ValueError("no header of a JPEG, PNG, GIF or BMP") from error
+    if turn is None:
+        return encoded
+    turned = Image.fromarray(decode_reduced(encoded, 1)).transpose(turn)
+    stream = io.BytesIO()
+    # Kept for this run alone: speed before size.
+    turned.save(stream, "PNG", compress_level=1)
+    return stream.getvalue()
+
+
+def _orientation(image: Image.Image) -> int | None:
+    # Of a PNG, Pillow would decode all of it to look for a late EXIF chunk.
+    if image.format == "PNG":
+        return None
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation)
+    # Pillow raises whatever malformed EXIF data leads it to. Viewers show such
+    # a picture as it is stored.
+    except Exception:
+        return None
 
 
 def decode_image(encoded: tf.Tensor) -> tf.Tensor:
@@ -138,16 +203,16 @@ def make_thumbnails(encoded: Sequence[bytes]) -> Thumbnails:
     errors = {}
     for position, data in enumerate(encoded):
         try:
-            small, size = thumbnail(tf.constant(data))
-        except tf.errors.InvalidArgumentError as error:
+            small, size = thumbnail(tf.constant(upright(data)))
+        except (ValueError, tf.errors.InvalidArgumentError) as error:
             errors[position] = decoder_message(error)
             continue
         thumbnails[position], sizes[position] = small, size
     return Thumbnails(thumbnails, sizes, errors)
 
 
-def decoder_message(error: tf.errors.OpError) -> str:
-    """Returns what the decoder said, on one line."""
+def decoder_message(error: ValueError | tf.errors.OpError) -> str:
+    """Returns what `upright` or the decoder said, on one line."""
     # Between the op's name and its suffix, which say nothing to a user.
-    message = error.message.rpartition("}} ")[2].split(" [Op:")[0]
+    message = str(error).rpartition("}} ")[2].split(" [Op:")[0]
     return one_line(message, 160)

@@ -25,6 +25,7 @@ from flowers17_tfdata.data import decode
 from flowers17_tfdata.data.sources import Source
 from flowers17_tfdata.errors import UserError, one_line
 from flowers17_tfdata.input import augmentation, input_pipeline
+from flowers17_tfdata.input import examples as examples_lib
 from flowers17_tfdata.input.input_pipeline import Batch
 
 _CONNECT_SECS = 10.0
@@ -60,7 +61,7 @@ def write_images(source: Source, split: str, folder: pathlib.Path) -> None:
     The folder is whole or absent, whenever the process is killed.
 
     Raises:
-      UserError: it can't be written.
+      UserError: it can't be written, or an image is none.
     """
     if folder.exists():
         return
@@ -68,15 +69,21 @@ def write_images(source: Source, split: str, folder: pathlib.Path) -> None:
     try:
         temporary.mkdir(parents=True)
         for position, example in source.read(split).enumerate():
-            data = example["image"].numpy()
+            try:
+                data = decode.upright(example["image"].numpy())
+            except ValueError as error:
+                raise examples_lib.undecodable(
+                    source, split, example
+                ) from error
             _path(temporary, int(position)).write_bytes(data)
         os.replace(temporary, folder)
     except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
         raise UserError(
             f"the images for --data_service can't be written to {folder}: "
             f"{one_line(error)}"
         ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def find_images(folder: pathlib.Path, labels: np.ndarray) -> ImageFiles:

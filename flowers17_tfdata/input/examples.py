@@ -277,11 +277,18 @@ def load_examples(source: Source, split: str, config: InputConfig) -> Examples:
 
 
 def _decoded(source: Source, split: str, decode_fn):
-    """Yields `(decoded, encoded, label)` in the split's order."""
+    """Yields `(decoded, encoded, label)` in the split's order, upright."""
     examples = source.read(split)
+
+    def decoded(example):
+        encoded = tf.numpy_function(
+            decode.upright, [example["image"]], tf.string, stateful=False
+        )
+        encoded = tf.ensure_shape(encoded, [])
+        return decode_fn(encoded), encoded, example["label"]
+
     results = examples.map(
-        lambda e: (decode_fn(e["image"]), e["image"], e["label"]),
-        num_parallel_calls=tf.data.AUTOTUNE,
+        decoded, num_parallel_calls=tf.data.AUTOTUNE
     ).as_numpy_iterator()
     position = 0
     while True:
@@ -291,17 +298,18 @@ def _decoded(source: Source, split: str, decode_fn):
             return
         except tf.errors.InvalidArgumentError as error:
             broken = next(iter(examples.skip(position)))
-            raise _undecodable(source, split, broken) from error
+            raise undecodable(source, split, broken) from error
         yield result
         position += 1
 
 
-def _undecodable(source: Source, split: str, example) -> UserError:
+def undecodable(source: Source, split: str, example) -> UserError:
+    """Returns the error of an example whose image can't be read."""
     name = example["id"].numpy().decode()
     try:
-        decode.decode_image(example["image"])
+        decode.decode_image(decode.upright(example["image"].numpy()))
         message = "it can't be resized"
-    except tf.errors.InvalidArgumentError as error:
+    except (ValueError, tf.errors.InvalidArgumentError) as error:
         message = decode.decoder_message(error)
     return UserError(
         f"{source.name}, split {split}: {name} can't be decoded ({message}); "

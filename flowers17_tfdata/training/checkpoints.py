@@ -247,9 +247,11 @@ class StageCheckpoints:
         try:
             yield
         except tf.errors.OpError as error:
+            # The operating system's reason, without op and temporary file.
+            reason = error.message.rpartition("; ")[2].split(" [Op:")[0]
             raise UserError(
                 "a checkpoint can't be written to "
-                f"{self._latest.directory}: {one_line(error)}"
+                f"{self._latest.directory}: {one_line(reason)}"
             ) from error
 
     def save(self, accuracy: float, loss: float, seconds: float) -> None:

@@ -8,9 +8,11 @@ flags from it.
 from __future__ import annotations
 
 import dataclasses
+import json
+import pathlib
 from typing import Any
 
-from flowers17_tfdata.errors import ConfigError
+from flowers17_tfdata.errors import ConfigError, one_line
 
 PHASES = (
     "prepare",
@@ -18,8 +20,14 @@ PHASES = (
     "finetune",
     "train",
     "evaluate",
+    "predict",
+    "export",
+    "report",
     "benchmark",
 )
+# They look at what a workdir holds, and take from its config.json what the
+# command line leaves open.
+PHASES_ON_A_RUN = ("evaluate", "predict", "export", "report")
 STAGES = ("transfer", "finetune")
 OPTIMIZERS = ("sgd", "adam", "adamw")
 
@@ -159,6 +167,14 @@ class ModelConfig:
         "Saved .keras classifier that finetune starts from ('': the "
         "workdir's model_transfer.keras).",
     )
+    model_summary: bool = option(
+        False, "Print each stage's layers, shapes and trainable weights."
+    )
+    plot_model: bool = option(
+        False,
+        "Draw each stage's network to plot_STAGE.png in the workdir (needs "
+        "pydot and Graphviz).",
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,6 +234,13 @@ class OptimizationConfig:
 class RuntimeConfig:
     """Where and in what arithmetic it runs."""
 
+    console: str = option(
+        "normal",
+        "quiet: errors alone; normal: results, progress bars on a terminal; "
+        "verbose: TensorFlow's and our own notes too; json: an object a line, "
+        "for machines.",
+        choices=("quiet", "normal", "verbose", "json"),
+    )
     strategy: str = option(
         "auto",
         "auto: multi_worker where TF_CONFIG or SLURM names several workers, "
@@ -307,19 +330,74 @@ class RuntimeConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
-    """What `--phase=evaluate` looks at."""
+    """The trained model, and what `--phase=evaluate` looks at."""
 
     model: str = option(
         "",
         "Saved .keras classifier ('': the workdir's model_finetune.keras, "
         "else model_transfer.keras).",
     )
-    split: str = option("test", "Split to evaluate.")
+    split: str = option("test", "Split to evaluate, or to report on.")
     assert_accuracy_at_least: float = option(
         0.0,
         "Exit with 3 if the accuracy is lower.",
         at_least=0,
         at_most=1,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class PredictConfig:
+    """What `--phase=predict` reads and writes."""
+
+    images: str = option(
+        "",
+        "Images, comma-separated: files, folders (searched through), globs "
+        "('photos/**/*.jpg'), or - for a list on standard input, a path a "
+        "line.",
+    )
+    format: str = option(
+        "table",
+        "table: for people; json: an object a line; csv: a row an image.",
+        choices=("table", "json", "csv"),
+    )
+    output: str = option(
+        "", "File to write the predictions to ('': standard output)."
+    )
+    top_k: int = option(
+        3, "Classes told of each image, the likeliest first.", at_least=1
+    )
+    min_probability: float = option(
+        0.0,
+        "Leave out classes less likely than this; an image with none left is "
+        "told as uncertain.",
+        at_least=0,
+        at_most=1,
+    )
+    tta: int = option(
+        1,
+        "Test-time augmentation: mean probability over K views of an image, "
+        "the image itself, its mirror image, and randomly augmented ones.",
+        at_least=1,
+        at_most=1000,
+    )
+    labels: str = option(
+        "",
+        "File of class names, one a line, for a model that holds none.",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportConfig:
+    """What `--phase=export` writes."""
+
+    export_dir: str = option(
+        "", "Folder to export to ('': export in the workdir)."
+    )
+    export_formats: str = option(
+        "saved_model,keras,tflite_float16,tflite_int8",
+        "What to export, comma-separated: saved_model, keras, tflite_float16, "
+        "tflite_int8, onnx.",
     )
 
 
@@ -350,6 +428,8 @@ class Config:
     evaluation: EvaluationConfig = dataclasses.field(
         default_factory=EvaluationConfig
     )
+    predict: PredictConfig = dataclasses.field(default_factory=PredictConfig)
+    export: ExportConfig = dataclasses.field(default_factory=ExportConfig)
     benchmark: BenchmarkConfig = dataclasses.field(
         default_factory=BenchmarkConfig
     )
@@ -391,6 +471,55 @@ def to_values(config: Config) -> dict[str, Any]:
         group = getattr(config, name)
         values |= {f.name: getattr(group, f.name) for f in options(cls)}
     return values
+
+
+def recorded_values(workdir: str) -> dict[str, Any]:
+    """Returns `{flag name: value}` of the run that a workdir holds.
+
+    Of the options that make the data, the input and the network what they
+    are; none where nothing was trained.
+
+    Raises:
+      ConfigError: its config.json is damaged.
+    """
+    path = pathlib.Path(workdir).expanduser() / "config.json"
+    if not path.exists():
+        return {}
+    try:
+        flags = json.loads(path.read_text(encoding="utf-8"))["flags"]
+        recorded = dict(flags)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"--workdir: {path} can't be read ({one_line(error, 120)}): "
+            "delete it, and pass the run's flags"
+        ) from error
+    kept = {}
+    for field in _options_of_a_run():
+        value = recorded.get(field.name, field.default)
+        if type(value) is not type(field.default):
+            raise ConfigError(
+                f"--workdir: {path} holds {value!r} for {field.name}: delete "
+                "it, and pass the run's flags"
+            )
+        if field.name in recorded:
+            kept[field.name] = value
+    return kept
+
+
+def _options_of_a_run() -> list[dataclasses.Field]:
+    fields = [
+        field
+        for config_class in (DataConfig, InputConfig, ModelConfig)
+        for field in options(config_class)
+        # Asked for by the training's command line, not this one's.
+        if field.name not in ("data_service", "model_summary", "plot_model")
+    ]
+    others = (*options(RuntimeConfig), *options(OptimizationConfig))
+    return fields + [
+        field
+        for field in others
+        if field.name in ("precision", "global_batch_size")
+    ]
 
 
 def _check_option(field: dataclasses.Field, value: Any) -> None:

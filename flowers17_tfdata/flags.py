@@ -64,11 +64,16 @@ def parse(argv: list[str]) -> config_lib.Config | None:
         raise ConfigError(
             f"every argument must be a --flag=value; got {rest[1]!r}"
         )
-    values = {
-        field.name: FLAGS[field.name].value
+    names = [
+        field.name
         for _, config_class in _flag_groups()
         for field in config_lib.options(config_class)
-    }
+    ]
+    values = {name: FLAGS[name].value for name in names}
+    if values["phase"] in config_lib.PHASES_ON_A_RUN:
+        given = {name for name in names if FLAGS[name].present}
+        recorded = config_lib.recorded_values(values["workdir"])
+        values |= {n: v for n, v in recorded.items() if n not in given}
     return config_lib.from_values(values)
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import pathlib
 from collections.abc import Iterator
 
 import filelock
-import keras
 import tensorflow as tf
 
 from flowers17_tfdata import config as config_lib
+from flowers17_tfdata import trained as trained_lib
 from flowers17_tfdata.benchmark.run import benchmark
 from flowers17_tfdata.config import Config
 from flowers17_tfdata.data import audit as audit_lib
@@ -21,15 +20,14 @@ from flowers17_tfdata.errors import (
     WorkerLost,
     one_line,
 )
-from flowers17_tfdata.input import input_pipeline
-from flowers17_tfdata.input.examples import load_examples
-from flowers17_tfdata.models import backbones, classifier, folding
 from flowers17_tfdata.results import evaluate as evaluate_lib
-from flowers17_tfdata.results import metrics, terminal
+from flowers17_tfdata.results import metrics, terminal, timings
+from flowers17_tfdata.results import predictions as predictions_lib
 from flowers17_tfdata.session import Session, open_session
 from flowers17_tfdata.stages import train_stages
-from flowers17_tfdata.training import loop
-from flowers17_tfdata.training.trainer import Trainer
+
+# Phases that write what another run of them would write at the same time.
+_LOCKING = ("prepare", "train", *config_lib.STAGES)
 
 # What a collective ends with when one of its workers died.
 _LOST_WORKER = (
@@ -46,7 +44,21 @@ def run(config: Config) -> None:
     Raises:
       UserError: anything that the user can mend.
     """
-    with _errors_in_one_line(config), open_session(config) as session:
+    terminal.configure(
+        config.runtime.console,
+        # Standard output is for the predictions.
+        on_stderr=config.phase == "predict",
+    )
+    with _errors_in_one_line(config):
+        if config.phase == "predict":
+            predict(config)
+        else:
+            _run_on_data(config)
+
+
+def _run_on_data(config: Config) -> None:
+    """Runs a phase that looks at the data set."""
+    with open_session(config) as session:
         if session.workers.count > 1 and config.phase == "benchmark":
             raise ConfigError(
                 "--phase=benchmark goes with one worker; got "
@@ -87,7 +99,7 @@ def _lock(session: Session) -> Iterator[None]:
     The system drops the lock with the process, however that ends.
     """
     phase = session.config.phase
-    if phase in ("evaluate", "benchmark") or not session.workers.is_chief:
+    if phase not in _LOCKING or not session.workers.is_chief:
         yield
         return
     path = session.workdir / ".lock"
@@ -105,7 +117,8 @@ def _lock(session: Session) -> Iterator[None]:
 
 def prepare(session: Session) -> None:
     """Audits the data set; writes `audit.json`."""
-    audit = audit_lib.audit(session.source)
+    with timings.measure(session.output, "audit"):
+        audit = audit_lib.audit(session.source)
     metrics.write_json(session.output / "audit.json", audit)
     terminal.show_audit(audit)
     if audit["undecodable"]:
@@ -147,41 +160,26 @@ def _is_audited(session: Session) -> bool:
 
 
 def evaluate(session: Session) -> None:
-    """Evaluates a saved model on a split; writes `evaluation.json`.
+    """Evaluates a saved model on a split.
+
+    Writes `evaluation.json`, and what it says of every example to
+    `predictions_SPLIT.npz`.
 
     Raises:
       AccuracyGateMissed: below `--assert_accuracy_at_least`.
     """
     config = session.config
-    path, model = _load_evaluated_model(session)
-    batch_size = config.optimization.global_batch_size
-    preprocess = backbones.get_preprocess(classifier.get_backbone(model).name)
-    trainer = Trainer(
-        model=model,
-        strategy=session.strategy,
-        global_batch_size=batch_size,
-        device_stage=input_pipeline.make_device_stage(
-            config.input, preprocess, session.compute_dtype
-        ),
-        xla=loop.uses_xla(config.runtime.xla),
-    )
     split = config.evaluation.split
-    examples = load_examples(session.source, split, config.input)
-    batches = session.strategy.distribute_datasets_from_function(
-        lambda context: input_pipeline.make_eval_dataset(
-            examples,
-            config.input,
-            preprocess,
-            global_batch_size=batch_size,
-            compute_dtype=session.compute_dtype,
-            input_context=context,
-        )
+    with timings.measure(session.output, "evaluation"):
+        trained = trained_lib.load_model_for(session)
+        predictions = trained_lib.predict_split(session, trained, split)
+    predictions_lib.save(
+        predictions_lib.predictions_path(session.output, split), predictions
     )
-    result = evaluate_lib.evaluate(trainer.eval_step, batches)
     evaluation = evaluate_lib.summarize(
-        result, split, session.source.class_names
+        evaluate_lib.tally(predictions), split, session.source.class_names
     )
-    evaluation |= {"model": str(path), "dataset": session.source.name}
+    evaluation |= {"model": str(trained.path), "dataset": session.source.name}
     metrics.write_json(session.output / "evaluation.json", evaluation)
     terminal.show_evaluation(evaluation)
     gate = config.evaluation.assert_accuracy_at_least
@@ -192,42 +190,33 @@ def evaluate(session: Session) -> None:
         )
 
 
+def predict(config: Config) -> None:
+    """Says what `--images` show."""
+    raise NotImplementedError
+
+
+def export(session: Session) -> None:
+    """Writes the model for use elsewhere; see `export.run`."""
+    # Imported here, as below: converters and drawing libraries take seconds.
+    from flowers17_tfdata.export.run import export_model
+
+    export_model(session)
+
+
+def report(session: Session) -> None:
+    """Writes `report.html`; see `report.run`."""
+    from flowers17_tfdata.report.run import write_report
+
+    write_report(session)
+
+
 _PHASES = {
     "prepare": prepare,
     "transfer": transfer,
     "finetune": finetune,
     "train": train,
     "evaluate": evaluate,
+    "export": export,
+    "report": report,
     "benchmark": benchmark,
 }
-
-
-def _load_evaluated_model(
-    session: Session,
-) -> tuple[pathlib.Path, keras.Model]:
-    config = session.config
-    path, flag = _model_to_evaluate(session)
-    with session.strategy.scope():
-        model = classifier.load_classifier(path, flag)
-        if config.model.fold_batch_norm and folding.is_functional(model):
-            model = folding.fold_batch_norm(model)
-    classifier.check_classifier(
-        model,
-        path,
-        config.input.image_size,
-        len(session.source.class_names),
-    )
-    return path, model
-
-
-def _model_to_evaluate(session: Session) -> tuple[pathlib.Path, str]:
-    if session.config.evaluation.model:
-        return pathlib.Path(session.config.evaluation.model), "--model"
-    for stage in reversed(config_lib.STAGES):
-        path = session.model_path(stage)
-        if path.exists():
-            return path, "--workdir"
-    raise UserError(
-        f"--workdir {session.workdir} holds no model_finetune.keras or "
-        "model_transfer.keras: train one first, or pass --model"
-    )

@@ -23,7 +23,7 @@ from flowers17_tfdata.data import sources
 from flowers17_tfdata.errors import ConfigError, UserError, one_line
 from flowers17_tfdata.input import examples, input_pipeline
 from flowers17_tfdata.models import backbones
-from flowers17_tfdata.results import metrics, terminal
+from flowers17_tfdata.results import metrics, model_views, terminal, timings
 from flowers17_tfdata.training import checkpoints, precision
 from flowers17_tfdata.training import strategy as strategy_lib
 from flowers17_tfdata.training.workers import Workers
@@ -59,6 +59,26 @@ class Session:
         return self.workdir / f"model_{stage}.keras"
 
 
+def open_devices(
+    config: Config,
+) -> tuple[tf.distribute.Strategy, Workers, str]:
+    """Chooses the devices and the arithmetic.
+
+    Returns:
+      The strategy, its workers, the resolved precision.
+    """
+    strategy = strategy_lib.get_strategy(config.runtime)
+    workers = Workers(strategy)
+    if not workers.is_chief:
+        terminal.be_quiet()
+    policy = precision.set_precision(config.runtime.precision)
+    terminal.detail(
+        f"{strategy.num_replicas_in_sync} replica(s) on {workers.count} "
+        f"worker(s), precision {policy}"
+    )
+    return strategy, workers, policy
+
+
 @contextlib.contextmanager
 def open_session(config: Config) -> Iterator[Session]:
     """Makes the workdir, chooses the devices, opens the data set.
@@ -69,15 +89,13 @@ def open_session(config: Config) -> Iterator[Session]:
     workdir = _make_workdir(config.workdir)
     # Checked before minutes of data preparation and of training.
     backbones.get_preprocess(config.model.backbone)
-    strategy = strategy_lib.get_strategy(config.runtime)
-    workers = Workers(strategy)
-    if not workers.is_chief:
-        terminal.be_quiet()
+    model_views.check_can_plot(config.model)
+    strategy, workers, policy = open_devices(config)
     _check_batch_size(config, strategy.num_replicas_in_sync)
-    policy = precision.set_precision(config.runtime.precision)
     tfds.disable_progress_bar()
     terminal.say(f"{config.phase}: opening {config.data.dataset}")
-    source = sources.open_source(config.data)
+    with timings.measure(workdir, "opening the data set"):
+        source = sources.open_source(config.data)
     config = dataclasses.replace(
         config, input=_settle_input(config, workdir, source, workers)
     )
@@ -109,7 +127,7 @@ def _settle_input(
         options = dataclasses.replace(
             options, **{f: started[f] for f in auto if f in started}
         )
-    elif config.phase == "evaluate":
+    elif config.phase in ("evaluate", "report"):
         splits = (config.evaluation.split,)
     num_images = sum(source.split_sizes.get(split, 0) for split in splits)
     in_memory = examples.resolve_cache(options, num_images) == "memory"
@@ -147,10 +165,15 @@ def _make_workdir(path: str) -> pathlib.Path:
 def write_config(session: Session) -> None:
     """Writes `config.json`: resolved flags, versions, hardware."""
     flags: dict[str, Any] = config_lib.to_values(session.config)
-    flags |= {"dataset": session.source.name, "precision": session.precision}
+    flags |= {"precision": session.precision}
+    for name in ("archive", "data_dir", "weights", "init_from"):
+        # Later phases read them from here, in whatever folder they are run.
+        if pathlib.Path(flags[name]).expanduser().exists() and flags[name]:
+            flags[name] = str(pathlib.Path(flags[name]).expanduser().resolve())
     metrics.write_json(
         session.output / "config.json",
         {
+            "dataset": session.source.name,
             "flags": flags,
             "num_replicas": session.strategy.num_replicas_in_sync,
             "num_workers": session.workers.count,

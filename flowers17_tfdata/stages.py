@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import pathlib
 import time
 from collections.abc import Sequence
@@ -31,7 +30,7 @@ from flowers17_tfdata.models import (
     folding,
     freeze,
 )
-from flowers17_tfdata.results import metrics, terminal
+from flowers17_tfdata.results import metrics, model_views, terminal, timings
 from flowers17_tfdata.session import (
     TRAINING_SPLITS,
     Session,
@@ -40,7 +39,7 @@ from flowers17_tfdata.session import (
 )
 from flowers17_tfdata.training import (
     checkpoints,
-    feature_extraction,
+    inference,
     preemption,
 )
 from flowers17_tfdata.training.loop import Stage, StageData
@@ -165,7 +164,7 @@ def _feature_data(
     extractor = classifier.get_feature_extractor(model)
     key = feature_cache.cache_key(
         {
-            "weights": feature_extraction.weights_digest(extractor),
+            "weights": inference.weights_digest(extractor),
             "fold_batch_norm": config.model.fold_batch_norm,
             "backbone": config.model.backbone,
             "train": splits.train.images.digest(),
@@ -178,12 +177,13 @@ def _feature_data(
     )
     name = f"features/{key}.npz"
     path, start = session.workdir / name, time.perf_counter()
-    arrays = feature_cache.load(path)
-    # Computing them takes all workers.
-    found = session.workers.all(arrays is not None)
-    if not found:
-        arrays = _extract_views(session, splits, images, extractor, stop)
-        feature_cache.save(session.output / name, arrays)
+    with timings.measure(session.output, "transfer: features"):
+        arrays = feature_cache.load(path)
+        # Computing them takes all workers.
+        found = session.workers.all(arrays is not None)
+        if not found:
+            arrays = _extract_views(session, splits, images, extractor, stop)
+            feature_cache.save(session.output / name, arrays)
     terminal.say(
         f"transfer: features of {config.input.feature_views} view(s) "
         + (f"from {path}" if found else f"saved to {path}")
@@ -248,7 +248,7 @@ def _extract_views(
                 input_context=context,
             )
         )
-        return feature_extraction.extract_features(
+        return inference.run_model(
             extractor,
             session.strategy,
             batches,
@@ -302,7 +302,8 @@ def _run_stages(
         stop.check(f"stopped before {stage}")
         if splits is None:
             write_config(session)
-            splits = _load_splits(session)
+            with timings.measure(session.output, "decoding"):
+                splits = _load_splits(session)
         _run_stage(session, stage, splits, key, stop)
 
 
@@ -330,7 +331,9 @@ def _run_stage(
     config = session.config
     folder = session.output / "checkpoints" / stage
     start = time.perf_counter()
-    model = _build_stage_model(session, stage)
+    with timings.measure(session.output, f"{stage}: building the network"):
+        model = _build_stage_model(session, stage)
+    model_views.show(model, stage, session.output, config.model)
     folder.mkdir(parents=True, exist_ok=True)
     checkpoints.write_resume_key(folder, key)
     data, trained, steps_per_call = _image_data(session, splits), model, 1
@@ -355,12 +358,17 @@ def _run_stage(
         output=session.output,
         workers=session.workers,
     )
-    result = runner.run()
+    with timings.measure(session.output, f"{stage}: epochs"):
+        result = runner.run()
     trains_batch_norm = stage == "finetune" and _calibrates(session)
     if trains_batch_norm and config.model.fold_batch_norm:
         with session.strategy.scope():
             model = folding.fold_batch_norm(model)
-    _save_model(model, session.output / session.model_path(stage).name)
+    classifier.save_classifier(
+        model,
+        session.output / session.model_path(stage).name,
+        session.source.class_names,
+    )
     metrics.write_json(folder / "done.json", dataclasses.asdict(result))
     terminal.say(
         f"{stage}: best epoch {result.best_epoch}, validation accuracy "
@@ -420,10 +428,3 @@ def _check_policy(model: keras.Model, path: object, policy: str) -> None:
             f"--precision must be {own}, which {path} was trained in; got "
             f"{policy}"
         )
-
-
-def _save_model(model: keras.Model, path: pathlib.Path) -> None:
-    # Keras wants the suffix; the rename makes it whole or absent.
-    temporary = path.with_name("incomplete_" + path.name)
-    model.save(temporary)
-    os.replace(temporary, path)

@@ -23,7 +23,13 @@ MAY_IMPORT = {
     "training": {"config", "input", "models", "results"},
     "session": _PACKAGES,
     "stages": _PACKAGES | {"session"},
-    "phases": _PACKAGES | {"session", "stages", "benchmark"},
+    "trained": _PACKAGES | {"session"},
+    "predict": _PACKAGES | {"session", "trained"},
+    "export": _PACKAGES | {"session", "trained"},
+    "report": _PACKAGES | {"session", "trained"},
+    "phases": _PACKAGES
+    | {"session", "stages", "trained", "predict", "export", "report"}
+    | {"benchmark"},
     "benchmark": _PACKAGES | {"session", "stages"},
     "launcher": set(),
     "data_server": set(),

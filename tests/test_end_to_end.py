@@ -108,7 +108,7 @@ def test_train_leaves_all_its_files(run, tmp_path):
 
     config = json.loads((workdir / "config.json").read_text())
     assert config["flags"]["backbone"] == "tiny_net"
-    assert config["flags"]["dataset"] == "oxford_flowers17/seeded/1.0.0"
+    assert config["dataset"] == "oxford_flowers17/seeded/1.0.0"
     assert config["flags"]["precision"] != "auto"
     assert config["flags"]["cache"] == "memory"
     assert config["flags"]["augment_on"] == "host"

@@ -14,7 +14,7 @@ from flowers17_tfdata.errors import UserError
 from flowers17_tfdata.input import feature_cache, input_pipeline
 from flowers17_tfdata.input.feature_cache import Features
 from flowers17_tfdata.models import classifier
-from flowers17_tfdata.training import feature_extraction
+from flowers17_tfdata.training import inference
 from flowers17_tfdata.training.preemption import StopRequest
 from tests import fakes
 
@@ -303,7 +303,7 @@ def test_extraction_keeps_order_and_values(
             input_context=context,
         )
     )
-    features = feature_extraction.extract_features(
+    features = inference.run_model(
         extractor,
         strategy,
         batches,
@@ -330,9 +330,9 @@ def test_digest_tells_other_weights(tiny_backbone):
         classifier.get_feature_extractor(_build(tiny_backbone))
         for _ in range(2)
     )
-    digest = feature_extraction.weights_digest(first)
-    assert feature_extraction.weights_digest(same) == digest
+    digest = inference.weights_digest(first)
+    assert inference.weights_digest(same) == digest
     # Batch-norm's statistics count, too.
     moving_mean = next(v for v in first.variables if "moving_mean" in v.path)
     moving_mean.assign(moving_mean + 1e-6)
-    assert feature_extraction.weights_digest(first) != digest
+    assert inference.weights_digest(first) != digest

@@ -62,10 +62,12 @@ class Examples(NamedTuple):
     Attributes:
       images: random access to its images.
       labels: int64 `[n]`.
+      ids: what the source calls each example, `[n]`.
     """
 
     images: Images
     labels: np.ndarray
+    ids: tuple[str, ...] = ()
 
     @property
     def num_examples(self) -> int:
@@ -268,16 +270,16 @@ def load_examples(source: Source, split: str, config: InputConfig) -> Examples:
     """
     num_examples = source.split_sizes.get(split, 0)
     if resolve_cache(config, num_examples) == "memory":
-        images, labels = _decode_all(source, split, config.image_size)
+        images, labels, ids = _decode_all(source, split, config.image_size)
     else:
-        images, labels = _spool(source, split, config.image_size)
+        images, labels, ids = _spool(source, split, config.image_size)
     if not len(labels):
         raise UserError(f"{source.name} has no examples in split {split!r}")
-    return Examples(images, np.asarray(labels, np.int64))
+    return Examples(images, np.asarray(labels, np.int64), tuple(ids))
 
 
 def _decoded(source: Source, split: str, decode_fn):
-    """Yields `(decoded, encoded, label)` in the split's order, upright."""
+    """Yields `(decoded, encoded, label, id)` in the split's order, upright."""
     examples = source.read(split)
 
     def decoded(example):
@@ -285,7 +287,7 @@ def _decoded(source: Source, split: str, decode_fn):
             decode.upright, [example["image"]], tf.string, stateful=False
         )
         encoded = tf.ensure_shape(encoded, [])
-        return decode_fn(encoded), encoded, example["label"]
+        return decode_fn(encoded), encoded, example["label"], example["id"]
 
     results = examples.map(
         decoded, num_parallel_calls=tf.data.AUTOTUNE
@@ -320,20 +322,21 @@ def undecodable(source: Source, split: str, example) -> UserError:
 def _decode_all(source: Source, split: str, size: int):
     source.check_split(split)
     pixels = np.empty([source.split_sizes[split], size, size, 3], np.uint8)
-    labels = []
+    labels, ids = [], []
     resize = functools.partial(decode.decode_and_resize, image_size=size)
-    for image, _, label in _decoded(source, split, resize):
+    for image, _, label, name in _decoded(source, split, resize):
         pixels[len(labels)] = image
         labels.append(label)
-    return DecodedImages(pixels[: len(labels)]), labels
+        ids.append(name.decode())
+    return DecodedImages(pixels[: len(labels)]), labels, ids
 
 
 def _spool(source: Source, split: str, size: int):
     """Copies the encoded images to a file that vanishes with the process."""
     source.check_split(split)
-    labels, ends, ratios, end = [], [], [], 0
+    labels, ids, ends, ratios, end = [], [], [], [], 0
     with tempfile.TemporaryFile(prefix="flowers17_tfdata_") as file:
-        for shape, encoded, label in _decoded(
+        for shape, encoded, label, name in _decoded(
             source, split, lambda data: tf.shape(decode.decode_image(data))
         ):
             file.write(encoded)
@@ -341,9 +344,10 @@ def _spool(source: Source, split: str, size: int):
             ends.append(end)
             ratios.append(decode.reduction(*shape[:2], size))
             labels.append(label)
+            ids.append(name.decode())
         file.flush()
         # The mapping outlives the closed file; its pages are the system's
         # cache, which it gives up when memory gets short.
         data = np.memmap(file, np.uint8, "r") if end else np.empty(0, np.uint8)
     ends, ratios = np.asarray(ends, np.int64), np.asarray(ratios, np.int64)
-    return EncodedImages(data, ends, ratios, size), labels
+    return EncodedImages(data, ends, ratios, size), labels, ids

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pathlib
+import zipfile
+from collections.abc import Sequence
 
 import keras
 
 from flowers17_tfdata.config import ModelConfig
 from flowers17_tfdata.errors import ConfigError, UserError, one_line
 from flowers17_tfdata.models import backbones, folding
+
+# What Keras leaves out of a .keras file (a zip), in a member that it ignores.
+_EXTRAS = "flowers17_tfdata.json"
 
 
 def build_classifier(
@@ -84,6 +90,36 @@ def get_head(model: keras.Model) -> keras.Model:
     for layer in layers[position + 1 :]:
         x = layer(x)
     return keras.Model(inputs, x, name="head")
+
+
+def save_classifier(
+    model: keras.Model, path: pathlib.Path, class_names: Sequence[str]
+) -> None:
+    """Saves a model as a whole `.keras` file or not at all.
+
+    Args:
+      model: a classifier.
+      path: of the file.
+      class_names: in the order of the labels; `read_class_names` finds them.
+    """
+    # Keras wants the suffix; the rename makes it whole or absent.
+    temporary = path.with_name("incomplete_" + path.name)
+    model.save(temporary)
+    with zipfile.ZipFile(temporary, "a") as archive:
+        extras = {"class_names": list(class_names)}
+        archive.writestr(_EXTRAS, json.dumps(extras))
+    os.replace(temporary, path)
+
+
+def read_class_names(path: str | pathlib.Path) -> tuple[str, ...] | None:
+    """Returns the class names that `save_classifier` put in a file, or None."""
+    path = pathlib.Path(os.path.expanduser(path))
+    try:
+        with zipfile.ZipFile(path) as archive:
+            extras = json.loads(archive.read(_EXTRAS))
+            return tuple(str(name) for name in extras["class_names"])
+    except (OSError, KeyError, ValueError, TypeError, zipfile.BadZipFile):
+        return None
 
 
 def load_classifier(path: str | pathlib.Path, flag: str) -> keras.Model:

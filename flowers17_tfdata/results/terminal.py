@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import sys
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,30 +12,70 @@ import rich.console
 import rich.progress
 import rich.table
 
-_quiet = False
+_mode = "normal"
+_on_stderr = False
+
+
+def configure(mode: str, *, on_stderr: bool = False) -> None:
+    """Chooses how everything after this is shown.
+
+    Args:
+      mode: of `--console`: quiet, normal, verbose or json.
+      on_stderr: write to standard error: standard output holds data.
+    """
+    global _mode, _on_stderr
+    _mode, _on_stderr = mode, on_stderr
 
 
 def be_quiet() -> None:
     """Prints nothing from now on: another process of the run does."""
-    global _quiet
-    _quiet = True
+    configure("quiet", on_stderr=_on_stderr)
 
 
 def get_console() -> rich.console.Console:
-    """Returns a console on standard output; colours only on a terminal."""
-    # Made anew each time: standard output may have been redirected since.
-    return rich.console.Console(highlight=False, soft_wrap=True, quiet=_quiet)
+    """Returns a console; colours only on a terminal."""
+    # Made anew each time: the streams may have been redirected since.
+    return rich.console.Console(
+        highlight=False,
+        soft_wrap=True,
+        quiet=_mode == "quiet",
+        stderr=_on_stderr,
+    )
 
 
-def say(text: str) -> None:
-    """Prints one line."""
-    get_console().print(text, markup=False)
+def say(text: str, **record: Any) -> None:
+    """Prints one line.
+
+    Args:
+      text: for people.
+      **record: what `--console=json` prints beside it, JSON-serializable.
+    """
+    if _mode == "json":
+        _print_json(text, record)
+    else:
+        get_console().print(text, markup=False)
+
+
+def detail(text: str, **record: Any) -> None:
+    """Prints one line where `--console=verbose` or `json`."""
+    if _mode in ("verbose", "json"):
+        say(text, **record)
+
+
+def _print_json(text: str, record: Mapping[str, Any]) -> None:
+    line = {"time": round(time.time(), 3), "message": text, **record}
+    stream = sys.stderr if _on_stderr else sys.stdout
+    print(json.dumps(line), file=stream, flush=True)
 
 
 def show_table(
     title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]
 ) -> None:
     """Prints a table; numbers are right-aligned."""
+    if _mode == "json":
+        records = [dict(zip(columns, row, strict=True)) for row in rows]
+        _print_json(title, {"rows": records})
+        return
     table = rich.table.Table(title=title, title_justify="left")
     for k, name in enumerate(columns):
         numeric = bool(rows) and not isinstance(rows[0][k], str)
@@ -51,10 +94,14 @@ def _shown(value: Any) -> str:
 class EpochProgress:
     """The bar of one pass over the data: steps, ETA, rates.
 
-    A context manager. Draws nothing where standard output is no terminal.
+    A context manager. Draws nothing where the stream is no terminal.
+
+    Args:
+      title: before the bar.
+      num_steps: of the pass; None: not known.
     """
 
-    def __init__(self, title: str, num_steps: int):
+    def __init__(self, title: str, num_steps: int | None):
         console = get_console()
         self._progress = rich.progress.Progress(
             rich.progress.TextColumn("{task.description}"),
@@ -65,7 +112,7 @@ class EpochProgress:
             rich.progress.TextColumn("{task.fields[rates]}"),
             console=console,
             transient=True,
-            disable=not console.is_terminal,
+            disable=_mode == "json" or not console.is_terminal,
         )
         self._task = self._progress.add_task(title, total=num_steps, rates="")
 
@@ -124,5 +171,9 @@ def show_evaluation(evaluation: Mapping[str, Any]) -> None:
         f"(95 % interval {low:.4f} to {high:.4f}, "
         f"{evaluation['num_examples']} images), "
         f"top-5 {evaluation['top_5_accuracy']:.4f}, "
-        f"loss {evaluation['loss']:.4f}"
+        f"loss {evaluation['loss']:.4f}",
+        **{
+            name: evaluation[name]
+            for name in ("split", "num_examples", "accuracy", "loss")
+        },
     )

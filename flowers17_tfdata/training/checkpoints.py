@@ -21,6 +21,9 @@ from flowers17_tfdata.training.workers import Workers
 _FREE_TO_CHANGE = {
     "phase",
     "workdir",
+    "console",
+    "model_summary",
+    "plot_model",
     "data_dir",
     "archive",
     "input_threads",
@@ -38,6 +41,8 @@ _FREE_TO_CHANGE = {
     "launch_local",
     "deterministic",
     *(f.name for f in config_lib.options(config_lib.EvaluationConfig)),
+    *(f.name for f in config_lib.options(config_lib.PredictConfig)),
+    *(f.name for f in config_lib.options(config_lib.ExportConfig)),
     *(f.name for f in config_lib.options(config_lib.BenchmarkConfig)),
 }
 _OF_STAGE = {

@@ -236,7 +236,8 @@ class Stage:
             f"accuracy {line['validation_accuracy']:.3f}, "
             f"{line['images_per_sec']:.1f} images/s "
             f"(wait {line['data_wait_fraction']:.1%}), "
-            f"{line['seconds']:.0f} s"
+            f"{line['seconds']:.0f} s",
+            **line,
         )
 
     def _train_epoch(

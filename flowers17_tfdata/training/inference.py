@@ -1,4 +1,4 @@
-"""One pass of the frozen backbone over a split."""
+"""One pass of a model over a split: features, or logits."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from flowers17_tfdata.results import terminal
 from flowers17_tfdata.training.preemption import StopRequest
 
 
-def extract_features(
+def run_model(
     model: keras.Model,
     strategy: tf.distribute.Strategy,
     batches: Iterable,
@@ -22,18 +22,20 @@ def extract_features(
     *,
     title: str,
     num_steps: int,
-    stop: StopRequest,
+    stop: StopRequest | None = None,
+    xla: bool = False,
 ) -> np.ndarray:
-    """Runs a model once over a split.
+    """Runs a model once over a split, on all replicas of all workers.
 
     Args:
-      model: from images to features `[batch, channels]`.
+      model: from images to `[batch, channels]`.
       strategy: the current one.
       batches: of `Batch`, one pass in order, distributed over the strategy.
       device_stage: from a `Batch` to the model's inputs.
       title: of the progress bar.
       num_steps: number of batches.
-      stop: whether to stop.
+      stop: whether to stop; None: nothing stops it.
+      xla: compile each replica's pass.
 
     Returns:
       float32 `[n, channels]`, in the split's order, without the padding.
@@ -41,13 +43,17 @@ def extract_features(
     Raises:
       Preempted: it was asked to stop.
     """
+    stop = stop or StopRequest()
+    forward = lambda inputs: model(inputs, training=False)  # noqa: E731
+    if xla:
+        forward = tf.function(forward, jit_compile=True)
 
     def replica_forward(batch: Batch):
-        features = model(device_stage(batch), training=False)
-        return tf.cast(features, tf.float32), batch.weights
+        outputs = forward(device_stage(batch))
+        return tf.cast(outputs, tf.float32), batch.weights
 
     @tf.function
-    def forward(batch):
+    def step(batch):
         results = strategy.run(replica_forward, args=(batch,))
         # A step's replicas hold neighbouring stretches of the split.
         return [strategy.gather(r, axis=0) for r in results]
@@ -55,8 +61,8 @@ def extract_features(
     parts = []
     with terminal.EpochProgress(title, num_steps) as progress:
         for batch in batches:
-            features, weights = forward(batch)
-            parts.append(features.numpy()[weights.numpy() > 0])
+            outputs, weights = step(batch)
+            parts.append(outputs.numpy()[weights.numpy() > 0])
             stop.alive()
             progress.advance()
             stop.check(f"stopped during {title}")

@@ -1,0 +1,79 @@
+"""The probabilities of every example of a split, kept for later looks."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import NamedTuple
+
+import numpy as np
+
+from flowers17_tfdata.errors import UserError, one_line
+
+
+class Predictions(NamedTuple):
+    """What a model says of a split.
+
+    Attributes:
+      ids: the examples' ids, `[n]`.
+      labels: int64 `[n]`, the true classes.
+      logits: float32 `[n, num_classes]`.
+    """
+
+    ids: tuple[str, ...]
+    labels: np.ndarray
+    logits: np.ndarray
+
+    @property
+    def probabilities(self) -> np.ndarray:
+        """float32 `[n, num_classes]`; rows sum to 1."""
+        return softmax(self.logits)
+
+    @property
+    def predicted(self) -> np.ndarray:
+        """int64 `[n]`, the likeliest class of each example."""
+        return self.logits.argmax(axis=1)
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Returns probabilities, float32, of logits `[..., num_classes]`."""
+    shifted = logits.astype(np.float64)
+    shifted = np.exp(shifted - shifted.max(axis=-1, keepdims=True))
+    return (shifted / shifted.sum(axis=-1, keepdims=True)).astype(np.float32)
+
+
+def predictions_path(workdir: pathlib.Path, split: str) -> pathlib.Path:
+    """Returns where `--phase=evaluate` keeps a split's predictions."""
+    return workdir / f"predictions_{split}.npz"
+
+
+def save(path: pathlib.Path, predictions: Predictions) -> None:
+    """Writes an .npz with `ids`, `labels` and `logits`."""
+    temporary = path.with_name("incomplete_" + path.name)
+    np.savez(
+        temporary,
+        ids=np.asarray(predictions.ids, np.str_),
+        labels=predictions.labels,
+        logits=predictions.logits,
+    )
+    temporary.replace(path)
+
+
+def load(path: pathlib.Path) -> Predictions:
+    """Reads what `save` wrote.
+
+    Raises:
+      UserError: missing or damaged.
+    """
+    try:
+        with np.load(path) as arrays:
+            return Predictions(
+                tuple(map(str, arrays["ids"])),
+                arrays["labels"],
+                arrays["logits"],
+            )
+    # NumPy raises whatever the zip reader does.
+    except Exception as error:
+        raise UserError(
+            f"{path} can't be read: {one_line(error, 160)}; --phase=evaluate "
+            "writes it anew"
+        ) from error

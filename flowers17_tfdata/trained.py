@@ -1,0 +1,191 @@
+"""A trained model as the phases after training look at it."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Callable
+
+import keras
+import tensorflow as tf
+
+from flowers17_tfdata import config as config_lib
+from flowers17_tfdata.config import Config
+from flowers17_tfdata.errors import UserError, one_line
+from flowers17_tfdata.input import input_pipeline
+from flowers17_tfdata.input.examples import Examples, load_examples
+from flowers17_tfdata.models import backbones, classifier, folding
+from flowers17_tfdata.results.predictions import Predictions
+from flowers17_tfdata.session import Session
+from flowers17_tfdata.training import inference, loop
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedModel:
+    """A saved classifier, loaded.
+
+    Attributes:
+      path: of its `.keras` file.
+      model: from preprocessed images to logits; batch-norm folded.
+      class_names: in the order of the logits; None: the file holds none.
+      preprocess: from float32 images in [0, 255] to what the model takes.
+    """
+
+    path: pathlib.Path
+    model: keras.Model
+    class_names: tuple[str, ...] | None
+    preprocess: Callable[[tf.Tensor], tf.Tensor]
+
+    @property
+    def image_size(self) -> int:
+        """Height and width that the model takes, pixels."""
+        return self.model.input_shape[1]
+
+
+def load_model(config: Config) -> TrainedModel:
+    """Loads `--model`, or the last one that the workdir holds.
+
+    To be called in the strategy's scope.
+
+    Raises:
+      UserError: there is none, or it is none of ours.
+    """
+    path, flag = _find_model(config)
+    model = classifier.load_classifier(path, flag)
+    if config.model.fold_batch_norm and folding.is_functional(model):
+        model = folding.fold_batch_norm(model)
+    return TrainedModel(
+        path,
+        model,
+        classifier.read_class_names(path),
+        backbones.get_preprocess(classifier.get_backbone(model).name),
+    )
+
+
+def _find_model(config: Config) -> tuple[pathlib.Path, str]:
+    if config.evaluation.model:
+        return pathlib.Path(config.evaluation.model).expanduser(), "--model"
+    workdir = pathlib.Path(config.workdir).expanduser()
+    for stage in reversed(config_lib.STAGES):
+        path = workdir / f"model_{stage}.keras"
+        if path.exists():
+            return path, "--workdir"
+    raise UserError(
+        f"--workdir {workdir} holds no model_finetune.keras or "
+        "model_transfer.keras: train one first, or pass --model"
+    )
+
+
+def load_model_for(session: Session) -> TrainedModel:
+    """Loads the model, and checks that it fits the session's data set.
+
+    Raises:
+      UserError: there is none; it takes images of another size, or tells other
+        classes apart.
+    """
+    with session.strategy.scope():
+        trained = load_model(session.config)
+    source = session.source
+    classifier.check_classifier(
+        trained.model,
+        trained.path,
+        session.config.input.image_size,
+        len(source.class_names),
+    )
+    if trained.class_names not in (None, source.class_names):
+        first = next(
+            f"class {k} is {ours}, the data set's {theirs}"
+            for k, (ours, theirs) in enumerate(
+                zip(trained.class_names, source.class_names, strict=True)
+            )
+            if ours != theirs
+        )
+        raise UserError(
+            f"{trained.path} was trained on other classes than {source.name}: "
+            f"its {first}"
+        )
+    return trained
+
+
+def read_class_names(config: Config, trained: TrainedModel) -> tuple[str, ...]:
+    """Returns the names of a model's classes, from `--labels` or its file.
+
+    Raises:
+      UserError: neither has them, or not as many as the model has outputs.
+    """
+    names, origin = trained.class_names, str(trained.path)
+    if config.predict.labels:
+        origin = f"--labels {config.predict.labels}"
+        names = _read_labels(config.predict.labels)
+    if names is None:
+        raise UserError(
+            f"{trained.path} holds no class names (another program saved it): "
+            "pass --labels=FILE, one name a line"
+        )
+    num_classes = trained.model.output_shape[-1]
+    if len(names) != num_classes:
+        raise UserError(
+            f"{origin} holds {len(names)} class names; the model "
+            f"{trained.path} has {num_classes} classes"
+        )
+    return names
+
+
+def _read_labels(name: str) -> tuple[str, ...]:
+    path = pathlib.Path(name).expanduser()
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"--labels {path} can't be read: {one_line(error)}"
+        ) from error
+    return tuple(line.strip() for line in lines if line.strip())
+
+
+def predict_examples(
+    session: Session, trained: TrainedModel, examples: Examples, title: str
+) -> Predictions:
+    """Runs a model over a split, on all replicas.
+
+    Args:
+      session: of this process.
+      trained: the model, built in the session's strategy.
+      examples: the split, at the model's image size.
+      title: of the progress bar.
+    """
+    options = session.config.input
+    size = session.config.optimization.global_batch_size
+    batches = session.strategy.distribute_datasets_from_function(
+        lambda context: input_pipeline.make_eval_dataset(
+            examples,
+            options,
+            trained.preprocess,
+            global_batch_size=size,
+            compute_dtype=session.compute_dtype,
+            input_context=context,
+        )
+    )
+    logits = inference.run_model(
+        trained.model,
+        session.strategy,
+        batches,
+        input_pipeline.make_device_stage(
+            options, trained.preprocess, session.compute_dtype
+        ),
+        title=title,
+        num_steps=input_pipeline.steps_per_epoch(examples.num_examples, size),
+        xla=loop.uses_xla(session.config.runtime.xla),
+    )
+    return Predictions(examples.ids, examples.labels, logits)
+
+
+def predict_split(
+    session: Session, trained: TrainedModel, split: str
+) -> Predictions:
+    """Reads a split of the session's data set and runs a model over it.
+
+    Raises:
+      UserError: there is no such split, or an image can't be decoded.
+    """
+    examples = load_examples(session.source, split, session.config.input)
+    return predict_examples(session, trained, examples, f"{split} split")

@@ -589,6 +589,11 @@ def validate(config: Config) -> None:
             "--init_from goes with --phase=finetune alone: train starts from "
             f"its own transfer stage; got {config.model.init_from!r}"
         )
+    if config.phase == "predict" and not config.predict.images:
+        raise ConfigError(
+            "--images must name files, folders or globs for --phase=predict; "
+            "got ''"
+        )
     _check_data_service(config.input)
     _check_devices(config)
 

@@ -60,16 +60,21 @@ def parse(argv: list[str]) -> config_lib.Config | None:
         raise ConfigError(" ".join(str(error).split())) from error
     if FLAGS.help:
         return None
-    if len(rest) > 1:
-        raise ConfigError(
-            f"every argument must be a --flag=value; got {rest[1]!r}"
-        )
     names = [
         field.name
         for _, config_class in _flag_groups()
         for field in config_lib.options(config_class)
     ]
     values = {name: FLAGS[name].value for name in names}
+    if len(rest) > 1:
+        # `--phase=predict *.jpg`, which the shell expands.
+        if values["phase"] != "predict":
+            raise ConfigError(
+                f"every argument must be a --flag=value; got {rest[1]!r}"
+            )
+        values["images"] = "\n".join(
+            filter(None, [values["images"], *rest[1:]])
+        )
     if values["phase"] in config_lib.PHASES_ON_A_RUN:
         given = {name for name in names if FLAGS[name].present}
         recorded = config_lib.recorded_values(values["workdir"])

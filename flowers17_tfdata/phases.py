@@ -20,6 +20,7 @@ from flowers17_tfdata.errors import (
     WorkerLost,
     one_line,
 )
+from flowers17_tfdata.predict.run import predict
 from flowers17_tfdata.results import evaluate as evaluate_lib
 from flowers17_tfdata.results import metrics, terminal, timings
 from flowers17_tfdata.results import predictions as predictions_lib
@@ -188,11 +189,6 @@ def evaluate(session: Session) -> None:
             f"accuracy {evaluation['accuracy']:.4f} on {split} is below "
             f"--assert_accuracy_at_least={gate}"
         )
-
-
-def predict(config: Config) -> None:
-    """Says what `--images` show."""
-    raise NotImplementedError
 
 
 def export(session: Session) -> None:

@@ -1,0 +1,97 @@
+"""Photographs as a model sees them, one view each or several."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import tensorflow as tf
+
+from flowers17_tfdata.config import InputConfig
+from flowers17_tfdata.data import decode
+from flowers17_tfdata.input import augmentation, examples, input_pipeline
+
+_MIRROR = (-1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0)
+
+
+def view_transforms(
+    config: InputConfig, num_views: int, seed: int
+) -> np.ndarray:
+    """Returns the views that test-time augmentation averages over.
+
+    The image as it is; then, with `horizontal_flip`, its mirror image; then
+    random ones from the training's distribution. The same for every image, so
+    that a prediction does not depend on the other images.
+
+    Args:
+      config: image size and augmentation ranges.
+      num_views: at least 1.
+      seed: of the random ones.
+
+    Returns:
+      float32 `[num_views - 1, 8]`, see `RandomAffine.draw`: all but the first.
+    """
+    size = config.image_size
+    mirror = np.array([_MIRROR], np.float32)
+    mirror[0, 2] = size - 1
+    drawn = augmentation.make_affine(config).draw(
+        seed, 0, num_views, size, size
+    )
+    rows = [mirror] if config.horizontal_flip else []
+    return np.concatenate([*rows, drawn.numpy()])[: num_views - 1]
+
+
+def make_dataset(
+    paths: Iterator[str],
+    config: InputConfig,
+    transforms: np.ndarray,
+    *,
+    batch_size: int,
+) -> tf.data.Dataset:
+    """Reads and decodes images in parallel, in order, as they are named.
+
+    Args:
+      paths: of the images.
+      config: image size, threads.
+      transforms: of the further views, see `view_transforms`.
+      batch_size: images a batch.
+
+    Returns:
+      Dataset of `(path, pixels, error)`: strings `[batch]`; uint8 `[batch,
+      views, image_size, image_size, 3]` in [0, 255]; strings, why an image
+      can't be read (its pixels are 0), or empty. The last batch is smaller.
+    """
+    size, num_views = config.image_size, len(transforms) + 1
+
+    def load(path: bytes):
+        views = np.zeros([num_views, size, size, 3], np.uint8)
+        try:
+            with open(path, "rb") as file:
+                encoded = decode.upright(file.read())
+            views[0] = decode.decode_and_resize(tf.constant(encoded), size)
+        except OSError as error:
+            return path, views, error.strerror or str(error)
+        except (ValueError, tf.errors.InvalidArgumentError) as error:
+            return path, views, decode.decoder_message(error)
+        for view, transform in zip(views[1:], transforms, strict=True):
+            examples.warp_affine(views[0], transform, out=view)
+        return path, views, ""
+
+    def load_in_graph(path):
+        path, views, error = tf.numpy_function(
+            load, [path], (tf.string, tf.uint8, tf.string), stateful=False
+        )
+        return (
+            tf.ensure_shape(path, []),
+            tf.ensure_shape(views, [num_views, size, size, 3]),
+            tf.ensure_shape(error, []),
+        )
+
+    images = tf.data.Dataset.from_generator(
+        lambda: paths, output_signature=tf.TensorSpec([], tf.string)
+    )
+    images = images.map(
+        load_in_graph,
+        num_parallel_calls=config.input_threads or input_pipeline.num_cores(),
+    )
+    return input_pipeline.prefetch(images.batch(batch_size))

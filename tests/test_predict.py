@@ -1,0 +1,298 @@
+"""`--phase=predict`: the files it finds, what it says, and how it fails."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import cv2
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from flowers17_tfdata import cli
+from flowers17_tfdata.config import InputConfig
+from flowers17_tfdata.errors import ConfigError
+from flowers17_tfdata.predict import formats, image_files, run, views
+from flowers17_tfdata.predict.formats import Prediction
+from flowers17_tfdata.results import predictions
+from tests import fakes
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, data_dir, dummy_archive):
+    """A workdir with a model, and the folder of the images it evaluated."""
+    workdir = tmp_path_factory.mktemp("predict")
+    images = workdir / "images"
+    shutil.unpack_archive(dummy_archive, images, filter="data")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            keras.applications, "TinyNet", fakes.TinyNet, raising=False
+        )
+        common = [f"--workdir={workdir}", "--strategy=default"]
+        flags = [
+            f"--data_dir={data_dir}",
+            f"--archive={dummy_archive}",
+            "--backbone=tiny_net",
+            "--weights=none",
+            "--image_size=32",
+            "--global_batch_size=64",
+            "--transfer_epochs=2",
+        ]
+        assert cli.main(["main.py", "--phase=transfer", *common, *flags]) == 0
+        # The workdir tells it all but its own place.
+        assert cli.main(["main.py", "--phase=evaluate", *common]) == 0
+    return workdir, images / "jpg"
+
+
+@pytest.fixture
+def predict(trained, tiny_backbone, capsys):
+    """Returns `predict(*arguments) -> (exit code, stdout, stderr)`."""
+
+    def predict(*arguments):
+        code = cli.main(
+            ["main.py", "--phase=predict", f"--workdir={trained[0]}"]
+            + [str(argument) for argument in arguments]
+        )
+        out, err = capsys.readouterr()
+        assert "Traceback" not in err
+        return code, out, err
+
+    return predict
+
+
+def test_predictions_are_those_of_the_evaluation(predict, trained, tmp_path):
+    workdir, folder = trained
+    expected = predictions.load(workdir / "predictions_test.npz")
+    out = tmp_path / "out.jsonl"
+    paths = [folder / name for name in expected.ids]
+    code, _, err = predict(
+        "--format=json", "--top_k=17", f"--output={out}", *paths
+    )
+    assert code == 0, err
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["file"] for row in rows] == [str(path) for path in paths]
+    class_names = json.loads((workdir / "evaluation.json").read_text())[
+        "class_names"
+    ]
+    for row, probabilities in zip(rows, expected.probabilities, strict=True):
+        told = {c["label"]: c["probability"] for c in row["top"]}
+        np.testing.assert_allclose(
+            [told[name] for name in class_names], probabilities, atol=2e-6
+        )
+        assert row["label"] == row["top"][0]["label"]
+        values = [c["probability"] for c in row["top"]]
+        assert values == sorted(values, reverse=True)
+    # The labels are the true ones more often than chance would have it.
+    true = [class_names[label] for label in expected.labels]
+    hits = np.mean([r["label"] == t for r, t in zip(rows, true, strict=True)])
+    evaluation = json.loads((workdir / "evaluation.json").read_text())
+    assert hits == pytest.approx(evaluation["accuracy"])
+    assert hits > 0.2
+
+
+def test_unreadable_files_come_at_the_end_and_in_the_exit_code(
+    predict, trained, tmp_path
+):
+    _, folder = trained
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"\xff\xd8\xff no image")
+    good = [folder / "image_0001.jpg", folder / "image_0002.jpg"]
+    code, out, err = predict(
+        "--format=csv", good[0], broken, tmp_path / "none.png", good[1]
+    )
+    assert code == 1
+    rows = list(csv.DictReader(io.StringIO(out)))
+    assert [row["file"] for row in rows] == [
+        str(p) for p in (good[0], broken, tmp_path / "none.png", good[1])
+    ]
+    assert [bool(row["error"]) for row in rows] == [False, True, True, False]
+    assert rows[2]["error"] == "No such file or directory"
+    assert rows[3]["label"]
+    assert not rows[1]["label"]
+    lines = err.splitlines()
+    assert lines[-1].startswith("error: 2 of 4 images can't be read, first ")
+    assert f"can't be read: {broken}" in lines[-3]
+    assert "none.png" in lines[-2]
+
+
+def test_other_kinds_of_images_are_taken(predict, tmp_path):
+    rng = np.random.default_rng(0)
+    gray = rng.integers(0, 256, [40, 50], np.uint8)
+    cv2.imwrite(str(tmp_path / "gray.PNG"), gray)
+    cv2.imwrite(str(tmp_path / "deep.bmp"), np.dstack([gray] * 3))
+    alpha = rng.integers(0, 256, [40, 50, 4], np.uint8)
+    cv2.imwrite(str(tmp_path / "sub, folder.png"), alpha)
+    (tmp_path / "notes.txt").write_text("no image")
+    code, out, err = predict(f"--images={tmp_path}", "--top_k=1")
+    assert code == 0, err
+    names = [line.split("  ")[0] for line in out.splitlines()]
+    assert [pathlib.Path(name).name for name in names] == [
+        "deep.bmp",
+        "gray.PNG",
+        "sub, folder.png",
+    ]
+    # One existing path may hold commas.
+    code, out, err = predict(f"--images={tmp_path / 'sub, folder.png'}")
+    assert code == 0, err
+    assert len(out.splitlines()) == 1
+
+
+def test_top_k_and_threshold(predict, trained):
+    image = trained[1] / "image_0001.jpg"
+    code, out, _ = predict("--format=json", "--min_probability=1", image)
+    assert code == 0
+    row = json.loads(out)
+    assert row["top"] == []
+    assert row["label"] is row["probability"] is None
+    _, out, _ = predict("--min_probability=1", image)
+    assert out.endswith("  uncertain\n")
+    _, out, _ = predict("--format=csv", "--top_k=40", image)
+    assert out.splitlines()[0].count("label") == 17
+
+
+def test_a_list_on_standard_input_is_read_in_a_process(trained):
+    workdir, folder = trained
+    names = [folder / "image_0003.jpg", folder / "image_0001.jpg"]
+    result = subprocess.run(
+        [
+            *(sys.executable, "-m", "tests.worker_main", "--phase=predict"),
+            *(f"--workdir={workdir}", "--images=-", "--format=json"),
+        ],
+        input="\n".join(map(str, names)),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr
+    # Standard output holds the predictions alone.
+    rows = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [row["file"] for row in rows] == list(map(str, names))
+
+
+def test_tensorflow_adds_nothing_to_standard_error(tmp_path):
+    command = [sys.executable, "main.py", "--phase=predict", "--images=x.jpg"]
+    result = subprocess.run(
+        [*command, f"--workdir={tmp_path}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        # conftest.py silences more than a user's environment does.
+        env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "2"},
+    )
+    assert result.returncode == 1
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(f"error: --workdir {tmp_path} holds no model_")
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "expected"),
+    [
+        ([], 2, "--images must name files, folders or globs"),
+        (["--images=no/*.jpg"], 2, "--images: a pattern must match files"),
+        (["--images=x.jpg", "--model=no.keras"], 1, "--model no.keras"),
+        (["--images=x.jpg", "--labels=no.txt"], 1, "--labels no.txt can't"),
+        (["--images=x.jpg", "--output=/dev/null/x"], 1, "--output /dev/null/x"),
+        (["--images=x.jpg", "--format=xml"], 2, "--format must be one of"),
+    ],
+)
+def test_mistakes_get_one_line(predict, flags, code, expected):
+    got, out, err = predict(*flags)
+    assert got == code
+    assert out == ""
+    assert expected in err.splitlines()[-1]
+
+
+def test_a_folder_without_images_is_refused(tmp_path):
+    (tmp_path / ".hidden").mkdir()
+    (tmp_path / ".hidden" / "a.jpg").touch()
+    with pytest.raises(ConfigError, match="holds none"):
+        image_files.find_images(str(tmp_path), io.StringIO())
+
+
+def test_files_of_all_kinds_of_names(tmp_path):
+    for name in ("b/2.jpg", "b/1.JPEG", "b/c/3.png", "b/readme.md", "a.gif"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+    def find(spec, stdin=""):
+        paths, count = image_files.find_images(spec, io.StringIO(stdin))
+        return [p.removeprefix(f"{tmp_path}/") for p in paths], count
+
+    assert find(f"{tmp_path}/b") == (["b/1.JPEG", "b/2.jpg", "b/c/3.png"], 3)
+    assert find(f"{tmp_path}/**/*.png") == (["b/c/3.png"], 1)
+    assert find(f"{tmp_path}/a.gif, x,{tmp_path}/b/*.jpg") == (
+        ["a.gif", "x", "b/2.jpg"],
+        3,
+    )
+    assert find(f"{tmp_path}/a.gif\na,b.jpg") == (["a.gif", "a,b.jpg"], 2)
+    # Read as they come: how many is not known.
+    assert find("-", "x y.jpg\n\nz.jpg\r\n") == (["x y.jpg", "z.jpg"], None)
+
+
+def test_views_are_the_image_its_mirror_and_random_ones(tmp_path):
+    image = fakes.make_smooth_image(32, 32)
+    path = tmp_path / "image.png"
+    cv2.imwrite(str(path), image[..., ::-1])
+    config = InputConfig(image_size=32)
+    transforms = views.view_transforms(config, 4, seed=0)
+    assert transforms.shape == (3, 8)
+    dataset = views.make_dataset(
+        iter([str(path)]), config, transforms, batch_size=2
+    )
+    (batch,) = dataset.as_numpy_iterator()
+    name, pixels, error = (part[0] for part in batch)
+    assert name.decode() == str(path)
+    assert error == b""
+    np.testing.assert_array_equal(pixels[0], image)
+    np.testing.assert_array_equal(pixels[1], image[:, ::-1])
+    assert not np.array_equal(pixels[2], pixels[3])
+    # Flowers that must not be mirrored are not.
+    plain = views.view_transforms(
+        InputConfig(image_size=32, horizontal_flip=False), 4, seed=0
+    )
+    assert (plain[:, 0] > 0).all()
+    assert views.view_transforms(config, 1, seed=0).shape == (0, 8)
+
+
+def test_probabilities_are_averaged_over_views():
+    def forward(images):
+        # Two classes; the logit is the image's mean.
+        mean = tf.reduce_mean(tf.cast(images, tf.float32), axis=(1, 2, 3))
+        return tf.stack([mean, tf.zeros_like(mean)], axis=1)
+
+    pixels = np.zeros([1, 2, 4, 4, 3], np.uint8)
+    pixels[0, 1] = 1
+    found = run.predict_views(forward, pixels, batch_size=3)
+    p = (0.5 + 1 / (1 + np.exp(-1))) / 2
+    np.testing.assert_allclose(found, [[p, 1 - p]], rtol=1e-6)
+
+
+def test_table_is_aligned():
+    stream = io.StringIO()
+    writer = formats.make_writer(
+        "table",
+        stream,
+        top_k=2,
+        files=["a.jpg", "longer.jpg"],
+        class_names=["Iris", "Daffodil"],
+    )
+    classes = (("Iris", 0.75), ("Daffodil", 0.25))
+    writer.write(Prediction("a.jpg", classes))
+    writer.write(Prediction("longer.jpg", classes[:1]))
+    assert stream.getvalue().splitlines() == [
+        "a.jpg       Iris      75.0%  Daffodil  25.0%",
+        "longer.jpg  Iris      75.0%",
+    ]

@@ -6,24 +6,32 @@ import contextlib
 import os
 import pathlib
 import re
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
 
 from flowers17_tfdata import flags, launcher
-from flowers17_tfdata.errors import Preempted, UserError, one_line
+from flowers17_tfdata.errors import (
+    DownloadFailed,
+    Preempted,
+    UserError,
+    one_line,
+)
 
 
 def main(argv: list[str]) -> int:
     """Runs one command line (program name first) and returns its exit code.
 
     0 done; 1 failed; 2 bad flags; 3 accuracy gate missed; 42 stopped by a
-    signal, saved; 130 interrupted.
+    signal, saved; 130 interrupted; 141 standard output was closed.
     """
+    program = _program(argv[0])
     try:
-        config = flags.parse(argv)
-        if config is None:
-            print(flags.help_text(os.path.basename(argv[0])))
+        try:
+            config = flags.parse(argv)
+        except flags.HelpWanted as wanted:
+            print(flags.help_text(program, wanted.phase), flush=True)
             return 0
         if config.runtime.launch_local:
             return launcher.launch(argv[1:], config.runtime.launch_local)
@@ -46,7 +54,14 @@ def main(argv: list[str]) -> int:
         kind = "stopped" if isinstance(error, Preempted) else "error"
         # A path may hold a line break.
         print(f"{kind}: {one_line(error, 2000)}", file=sys.stderr)
+        if isinstance(error, DownloadFailed):
+            print(f"\n{flags.offline_text(program)}", file=sys.stderr)
         return error.exit_code
+    except BrokenPipeError:
+        # Whoever read standard output (head, less) has enough. Python would
+        # flush it once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 128 + signal.SIGPIPE
     except OSError as error:
         # A full disk, a folder that vanished: the message names the file.
         print(f"error: {one_line(error)}", file=sys.stderr)
@@ -59,6 +74,14 @@ def main(argv: list[str]) -> int:
         )
         return 130
     return 0
+
+
+def _program(path: str) -> str:
+    """Returns how the program was called, to be typed again."""
+    name = os.path.basename(path)
+    if name == "__main__.py":
+        return "python -m flowers17_tfdata"
+    return f"python {name}" if name.endswith(".py") else name
 
 
 # What TensorFlow's C++ says before its log level counts: notes and warnings,

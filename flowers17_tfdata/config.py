@@ -12,7 +12,7 @@ import json
 import pathlib
 from typing import Any
 
-from flowers17_tfdata.errors import ConfigError, one_line
+from flowers17_tfdata.errors import ConfigError, did_you_mean, one_line
 
 PHASES = (
     "prepare",
@@ -179,7 +179,7 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizationConfig:
-    """The two stages' epochs and optimizers."""
+    """Epochs and optimizers of the two stages."""
 
     global_batch_size: int = option(
         32, "Images a step, over all replicas.", at_least=1
@@ -412,7 +412,7 @@ class BenchmarkConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """One run: the phase, its workdir, and a group of options per module."""
+    """The phase, its workdir, and a group of options per module."""
 
     phase: str = option("train", "What to do.", choices=PHASES)
     workdir: str = option(
@@ -527,7 +527,7 @@ def _check_option(field: dataclasses.Field, value: Any) -> None:
     if rule["choices"] and value not in rule["choices"]:
         raise ConfigError(
             f"--{field.name} must be one of {', '.join(rule['choices'])}; "
-            f"got {value!r}"
+            f"got {value!r}{did_you_mean(value, rule['choices'])}"
         )
     # Negated, so that NaN fails every bound.
     if rule["at_least"] is not None and not value >= rule["at_least"]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class UserError(Exception):
     """A mistake outside the program: a file, a folder, the network, the data.
@@ -17,6 +20,13 @@ class ConfigError(UserError):
     """A flag or a combination of flags that breaks a rule."""
 
     exit_code = 2
+
+
+class DownloadFailed(UserError):
+    """A data set or weights can't be downloaded.
+
+    The command line adds what can be done without a network.
+    """
 
 
 class AccuracyGateMissed(UserError):
@@ -39,3 +49,12 @@ def one_line(error: BaseException | str, limit: int = 300) -> str:
     """Returns the message on one line of at most `limit` characters."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def did_you_mean(value: str, choices: Iterable[str]) -> str:
+    """Returns ` (did you mean ...?)` with the nearest choices, or ''."""
+    near = {choice.lower(): choice for choice in choices}
+    close = difflib.get_close_matches(value.lower(), near, 3, 0.6)
+    if not close:
+        return ""
+    return f" (did you mean {', '.join(near[name] for name in close)}?)"

@@ -5,6 +5,7 @@ Only this module and `cli.py` touch `FLAGS`.
 
 from __future__ import annotations
 
+import dataclasses
 import textwrap
 
 from absl import flags
@@ -39,13 +40,23 @@ def define_flags() -> None:
     flags.DEFINE_bool("help", False, "Show this help.", short_name="h")
 
 
-def parse(argv: list[str]) -> config_lib.Config | None:
+class HelpWanted(Exception):
+    """`--help` was given.
+
+    Attributes:
+      phase: that was given with it, if one was.
+    """
+
+    def __init__(self, phase: str | None):
+        super().__init__(phase)
+        self.phase = phase if phase in config_lib.PHASES else None
+
+
+def parse(argv: list[str]) -> config_lib.Config:
     """Parses `argv` (program name first) into a `Config`.
 
-    Returns:
-      The configuration, or None if help was asked for.
-
     Raises:
+      HelpWanted: instead of a run.
       ConfigError: an unknown flag, a malformed value, a broken rule.
     """
     define_flags()
@@ -59,7 +70,7 @@ def parse(argv: list[str]) -> config_lib.Config | None:
     except (flags.Error, ValueError) as error:
         raise ConfigError(" ".join(str(error).split())) from error
     if FLAGS.help:
-        return None
+        raise HelpWanted(FLAGS.phase if FLAGS["phase"].present else None)
     names = [
         field.name
         for _, config_class in _flag_groups()
@@ -82,39 +93,102 @@ def parse(argv: list[str]) -> config_lib.Config | None:
     return config_lib.from_values(values)
 
 
-def help_text(program: str) -> str:
-    """Returns the grouped help of all flags."""
+# The groups of flags that each phase looks at, beside `run` and `runtime`.
+_GROUPS_OF_PHASE = {
+    "prepare": {"data"},
+    "transfer": {"data", "input", "model", "optimization"},
+    "finetune": {"data", "input", "model", "optimization"},
+    "train": {"data", "input", "model", "optimization", "evaluation"},
+    "evaluate": {"data", "evaluation"},
+    "predict": {"evaluation", "predict"},
+    "export": {"data", "evaluation", "export"},
+    "report": {"data", "evaluation"},
+    "benchmark": {"data", "input", "model", "optimization", "benchmark"},
+}
+
+_PHASES = """\
+phases:
+  prepare    build the data set and audit it
+  transfer   train the head on the frozen backbone
+  finetune   unfreeze the upper backbone and train on
+  train      all of these, then evaluate and report (the default)
+  evaluate   any saved model on any split
+  predict    what photographs show
+  export     SavedModel that takes JPEGs, Keras, TFLite, ONNX
+  report     one HTML page that shows a run
+  benchmark  how fast each part is, beside stock Keras"""
+
+_EXAMPLES = """\
+examples:
+  # The whole job in minutes, without a download:
+  {program} --flagfile=configs/quickstart.flags
+  # The photographs, with our recipe:
+  {program} --flagfile=configs/flowers17.flags --workdir=runs/flowers17
+  # What a photograph shows; the workdir remembers the rest:
+  {program} --phase=predict --workdir=runs/flowers17 photo.jpg
+  {program} --phase=predict --workdir=runs/flowers17 \\
+      --images='photos/**/*.jpg' --format=csv > predictions.csv
+  # The flags of one phase:
+  {program} --phase=predict --help"""
+
+_OFFLINE = """\
+Without a network:
+  try all of it on drawn flowers:
+      {program} --flagfile=configs/quickstart.flags
+  train on the photographs from files that you bring along:
+      {program} --archive=17flowers.tgz --weights=inception_v3_notop.h5
+    (https://www.robots.ox.ac.uk/~vgg/data/flowers/17/17flowers.tgz, 60 MB;
+    the weights from the address above, 88 MB)
+  or from random weights (slow, and worse): --weights=none
+  all flags: {program} --help"""
+
+
+def offline_text(program: str) -> str:
+    """Returns what to do where nothing can be downloaded."""
+    return _OFFLINE.format(program=program)
+
+
+def help_text(program: str, phase: str | None = None) -> str:
+    """Returns the help of all flags, or of those that one phase looks at."""
     lines = [
         f"usage: {program} --phase=PHASE [--workdir=DIR] "
         "[--flagfile=configs/X.flags] [--FLAG=VALUE ...]",
         "",
-        "  prepare   build the TFDS data set and audit it",
-        "  transfer  train the head on the frozen backbone",
-        "  finetune  unfreeze the upper backbone and train on",
-        "  train     prepare if needed, transfer, finetune, evaluate",
-        "  evaluate  any saved model on any split",
-        "  benchmark how fast each part is, beside stock Keras",
+        _PHASES,
         "",
-        "examples:",
-        f"  {program} --flagfile=configs/quickstart.flags",
-        f"  {program} --flagfile=configs/flowers17.flags "
-        "--archive=17flowers.tgz",
-        f"  {program} --phase=evaluate --workdir=DIR --split=validation",
+        _EXAMPLES.format(program=program),
     ]
-    for name, config_class in _flag_groups():
-        lines += ["", f"{name}:"]
+    if phase in config_lib.PHASES_ON_A_RUN:
+        lines += [
+            "",
+            f"{phase} takes the flags of data, input and model from the "
+            "workdir's\nconfig.json, unless they are given.",
+        ]
+    # The long list that is seldom needed comes last.
+    groups = sorted(_flag_groups(), key=lambda group: group[0] == "runtime")
+    for name, config_class in groups:
+        always = name in ("run", "runtime")
+        if phase and not always and name not in _GROUPS_OF_PHASE[phase]:
+            continue
+        lines += ["", f"{name}: {config_class.__doc__.splitlines()[0]}"]
         for field in config_lib.options(config_class):
-            choices = field.metadata["choices"]
-            value = "|".join(choices) if choices else _shown(field.default)
-            prefix = "[no]" if isinstance(field.default, bool) else ""
-            lines.append(f"  --{prefix}{field.name}={value}")
-            text = field.metadata["help"]
-            if choices:
-                text += f" Default: {field.default}."
-            lines += textwrap.wrap(
-                text, 74, initial_indent=" " * 6, subsequent_indent=" " * 6
-            )
+            lines += _flag_help(field)
     return "\n".join(lines)
+
+
+def _flag_help(field: dataclasses.Field) -> list[str]:
+    choices = field.metadata["choices"]
+    value = "|".join(choices) if choices else _shown(field.default)
+    prefix = "[no]" if isinstance(field.default, bool) else ""
+    text = field.metadata["help"]
+    if choices:
+        text += f" Default: {field.default}."
+    return [
+        f"  --{prefix}{field.name}={value}",
+        *textwrap.wrap(
+            text, 74, initial_indent=" " * 6, subsequent_indent=" " * 6
+        ),
+    ]
 
 
 def _shown(default: object) -> str:

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator
 
 import filelock
+import keras
 import tensorflow as tf
 
 from flowers17_tfdata import config as config_lib
@@ -50,6 +51,9 @@ def run(config: Config) -> None:
         # Standard output is for the predictions.
         on_stderr=config.phase == "predict",
     )
+    if config.runtime.console in ("quiet", "json"):
+        # Else Keras draws a bar of its own when it downloads weights.
+        keras.utils.disable_interactive_logging()
     with _errors_in_one_line(config):
         if config.phase == "predict":
             predict(config)

@@ -94,7 +94,11 @@ def open_session(config: Config) -> Iterator[Session]:
     _check_batch_size(config, strategy.num_replicas_in_sync)
     tfds.disable_progress_bar()
     terminal.say(f"{config.phase}: opening {config.data.dataset}")
-    with timings.measure(workdir, "opening the data set"):
+    with (
+        timings.measure(workdir, "opening the data set"),
+        # TFDS announces what it prepares.
+        terminal.other_output_as_details(),
+    ):
         source = sources.open_source(config.data)
     config = dataclasses.replace(
         config, input=_settle_input(config, workdir, source, workers)

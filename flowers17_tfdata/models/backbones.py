@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import os
 import pathlib
@@ -13,7 +12,13 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from flowers17_tfdata.errors import ConfigError, UserError, one_line
+from flowers17_tfdata.errors import (
+    ConfigError,
+    DownloadFailed,
+    UserError,
+    did_you_mean,
+    one_line,
+)
 
 
 def canonical_name(name: str) -> str:
@@ -34,11 +39,9 @@ def available_backbones() -> dict[str, Callable[..., keras.Model]]:
 def _constructor(name: str) -> Callable[..., keras.Model]:
     known = available_backbones()
     if canonical_name(name) not in known:
-        close = difflib.get_close_matches(canonical_name(name), known, 3, 0.5)
         raise ConfigError(
-            "--backbone must name a keras.applications classifier"
-            + (f" (did you mean {', '.join(close)}?)" if close else "")
-            + f"; got {name!r}"
+            "--backbone must name a keras.applications classifier; got "
+            f"{name!r}{did_you_mean(canonical_name(name), known)}"
         )
     return known[canonical_name(name)]
 
@@ -103,7 +106,7 @@ def build_backbone(name: str, image_size: int, weights: str) -> keras.Model:
     except Exception as error:
         if weights != "imagenet":
             raise
-        raise UserError(
+        raise DownloadFailed(
             f"--weights=imagenet: the weights of {name} can't be downloaded "
             f"({one_line(error, 160)}); pass a local file with "
             "--weights=PATH, or --weights=none to train from scratch"

@@ -170,13 +170,8 @@ def predict_views(
 def _open_output(name: str) -> Iterator[TextIO]:
     """Opens `--output`, which appears when it is whole, or standard output."""
     if not name:
-        try:
-            yield sys.stdout
-            sys.stdout.flush()
-        except BrokenPipeError:
-            # Whoever read it (head, less) has enough. Python would flush once
-            # more at its end.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        yield sys.stdout
+        sys.stdout.flush()
         return
     path = pathlib.Path(name).expanduser()
     temporary = path.with_name(f"incomplete_{path.name}")

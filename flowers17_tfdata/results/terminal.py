@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import rich.console
@@ -60,6 +62,19 @@ def detail(text: str, **record: Any) -> None:
     """Prints one line where `--console=verbose` or `json`."""
     if _mode in ("verbose", "json"):
         say(text, **record)
+
+
+@contextlib.contextmanager
+def other_output_as_details() -> Iterator[None]:
+    """Makes what a library prints to standard output `detail` lines."""
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(printed):
+            yield
+    finally:
+        for line in printed.getvalue().splitlines():
+            if line.strip():
+                detail(line)
 
 
 def _print_json(text: str, record: Mapping[str, Any]) -> None:

@@ -1,0 +1,228 @@
+"""What the user sees: console modes, help, hints, closed pipes."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import keras
+import pytest
+
+from flowers17_tfdata import cli, flags
+from flowers17_tfdata.config import PHASES, Config, ModelConfig
+from flowers17_tfdata.errors import ConfigError, UserError, did_you_mean
+from flowers17_tfdata.models import backbones
+from flowers17_tfdata.results import model_views, terminal
+from tests import fakes
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def _normal_console():
+    yield
+    terminal.configure("normal")
+
+
+def _show_all() -> None:
+    terminal.say("a line", epoch=3)
+    terminal.detail("a note")
+    terminal.show_table("title", ["class", "images"], [["rose", 5]])
+
+
+def test_console_modes(capsys):
+    _show_all()
+    out = capsys.readouterr().out
+    assert "a line\n" in out
+    assert "a note" not in out
+    assert "rose" in out
+    # Colour codes are for terminals.
+    assert "\x1b" not in out
+
+    terminal.configure("verbose")
+    _show_all()
+    assert "a note" in capsys.readouterr().out
+
+    terminal.configure("quiet")
+    _show_all()
+    assert capsys.readouterr() == ("", "")
+
+    terminal.configure("json")
+    _show_all()
+    lines = [json.loads(x) for x in capsys.readouterr().out.splitlines()]
+    assert [x["message"] for x in lines] == ["a line", "a note", "title"]
+    assert lines[0]["epoch"] == 3
+    assert lines[2]["rows"] == [{"class": "rose", "images": 5}]
+    assert all(x["time"] > 1e9 for x in lines)
+
+    terminal.configure("normal", on_stderr=True)
+    terminal.say("where predictions go to standard output")
+    assert capsys.readouterr() == (
+        "",
+        "where predictions go to standard output\n",
+    )
+
+
+def test_a_run_for_machines_prints_json_alone(
+    tmp_path, data_dir, dummy_archive, tiny_backbone, capsys
+):
+    code = cli.main(
+        [
+            "main.py",
+            "--phase=transfer",
+            "--console=json",
+            f"--workdir={tmp_path}",
+            f"--data_dir={data_dir}",
+            f"--archive={dummy_archive}",
+            f"--backbone={tiny_backbone}",
+            *("--weights=none", "--image_size=32", "--strategy=default"),
+            *("--transfer_epochs=2", "--model_summary"),
+        ]
+    )
+    out, err = capsys.readouterr()
+    assert code == 0, err
+    lines = [json.loads(line) for line in out.splitlines()]
+    epochs = [x for x in lines if "epoch" in x]
+    assert [x["epoch"] for x in epochs] == [1, 2]
+    assert 0 <= epochs[1]["validation_accuracy"] <= 1
+    assert any("head_dense" in x["message"] for x in lines)
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_help_of_a_phase_shows_its_flags_alone(phase, capsys):
+    assert cli.main(["main.py", f"--phase={phase}", "--help"]) == 0
+    text = capsys.readouterr().out
+    for flag, phases in {
+        "--images=": {"predict"},
+        "--export_formats=": {"export"},
+        "--finetune_epochs=": {"transfer", "finetune", "train", "benchmark"},
+        "--workdir=": set(PHASES),
+    }.items():
+        assert (f"\n  {flag}" in text) == (phase in phases), flag
+    assert "usage: python main.py" in text
+
+
+def test_misspelt_values_get_a_suggestion():
+    with pytest.raises(ConfigError, match=r"did you mean finetune\?"):
+        Config(phase="fintune")
+    with pytest.raises(ConfigError, match=r"did you mean inceptionv3\b"):
+        backbones.get_preprocess("inceptoin_v3")
+    assert did_you_mean("xyz", ["train", "test"]) == ""
+
+
+def test_a_misspelt_flag_gets_a_suggestion(capsys):
+    assert cli.main(["main.py", "--fintune_epochs=3"]) == 2
+    assert "Did you mean: finetune_epochs" in capsys.readouterr().err
+
+
+def test_a_failed_download_tells_what_to_do(
+    tmp_path, data_dir, dummy_archive, monkeypatch, capsys
+):
+    def no_network(*args, **kwargs):
+        raise Exception("URL fetch failure on https://example.org: None")
+
+    monkeypatch.setattr(keras.utils, "get_file", no_network)
+    monkeypatch.setattr(
+        keras.applications, "TinyNet", _downloading_net, raising=False
+    )
+    code = cli.main(
+        [
+            "main.py",
+            "--phase=transfer",
+            f"--workdir={tmp_path}",
+            f"--data_dir={data_dir}",
+            f"--archive={dummy_archive}",
+            *("--backbone=tiny_net", "--image_size=32", "--strategy=default"),
+        ]
+    )
+    assert code == 1
+    first, *hint = capsys.readouterr().err.strip().splitlines()
+    assert first.startswith(
+        "error: --weights=imagenet: the weights of tiny_net"
+    )
+    assert "--weights=PATH" in first
+    text = "\n".join(hint)
+    for part in ("configs/quickstart.flags", "--archive=", "--weights="):
+        assert part in text
+    # One screen.
+    assert len(hint) < 20
+
+
+def _downloading_net(include_top, weights, input_shape, name="tinynet"):
+    if weights == "imagenet":
+        keras.utils.get_file("tiny.h5", "https://example.org")
+    return fakes.TinyNet(include_top, weights, input_shape, name)
+
+
+_downloading_net.__module__ = fakes.__name__
+
+
+def test_a_closed_pipe_ends_it_without_a_word():
+    script = (
+        "import os, sys; from flowers17_tfdata import cli; "
+        "sys.exit(cli.main(['main.py', '--help']))"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=ROOT,
+        text=True,
+        # So that it is written in pieces, not after the reader has gone.
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+    ) as process:
+        process.stdout.close()
+        err = process.stderr.read()
+    assert process.returncode == 141
+    assert err == ""
+
+
+def test_plot_needs_graphviz_before_anything_is_trained(monkeypatch):
+    pytest.importorskip("pydot")
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(UserError, match="needs Graphviz"):
+        model_views.check_can_plot(ModelConfig(plot_model=True))
+
+
+@pytest.mark.skipif(shutil.which("dot") is None, reason="Graphviz is missing")
+def test_the_network_is_drawn(tmp_path):
+    config = ModelConfig(plot_model=True)
+    model_views.check_can_plot(config)
+    model_views.show(fakes.make_model(), "transfer", tmp_path, config)
+    data = (tmp_path / "plot_transfer.png").read_bytes()
+    assert data.startswith(b"\x89PNG")
+
+
+def test_flags_of_a_run_come_from_its_workdir(tmp_path, capsys):
+    path = tmp_path / "config.json"
+    flags_of_run = {
+        "image_size": 64,
+        "backbone": "mobilenet",
+        "global_batch_size": 8,
+        "finetune_epochs": 99,
+        "dataset": "oxford_flowers17/synthetic",
+        "of_a_later_version": 1,
+    }
+    path.write_text(json.dumps({"flags": flags_of_run}))
+
+    def parse(*arguments):
+        return flags.parse(["main.py", f"--workdir={tmp_path}", *arguments])
+
+    config = parse("--phase=evaluate", "--global_batch_size=4")
+    assert config.input.image_size == 64
+    assert config.data.dataset == "oxford_flowers17/synthetic"
+    assert config.optimization.global_batch_size == 4
+    assert config.optimization.finetune_epochs == 8
+    # A training's flags are its command line's.
+    assert parse("--phase=finetune").input.image_size == 299
+
+    path.write_text(json.dumps({"flags": {"image_size": "large"}}))
+    with pytest.raises(ConfigError, match="holds 'large' for image_size"):
+        parse("--phase=evaluate")
+    path.write_text("{")
+    with pytest.raises(ConfigError, match="can't be read"):
+        parse("--phase=evaluate")

@@ -62,6 +62,19 @@ def test_imports_follow_the_layout():
         assert others <= MAY_IMPORT[room], f"{path}: {others}"
 
 
+def test_the_builder_folder_stands_on_its_own():
+    # So that it can be copied into another project: what it imports is beside
+    # it, or installed.
+    folder = PACKAGE / "data" / "oxford_flowers17"
+    files = list(folder.rglob("*.py"))
+    assert files
+    for path in files:
+        assert not _imports(path), path
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                assert node.level <= 1, path
+
+
 def test_only_flags_touches_absl_flags():
     for path in PACKAGE.rglob("*.py"):
         if path.name != "flags.py":

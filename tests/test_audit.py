@@ -11,8 +11,9 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from flowers17_tfdata.config import DataConfig
-from flowers17_tfdata.data import archive, decode, sources
+from flowers17_tfdata.data import decode, sources
 from flowers17_tfdata.data.audit import audit
+from flowers17_tfdata.data.oxford_flowers17 import archive
 from flowers17_tfdata.data.oxford_flowers17 import (
     oxford_flowers17_dataset_builder as flowers17,
 )

@@ -14,7 +14,7 @@ from flowers17_tfdata import cli
 from flowers17_tfdata.benchmark import ceilings, run, stock_keras, timing
 from flowers17_tfdata.benchmark.timing import Row
 from flowers17_tfdata.config import InputConfig
-from flowers17_tfdata.data import synthetic
+from flowers17_tfdata.data.oxford_flowers17 import synthetic
 from flowers17_tfdata.errors import UserError
 
 

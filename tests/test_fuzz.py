@@ -19,8 +19,10 @@ from PIL import Image
 
 from flowers17_tfdata import flags
 from flowers17_tfdata.config import Config
-from flowers17_tfdata.data import archive, decode
-from flowers17_tfdata.errors import ConfigError, UserError
+from flowers17_tfdata.data import decode
+from flowers17_tfdata.data.oxford_flowers17 import archive
+from flowers17_tfdata.data.oxford_flowers17.errors import ArchiveError
+from flowers17_tfdata.errors import ConfigError
 from flowers17_tfdata.training import cluster
 from tests import fakes
 
@@ -125,7 +127,7 @@ def test_archives(folder, data):
     path = folder / "a.tgz"
     path.write_bytes(data)
     # None has all 1360 images.
-    with pytest.raises(UserError) as error:
+    with pytest.raises(ArchiveError) as error:
         archive.read_archive(path)
     assert "\n" not in str(error.value)
     assert os.listdir(folder) == ["a.tgz"]

@@ -137,24 +137,3 @@ def test_hash_is_the_sign_of_rightward_brightness_steps():
     np.testing.assert_array_equal(
         near_duplicates.difference_hashes(thumbnails), bits.reshape(3, 256)
     )
-
-
-def test_pairs_that_share_an_image_join_into_one_group():
-    pairs = [
-        near_duplicates.NearDuplicate(0, 1, 4),
-        (1, 2),
-        (5, 4),
-        near_duplicates.NearDuplicate(2, 6, 3),
-    ]
-    groups = near_duplicates.group_pairs(pairs, 8)
-    members = {frozenset(np.flatnonzero(groups == g).tolist()) for g in groups}
-    assert members == {
-        frozenset({0, 1, 2, 6}),
-        frozenset({4, 5}),
-        frozenset({3}),
-        frozenset({7}),
-    }
-
-
-def test_without_pairs_every_image_is_its_own_group():
-    assert len(set(near_duplicates.group_pairs([], 5).tolist())) == 5

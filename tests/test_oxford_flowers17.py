@@ -17,17 +17,11 @@ import pytest
 import tensorflow_datasets as tfds
 from scipy import io as scipy_io
 
-from flowers17_tfdata.data import (
-    archive,
-    decode,
-    near_duplicates,
-    splits,
-    synthetic,
-)
+from flowers17_tfdata.data.oxford_flowers17 import archive, splits, synthetic
 from flowers17_tfdata.data.oxford_flowers17 import (
     oxford_flowers17_dataset_builder as flowers17,
 )
-from flowers17_tfdata.errors import UserError
+from flowers17_tfdata.data.oxford_flowers17.errors import DatasetError
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 DUMMY_DATA = pathlib.Path(flowers17.__file__).parent / "dummy_data"
@@ -89,7 +83,7 @@ def _image_ids(builder, split: str) -> list[int]:
 
 def _error_line(config: str, data_dir, archive_path: str = "") -> str:
     """Returns the one line that preparing fails with; nothing is left."""
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(DatasetError) as caught:
         _prepare(config, data_dir, archive_path)
     message = str(caught.value)
     assert "\n" not in message
@@ -160,9 +154,8 @@ def test_example_fields_agree_with_the_archive(seeded):
 
 
 def test_seeded_split_is_that_of_make_splits(seeded):
-    # The dummy images hold no duplicates: the published pairs alone group.
     pairs = [(a - 1, b - 1) for a, b in flowers17.known_near_duplicates()]
-    expected = _make_splits(near_duplicates.group_pairs(pairs, 1360))
+    expected = _make_splits(splits.group_pairs(pairs, 1360))
     for split in SEEDED_SIZES:
         assert _image_ids(seeded, split) == expected[split]
 
@@ -182,41 +175,6 @@ def _make_splits(groups) -> dict[str, list[int]]:
     for name in sorted(split_of):
         members[split_of[name]].append(archive.image_number(name))
     return members
-
-
-@pytest.fixture
-def found_by_hashing(monkeypatch) -> list[near_duplicates.NearDuplicate]:
-    """What the search finds, without decoding 1360 images to search in."""
-    found = []
-    monkeypatch.setattr(
-        decode,
-        "make_thumbnails",
-        lambda encoded: decode.Thumbnails(
-            np.zeros([len(encoded), 16, 17]), np.ones([len(encoded), 2]), {}
-        ),
-    )
-    monkeypatch.setattr(
-        near_duplicates, "find_near_duplicates", lambda thumbnails: found
-    )
-    return found
-
-
-def test_duplicates_found_by_hashing_are_kept_together(
-    found_by_hashing, tmp_path
-):
-    # Picture k and k + 700 are one, in no published pair: hashing alone tells.
-    pairs = [(k, k + 700) for k in range(50)]
-    found_by_hashing += [
-        near_duplicates.NearDuplicate(a, b, 3) for a, b in pairs
-    ]
-    builder = _prepare("seeded", tmp_path, ARCHIVE)
-    split_of = {
-        number: split
-        for split in SEEDED_SIZES
-        for number in _image_ids(builder, split)
-    }
-    for a, b in pairs:
-        assert split_of[a + 1] == split_of[b + 1]
 
 
 def test_supervised_pair_and_metadata(seeded):
@@ -258,7 +216,7 @@ def _assert_follows_mat(builder, k: int) -> None:
 
 
 def test_synthetic_images_are_split_without_the_photographs_pairs(
-    monkeypatch, found_by_hashing, download, tmp_path
+    monkeypatch, download, tmp_path
 ):
     images = archive.read_archive(ARCHIVE)
     # Drawing all 1360 takes long; which images they are does not matter here.
@@ -369,7 +327,7 @@ print(json.dumps([info.full_name, sizes, numbers]))
     # Another process hashes strings with another seed: the split must not
     # depend on it.
     pairs = [(a - 1, b - 1) for a, b in flowers17.known_near_duplicates()]
-    groups = near_duplicates.group_pairs(pairs, 1360)
+    groups = splits.group_pairs(pairs, 1360)
     assert numbers == _make_splits(groups)["test"]
 
 

@@ -10,11 +10,11 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from flowers17_tfdata.data import archive, near_duplicates, splits
+from flowers17_tfdata.data.oxford_flowers17 import archive, splits
 from flowers17_tfdata.data.oxford_flowers17 import (
     oxford_flowers17_dataset_builder as flowers17,
 )
-from flowers17_tfdata.errors import UserError
+from flowers17_tfdata.data.oxford_flowers17.errors import DatasetError
 
 SIZES = {"train": 800, "validation": 260, "test": 260, "unused": 40}
 
@@ -49,7 +49,7 @@ def layout() -> Layout:
     return Layout(
         [archive.image_name(n) for n in numbers],
         [flowers17.CLASS_NAMES.index(flowers17.class_name(n)) for n in numbers],
-        near_duplicates.group_pairs(pairs, 1360).tolist(),
+        splits.group_pairs(pairs, 1360).tolist(),
     )
 
 
@@ -175,7 +175,7 @@ def test_a_group_larger_than_every_split_is_refused():
     ids = [f"flower_{k}" for k in range(10)]
     groups = [0, 0, 0, 0, 0, 1, 2, 3, 4, 5]
     sizes = {"train": 4, "validation": 3, "test": 3}
-    with pytest.raises(UserError, match=r"group of 5 .*flower_0") as caught:
+    with pytest.raises(DatasetError, match=r"group of 5 .*flower_0") as caught:
         splits.make_splits(ids, [0] * 10, groups, sizes, 0)
     assert "\n" not in str(caught.value)
 
@@ -233,3 +233,24 @@ def test_archive_order(number, name):
 
 def test_every_class_has_80_images(layout):
     assert np.bincount(layout.labels).tolist() == [80] * 17
+
+
+def test_pairs_that_share_an_image_join_into_one_group():
+    pairs = [
+        (0, 1, 4),
+        (1, 2),
+        (5, 4),
+        (2, 6, 3),
+    ]
+    groups = splits.group_pairs(pairs, 8)
+    members = {frozenset(np.flatnonzero(groups == g).tolist()) for g in groups}
+    assert members == {
+        frozenset({0, 1, 2, 6}),
+        frozenset({4, 5}),
+        frozenset({3}),
+        frozenset({7}),
+    }
+
+
+def test_without_pairs_every_image_is_its_own_group():
+    assert len(set(splits.group_pairs([], 5).tolist())) == 5

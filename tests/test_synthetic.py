@@ -8,7 +8,11 @@ import cv2
 import numpy as np
 import pytest
 
-from flowers17_tfdata.data import flower_kinds, flower_painting, synthetic
+from flowers17_tfdata.data.oxford_flowers17 import (
+    flower_kinds,
+    flower_painting,
+    synthetic,
+)
 
 # Spread over the class, so that neighbours and distant indices both occur.
 _SAMPLED_INDICES = (0, 1, 27, 53, 79)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from flowers17_tfdata.data import decode, near_duplicates
+from flowers17_tfdata.data.oxford_flowers17 import splits
 from flowers17_tfdata.data.sources import Source
 
 
@@ -96,7 +97,7 @@ def _near_duplicates(source, ids, split_of, thumbnails) -> dict[str, Any]:
         }
         for (a, b), bits in sorted(distance.items())
     ]
-    groups = near_duplicates.group_pairs(distance, len(ids))
+    groups = splits.group_pairs(distance, len(ids))
     group_sizes = np.bincount(groups, minlength=1)
     return {
         "num_pairs": len(pairs),

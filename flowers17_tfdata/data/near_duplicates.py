@@ -1,4 +1,4 @@
-"""Finds near-identical photographs, and the groups they form.
+"""Finds near-identical photographs.
 
 A pair that straddles train and test makes the test accuracy a measure of
 memory. The hash is dHash (N. Krawetz, "Kind of Like That", 2013): the signs of
@@ -9,11 +9,9 @@ not crops.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import sparse
 
 # Of 256 bits. Between the pairs of Oxford Flowers-17 that are copies (0 to 4;
 # with a border, 27) and the nearest pair of different photographs (69).
@@ -82,22 +80,3 @@ def find_near_duplicates(
 
 def _hamming(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return a.sum(1)[:, None] + b.sum(1)[None] - 2 * a @ b.T
-
-
-def group_pairs(pairs: Iterable[Sequence[int]], num_images: int) -> np.ndarray:
-    """Joins pairs that share an image into groups.
-
-    Args:
-      pairs: positions in [0, num_images); only the first two entries count.
-      num_images: n.
-
-    Returns:
-      int `[n]`: the group of each image; an image without a pair is a group
-      of its own.
-    """
-    edges = np.array([(p[0], p[1]) for p in pairs], np.int64).reshape(-1, 2)
-    ones = np.ones(len(edges), np.int8)
-    graph = sparse.coo_matrix(
-        (ones, (edges[:, 0], edges[:, 1])), shape=(num_images, num_images)
-    )
-    return sparse.csgraph.connected_components(graph, directed=False)[1]

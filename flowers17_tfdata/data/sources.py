@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import filelock
 import tensorflow as tf
@@ -12,9 +13,13 @@ import tensorflow_datasets as tfds
 
 from flowers17_tfdata import config as config_lib
 from flowers17_tfdata.config import DataConfig
-from flowers17_tfdata.data import archive as archive_lib
+from flowers17_tfdata.data.oxford_flowers17 import archive as archive_lib
 from flowers17_tfdata.data.oxford_flowers17 import (
     oxford_flowers17_dataset_builder as flowers17,
+)
+from flowers17_tfdata.data.oxford_flowers17.errors import (
+    ArchiveError,
+    DatasetError,
 )
 from flowers17_tfdata.errors import ConfigError, UserError, one_line
 
@@ -146,10 +151,9 @@ def _prepare(
         with filelock.FileLock(lock):
             # Another process may have made it while this one waited.
             builder = _make_builder(config)
-            builder.download_and_prepare()
+            with _user_errors():
+                builder.download_and_prepare()
             return builder
-    except UserError:
-        raise
     except (
         OSError,
         tfds.download.DownloadError,
@@ -161,9 +165,23 @@ def _prepare(
         ) from error
 
 
+@contextlib.contextmanager
+def _user_errors() -> Iterator[None]:
+    """Turns what the builder raises into errors that name the flags."""
+    try:
+        yield
+    except ArchiveError as error:
+        # The message starts with the argument's name: the flag's as well.
+        raise UserError(f"--{error}") from error
+    except DatasetError as error:
+        raise UserError(str(error)) from error
+
+
 def _check_same_archive(builder: tfds.core.DatasetBuilder, archive: str):
     stored = (builder.info.metadata or {}).get("content_digest")
-    given = archive_lib.content_digest(archive_lib.read_archive(archive))
+    with _user_errors():
+        images = archive_lib.read_archive(archive)
+    given = archive_lib.content_digest(images)
     if stored != given:
         raise UserError(
             f"--archive {archive} holds other images than the data set "

@@ -11,9 +11,9 @@ from importlib import resources
 import numpy as np
 import tensorflow_datasets.public_api as tfds
 
-from flowers17_tfdata.data import archive as archive_lib
-from flowers17_tfdata.data import near_duplicates, splits, synthetic
-from flowers17_tfdata.errors import UserError, one_line
+from . import archive as archive_lib
+from . import splits
+from .errors import DatasetError, one_line
 
 HOMEPAGE = "https://www.robots.ox.ac.uk/~vgg/data/flowers/17/"
 
@@ -182,6 +182,9 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
     def _read_images(self, dl_manager) -> dict[str, bytes]:
         if self.builder_config.drawn:
+            # Imported here: the photographs need no OpenCV.
+            from . import synthetic
+
             return dict(
                 synthetic.iter_synthetic_images(self.builder_config.seed)
             )
@@ -195,25 +198,21 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
     def _seeded_splits(self, images: Mapping[str, bytes]) -> dict[str, str]:
         # Imported here: it needs TensorFlow, which registering must not load.
-        from flowers17_tfdata.data import decode
+        from . import decoding
 
-        found = decode.make_thumbnails(list(images.values()))
         names = list(images)
-        if found.errors:
+        if errors := decoding.find_undecodable(images):
             listed = "; ".join(
-                f"{names[position]}: {message}"
-                for position, message in sorted(found.errors.items())[:5]
+                f"{name}: {message}"
+                for name, message in list(errors.items())[:5]
             )
-            raise UserError(
-                f"{len(found.errors)} of {len(names)} images can't be "
+            raise DatasetError(
+                f"{len(errors)} of {len(names)} images can't be "
                 f"decoded ({listed}); replace them, the split needs them all"
             )
-        pairs = [
-            pair[:2]
-            for pair in near_duplicates.find_near_duplicates(found.thumbnails)
-        ]
+        pairs = []
         if not self.builder_config.drawn:
-            pairs += [(a - 1, b - 1) for a, b in known_near_duplicates()]
+            pairs = [(a - 1, b - 1) for a, b in known_near_duplicates()]
         labels = [
             CLASS_NAMES.index(class_name(archive_lib.image_number(name)))
             for name in names
@@ -221,7 +220,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         return splits.make_splits(
             names,
             labels,
-            near_duplicates.group_pairs(pairs, len(names)),
+            splits.group_pairs(pairs, len(names)),
             splits.FLOWERS17_SIZES,
             self.builder_config.seed,
         )
@@ -248,7 +247,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             TypeError,
             OSError,
         ) as error:
-            raise UserError(
+            raise DatasetError(
                 f"{path} can't be read as datasplits.mat: {one_line(error)}"
             ) from error
         archive_lib.check_official_split(numbers_of, path)
@@ -264,9 +263,8 @@ def _download(dl_manager, url: str):
         return dl_manager.download(url)
     # Whatever the network raises, the user's way out is the same.
     except Exception as error:
-        raise UserError(
+        raise DatasetError(
             f"can't download {url} ({one_line(error, 120)}): pass a local "
             "17flowers.tgz (and datasplits.mat beside it, for official_*) "
-            "with --archive=PATH, or use "
-            "--dataset=oxford_flowers17/synthetic"
+            f"{archive_lib.HOW_TO_PASS}, or use oxford_flowers17/synthetic"
         ) from error

@@ -11,7 +11,7 @@ import tarfile
 import zlib
 from collections.abc import Iterator
 
-from flowers17_tfdata.errors import UserError, one_line
+from .errors import ArchiveError, DatasetError, one_line
 
 NUM_IMAGES = 1360
 IMAGES_PER_CLASS = 80
@@ -23,6 +23,9 @@ ARCHIVE_SHA256 = (
 )
 SPLITS_URL = BASE_URL + "datasplits.mat"
 SPLITS_MD5 = "4828cddfd0d803c5abbdebcb1e148a1e"
+
+# Part of messages to users of a command line and of `tfds.load` alike.
+HOW_TO_PASS = 'with --archive=PATH (in code: builder_kwargs={"archive": PATH})'
 
 _IMAGE_NAME = re.compile(r"image_(\d{4})\.jpg")
 # The largest photograph has 0.12 MB; a member far above that is not one.
@@ -50,17 +53,17 @@ def read_archive(path: str | pathlib.Path) -> dict[str, bytes]:
       `{file name: JPEG bytes}` for image_0001.jpg to image_1360.jpg, sorted.
 
     Raises:
-      UserError: not readable, not an archive, or not these 1360 images.
+      ArchiveError: not readable, not an archive, or not these 1360 images.
     """
     path = pathlib.Path(os.path.expanduser(path))
     if not path.exists():
-        raise UserError(f"--archive {path} does not exist")
+        raise ArchiveError(f"archive {path} does not exist")
     images: dict[str, bytes] = {}
     try:
         entries = _folder_images(path) if path.is_dir() else _tar_images(path)
         for name, data in entries:
             if name in images:
-                raise UserError(f"--archive {path} holds {name} twice")
+                raise ArchiveError(f"archive {path} holds {name} twice")
             images[name] = data
     # tarfile lets ValueError out for some malformed headers.
     except (
@@ -71,8 +74,8 @@ def read_archive(path: str | pathlib.Path) -> dict[str, bytes]:
         zlib.error,
         lzma.LZMAError,
     ) as error:
-        raise UserError(
-            f"--archive {path} can't be read as a 17flowers.tgz or its folder: "
+        raise ArchiveError(
+            f"archive {path} can't be read as a 17flowers.tgz or its folder: "
             f"{one_line(error)}"
         ) from error
     expected = [image_name(number + 1) for number in range(NUM_IMAGES)]
@@ -80,8 +83,8 @@ def read_archive(path: str | pathlib.Path) -> dict[str, bytes]:
     unexpected = sorted(set(images) - set(expected))
     if missing or unexpected:
         example = f"missing {missing[0]}" if missing else f"has {unexpected[0]}"
-        raise UserError(
-            f"--archive {path} must hold {image_name(1)} to "
+        raise ArchiveError(
+            f"archive {path} must hold {image_name(1)} to "
             f"{image_name(NUM_IMAGES)}; it holds {len(images)} images "
             f"({len(missing)} missing, {len(unexpected)} unexpected; {example})"
         )
@@ -103,8 +106,8 @@ def _tar_images(path: pathlib.Path) -> Iterator[tuple[str, bytes]]:
             if not (member.isreg() and _IMAGE_NAME.fullmatch(name)):
                 continue
             if member.size > _MAX_IMAGE_BYTES:
-                raise UserError(
-                    f"--archive {path}: {member.name} declares {member.size} "
+                raise ArchiveError(
+                    f"archive {path}: {member.name} declares {member.size} "
                     f"bytes; an image has at most {_MAX_IMAGE_BYTES}"
                 )
             yield name, tar.extractfile(member).read()
@@ -126,14 +129,14 @@ def verify_digest(path: str | pathlib.Path, algorithm: str, expected: str):
     """Checks a downloaded file's digest.
 
     Raises:
-      UserError: it differs; names both digests.
+      DatasetError: it differs; names both digests.
     """
     actual = hashlib.new(algorithm, pathlib.Path(path).read_bytes()).hexdigest()
     if actual != expected:
-        raise UserError(
+        raise DatasetError(
             f"the download {path} has {algorithm} {actual}, not {expected}: "
             "it is damaged or was replaced; delete it and try again, or pass "
-            "a copy you trust with --archive"
+            f"a copy you trust {HOW_TO_PASS}"
         )
 
 
@@ -141,11 +144,11 @@ def check_official_split(numbers_of: dict[str, list[int]], path: object):
     """Checks that a split holds every image number exactly once.
 
     Raises:
-      UserError: it doesn't; names the file.
+      DatasetError: it doesn't; names the file.
     """
     numbers = [n for split in numbers_of.values() for n in split]
     if sorted(numbers) != list(range(1, NUM_IMAGES + 1)):
-        raise UserError(
+        raise DatasetError(
             f"{path} must put each of the images 1 to {NUM_IMAGES} into one "
             f"split; it lists {len(numbers)} numbers, {len(set(numbers))} of "
             "them different"

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import collections
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-from flowers17_tfdata.errors import UserError
+import numpy as np
+from scipy import sparse
+
+from .errors import DatasetError
 
 # Sums to the 1360 images; `unused` is what the three named splits leave over.
 FLOWERS17_SIZES = {"train": 800, "validation": 260, "test": 260, "unused": 40}
@@ -56,6 +59,25 @@ def class_quotas(
     return quotas
 
 
+def group_pairs(pairs: Iterable[Sequence[int]], num_images: int) -> np.ndarray:
+    """Joins pairs that share an image into groups.
+
+    Args:
+      pairs: positions in [0, num_images); only the first two entries count.
+      num_images: n.
+
+    Returns:
+      int `[n]`: the group of each image; an image without a pair is a group
+      of its own.
+    """
+    edges = np.array([(p[0], p[1]) for p in pairs], np.int64).reshape(-1, 2)
+    ones = np.ones(len(edges), np.int8)
+    graph = sparse.coo_matrix(
+        (ones, (edges[:, 0], edges[:, 1])), shape=(num_images, num_images)
+    )
+    return sparse.csgraph.connected_components(graph, directed=False)[1]
+
+
 def make_splits(
     ids: Sequence[str],
     labels: Sequence[int],
@@ -72,7 +94,7 @@ def make_splits(
     Args:
       ids: unique names, `[n]`.
       labels: class of each, `[n]`.
-      groups: group of each, `[n]`; see `near_duplicates.group_pairs`.
+      groups: group of each, `[n]`; see `group_pairs`.
       sizes: `{split: count}`, summing to n.
       seed: any integer.
 
@@ -80,7 +102,7 @@ def make_splits(
       `{id: split}`.
 
     Raises:
-      UserError: a group fits into no split.
+      DatasetError: a group fits into no split.
     """
     members = collections.defaultdict(list)
     label_of = dict(zip(ids, labels, strict=True))
@@ -117,7 +139,7 @@ def _choose_split(
         if all(quotas[label][split] >= n for label, n in need.items())
     }
     if not room:
-        raise UserError(
+        raise DatasetError(
             f"a group of {len(unit)} near-identical images ({unit[0]}, ...) "
             "fits into no split: every split has fewer places left in its "
             "class"

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from flowers17_tfdata.data.flower_kinds import Colour, FlowerKind
+from .flower_kinds import Colour, FlowerKind
 
 # OpenCV takes polygon corners as fixed-point integers with this many
 # fractional bits; whole pixels would make small petals visibly jagged.

@@ -19,8 +19,8 @@ from dataclasses import replace
 import cv2
 import numpy as np
 
-from flowers17_tfdata.data.flower_kinds import KINDS, Colour, FlowerKind
-from flowers17_tfdata.data.flower_painting import (
+from .flower_kinds import KINDS, Colour, FlowerKind
+from .flower_painting import (
     SHIFT,
     Pose,
     fixed,

@@ -1,0 +1,20 @@
+"""What the builder raises when the data, not the program, is wrong."""
+
+from __future__ import annotations
+
+
+class DatasetError(Exception):
+    """The data set can't be made; the message is one line that says why."""
+
+
+class ArchiveError(DatasetError):
+    """The argument `archive` doesn't name the archive.
+
+    The message starts with the argument's name: "archive PATH does not exist".
+    """
+
+
+def one_line(error: BaseException | str, limit: int = 300) -> str:
+    """Returns the message on one line of at most `limit` characters."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= limit else text[: limit - 1] + "…"

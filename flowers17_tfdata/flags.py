@@ -137,8 +137,12 @@ Without a network:
       {program} --flagfile=configs/quickstart.flags
   train on the photographs from files that you bring along:
       {program} --archive=17flowers.tgz --weights=inception_v3_notop.h5
-    (https://www.robots.ox.ac.uk/~vgg/data/flowers/17/17flowers.tgz, 60 MB;
-    the weights from the address above, 88 MB)
+    which a machine with a network gets from (60 and 88 MB)
+      https://www.robots.ox.ac.uk/~vgg/data/flowers/17/17flowers.tgz
+      https://storage.googleapis.com/tensorflow/keras-applications/\\
+        inception_v3/inception_v3_weights_tf_dim_ordering_tf_kernels_notop.h5
+  train on photographs of your own, a folder for each class:
+      {program} --dataset=folder:PATH --weights=inception_v3_notop.h5
   or from random weights (slow, and worse): --weights=none
   all flags: {program} --help"""
 

@@ -14,6 +14,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
+import requests
 import tensorflow_datasets as tfds
 from scipy import io as scipy_io
 
@@ -21,7 +22,10 @@ from flowers17_tfdata.data.oxford_flowers17 import archive, splits, synthetic
 from flowers17_tfdata.data.oxford_flowers17 import (
     oxford_flowers17_dataset_builder as flowers17,
 )
-from flowers17_tfdata.data.oxford_flowers17.errors import DatasetError
+from flowers17_tfdata.data.oxford_flowers17.errors import (
+    DatasetError,
+    DownloadFailed,
+)
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 DUMMY_DATA = pathlib.Path(flowers17.__file__).parent / "dummy_data"
@@ -44,6 +48,7 @@ def download(monkeypatch) -> mock.Mock:
     """The download manager's `download`: serves the dummy files."""
     served = mock.Mock(side_effect=lambda url: DUMMY_DATA / url.split("/")[-1])
     monkeypatch.setattr(tfds.download.DownloadManager, "download", served)
+    monkeypatch.setattr(requests, "head", mock.Mock())
     return served
 
 
@@ -237,6 +242,22 @@ def test_failing_download_names_the_way_out(download, tmp_path, config):
     assert "no route to host" in message
     assert "--archive" in message
     assert "17flowers.tgz" in message
+
+
+def test_unreachable_host_is_told_at_once(download, monkeypatch, tmp_path):
+    """TFDS alone tries again for minutes."""
+    no_route = mock.Mock(side_effect=requests.ConnectionError("no route"))
+    monkeypatch.setattr(requests, "head", no_route)
+    with pytest.raises(DownloadFailed, match="no route"):
+        _prepare("seeded", tmp_path)
+    download.assert_not_called()
+    # What was downloaded before needs no host.
+    folder = tmp_path / "downloads"
+    folder.mkdir(exist_ok=True)
+    (folder / "robots.ox.ac.uk_17_17flowersXYZ.tgz").touch()
+    download.side_effect = ConnectionError("asked all the same")
+    with pytest.raises(DownloadFailed, match="asked all the same"):
+        _prepare("seeded", tmp_path)
 
 
 def test_replaced_archive_is_refused(download, tmp_path):

@@ -14,14 +14,17 @@ import tensorflow_datasets as tfds
 from flowers17_tfdata import config as config_lib
 from flowers17_tfdata.config import DataConfig
 from flowers17_tfdata.data.oxford_flowers17 import archive as archive_lib
+from flowers17_tfdata.data.oxford_flowers17 import errors as builder_errors
 from flowers17_tfdata.data.oxford_flowers17 import (
     oxford_flowers17_dataset_builder as flowers17,
 )
-from flowers17_tfdata.data.oxford_flowers17.errors import (
-    ArchiveError,
-    DatasetError,
+from flowers17_tfdata.errors import (
+    ConfigError,
+    DownloadFailed,
+    UserError,
+    did_you_mean,
+    one_line,
 )
-from flowers17_tfdata.errors import ConfigError, UserError, one_line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +51,7 @@ class Source:
             raise UserError(
                 f"--split must be one of {', '.join(self.split_sizes)} for "
                 f"{self.name}; got {split!r}"
+                f"{did_you_mean(split, self.split_sizes)}"
             )
 
     def read(self, split: str) -> tf.data.Dataset:
@@ -170,10 +174,12 @@ def _user_errors() -> Iterator[None]:
     """Turns what the builder raises into errors that name the flags."""
     try:
         yield
-    except ArchiveError as error:
+    except builder_errors.ArchiveError as error:
         # The message starts with the argument's name: the flag's as well.
         raise UserError(f"--{error}") from error
-    except DatasetError as error:
+    except builder_errors.DownloadFailed as error:
+        raise DownloadFailed(str(error)) from error
+    except builder_errors.DatasetError as error:
         raise UserError(str(error)) from error
 
 

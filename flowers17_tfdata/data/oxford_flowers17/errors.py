@@ -14,6 +14,10 @@ class ArchiveError(DatasetError):
     """
 
 
+class DownloadFailed(DatasetError):
+    """A file of the data set can't be downloaded."""
+
+
 def one_line(error: BaseException | str, limit: int = 300) -> str:
     """Returns the message on one line of at most `limit` characters."""
     text = " ".join(str(error).split()) or type(error).__name__

@@ -5,15 +5,17 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import pathlib
 from collections.abc import Iterator, Mapping
 from importlib import resources
 
 import numpy as np
+import requests
 import tensorflow_datasets.public_api as tfds
 
 from . import archive as archive_lib
 from . import splits
-from .errors import DatasetError, one_line
+from .errors import DatasetError, DownloadFailed, one_line
 
 HOMEPAGE = "https://www.robots.ox.ac.uk/~vgg/data/flowers/17/"
 
@@ -58,6 +60,9 @@ ARCHIVE_ORDER = (
     "Windflower",
     "Pansy",
 )
+
+# How long to wait for the archive's host to answer.
+_CONNECT_SECS = 20
 
 _OFFICIAL_KEYS = {"train": "trn", "validation": "val", "test": "tst"}
 
@@ -260,11 +265,23 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
 def _download(dl_manager, url: str):
     try:
+        _check_reachable(dl_manager, url)
         return dl_manager.download(url)
     # Whatever the network raises, the user's way out is the same.
     except Exception as error:
-        raise DatasetError(
+        raise DownloadFailed(
             f"can't download {url} ({one_line(error, 120)}): pass a local "
             "17flowers.tgz (and datasplits.mat beside it, for official_*) "
             f"{archive_lib.HOW_TO_PASS}, or use oxford_flowers17/synthetic"
         ) from error
+
+
+def _check_reachable(dl_manager, url: str) -> None:
+    """Raises at once what TFDS would raise after minutes of trying again.
+
+    Not where an earlier download may serve.
+    """
+    folder = pathlib.Path(dl_manager.download_dir)
+    name = pathlib.PurePosixPath(url).stem
+    if not any(folder.glob(f"*{name}*")):
+        requests.head(url, timeout=_CONNECT_SECS).close()

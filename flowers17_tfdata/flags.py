@@ -139,17 +139,22 @@ Without a network:
       {program} --archive=17flowers.tgz --weights=inception_v3_notop.h5
     which a machine with a network gets from (60 and 88 MB)
       https://www.robots.ox.ac.uk/~vgg/data/flowers/17/17flowers.tgz
-      https://storage.googleapis.com/tensorflow/keras-applications/\\
-        inception_v3/inception_v3_weights_tf_dim_ordering_tf_kernels_notop.h5
+      {weights_url}
   train on photographs of your own, a folder for each class:
       {program} --dataset=folder:PATH --weights=inception_v3_notop.h5
   or from random weights (slow, and worse): --weights=none
   all flags: {program} --help"""
 
 
+_WEIGHTS_URL = (
+    "https://storage.googleapis.com/tensorflow/keras-applications/inception_v3/"
+    "inception_v3_weights_tf_dim_ordering_tf_kernels_notop.h5"
+)
+
+
 def offline_text(program: str) -> str:
     """Returns what to do where nothing can be downloaded."""
-    return _OFFLINE.format(program=program)
+    return _OFFLINE.format(program=program, weights_url=_WEIGHTS_URL)
 
 
 def help_text(program: str, phase: str | None = None) -> str:

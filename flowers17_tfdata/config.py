@@ -23,11 +23,12 @@ PHASES = (
     "predict",
     "export",
     "report",
+    "folders",
     "benchmark",
 )
 # They look at what a workdir holds, and take from its config.json what the
 # command line leaves open.
-PHASES_ON_A_RUN = ("evaluate", "predict", "export", "report")
+PHASES_ON_A_RUN = ("evaluate", "predict", "export", "report", "folders")
 STAGES = ("transfer", "finetune")
 OPTIMIZERS = ("sgd", "adam", "adamw")
 
@@ -58,8 +59,10 @@ class DataConfig:
 
     dataset: str = option(
         "oxford_flowers17",
-        "TFDS data set, NAME or NAME/CONFIG. Of oxford_flowers17: seeded "
-        "(default), official_1, official_2, official_3, synthetic.",
+        "folder:PATH for images of your own (PATH/CLASS/*.jpg, or "
+        "PATH/{train,validation,test}/CLASS/*.jpg), or a TFDS data set, NAME "
+        "or NAME/CONFIG. Of oxford_flowers17: seeded (default), official_1, "
+        "official_2, official_3, synthetic.",
     )
     archive: str = option(
         "",
@@ -67,6 +70,17 @@ class DataConfig:
     )
     data_dir: str = option(
         "", "Where TFDS keeps prepared data sets ('': ~/tensorflow_datasets)."
+    )
+    split_fractions: str = option(
+        "0.7,0.15,0.15",
+        "TRAIN,VALIDATION,TEST: how a data set without these splits is "
+        "divided, classes in proportion, near-duplicates together.",
+    )
+    split_seed: int = option(
+        0,
+        "Seed of that division.",
+        at_least=0,
+        at_most=2**31 - 1,
     )
 
 
@@ -219,6 +233,12 @@ class OptimizationConfig:
         "Decoupled weight decay of adamw (times the learning rate); not on "
         "biases or batch-norm.",
         at_least=0,
+    )
+    class_weights: str = option(
+        "none",
+        "balanced: an example's loss counts in inverse proportion to its "
+        "class's number of train images.",
+        choices=("none", "balanced"),
     )
     label_smoothing: float = option(
         0.1, "Label smoothing of the training loss.", at_least=0, at_most=0.9
@@ -402,6 +422,16 @@ class ExportConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class FoldersConfig:
+    """What `--phase=folders` writes."""
+
+    folders_dir: str = option(
+        "",
+        "Folder for the splits as class folders ('': folders in the workdir).",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class BenchmarkConfig:
     """How long `--phase=benchmark` measures."""
 
@@ -430,6 +460,7 @@ class Config:
     )
     predict: PredictConfig = dataclasses.field(default_factory=PredictConfig)
     export: ExportConfig = dataclasses.field(default_factory=ExportConfig)
+    folders: FoldersConfig = dataclasses.field(default_factory=FoldersConfig)
     benchmark: BenchmarkConfig = dataclasses.field(
         default_factory=BenchmarkConfig
     )
@@ -557,6 +588,7 @@ def validate(config: Config) -> None:
         for field in options(cls):
             _check_option(field, getattr(getattr(config, name), field.name))
     profile_range(config.runtime)
+    split_fractions(config.data)
     if config.input.augment_on == "device" and (
         config.input.augmentation == "keras"
     ):
@@ -661,6 +693,30 @@ def profile_range(config: RuntimeConfig) -> tuple[int, int] | None:
             f"{config.profile_steps!r}"
         )
     return numbers[0], numbers[1]
+
+
+def split_fractions(config: DataConfig) -> tuple[float, float, float]:
+    """Returns the fractions of train, validation and test, summing to 1.
+
+    Raises:
+      ConfigError: `--split_fractions` are not three positive numbers that sum
+        to 1.
+    """
+    try:
+        numbers = tuple(float(n) for n in config.split_fractions.split(","))
+    except ValueError:
+        numbers = ()
+    if not (
+        len(numbers) == 3
+        # Negated, so that NaN fails.
+        and all(0 < n < 1 for n in numbers)
+        and abs(sum(numbers) - 1) < 1e-6
+    ):
+        raise ConfigError(
+            "--split_fractions must be TRAIN,VALIDATION,TEST, each above 0, "
+            f"summing to 1; got {config.split_fractions!r}"
+        )
+    return numbers
 
 
 def is_flowers17(dataset: str) -> bool:

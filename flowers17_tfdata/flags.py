@@ -103,6 +103,7 @@ _GROUPS_OF_PHASE = {
     "predict": {"evaluation", "predict"},
     "export": {"data", "evaluation", "export"},
     "report": {"data", "evaluation"},
+    "folders": {"data", "folders"},
     "benchmark": {"data", "input", "model", "optimization", "benchmark"},
 }
 
@@ -116,6 +117,7 @@ phases:
   predict    what photographs show
   export     SavedModel that takes JPEGs, Keras, TFLite, ONNX
   report     one HTML page that shows a run
+  folders    the splits as class folders, for other programs
   benchmark  how fast each part is, beside stock Keras"""
 
 _EXAMPLES = """\

@@ -14,6 +14,7 @@ from flowers17_tfdata import trained as trained_lib
 from flowers17_tfdata.benchmark.run import benchmark
 from flowers17_tfdata.config import Config
 from flowers17_tfdata.data import audit as audit_lib
+from flowers17_tfdata.data import class_folders
 from flowers17_tfdata.errors import (
     AccuracyGateMissed,
     ConfigError,
@@ -121,15 +122,22 @@ def _lock(session: Session) -> Iterator[None]:
 
 
 def prepare(session: Session) -> None:
-    """Audits the data set; writes `audit.json`."""
+    """Audits the data set; writes `audit.json` and `splits.csv`."""
+    source = session.source
     with timings.measure(session.output, "audit"):
-        audit = audit_lib.audit(session.source)
+        with terminal.ScanProgress(sum(source.split_sizes.values())) as bar:
+            scan = source.scan(bar.scanned)
+        audit = audit_lib.audit(source, scan)
     metrics.write_json(session.output / "audit.json", audit)
+    class_folders.write_splits(
+        session.output / "splits.csv", source.class_names, scan
+    )
     terminal.show_audit(audit)
-    if audit["undecodable"]:
-        first = audit["undecodable"][0]
+    in_a_split = [file for file in audit["undecodable"] if file["split"]]
+    if in_a_split:
+        first = in_a_split[0]
         raise UserError(
-            f"{session.source.name}: {len(audit['undecodable'])} images can't "
+            f"{source.name}: {len(in_a_split)} images can't "
             f"be decoded, first {first['id']} in split {first['split']}; "
             "audit.json lists them"
         )
@@ -161,7 +169,7 @@ def _is_audited(session: Session) -> bool:
         return False
     audit = metrics.read_json(path)
     same = audit["dataset"] == session.source.name
-    return same and not audit["undecodable"]
+    return same and not any(file["split"] for file in audit["undecodable"])
 
 
 def evaluate(session: Session) -> None:
@@ -210,6 +218,15 @@ def report(session: Session) -> None:
     write_report(session)
 
 
+def folders(session: Session) -> None:
+    """Writes the splits as class folders."""
+    path = class_folders.write(
+        session.source,
+        session.config.folders.folders_dir or session.output / "folders",
+    )
+    terminal.say(f"class folders written to {path}")
+
+
 _PHASES = {
     "prepare": prepare,
     "transfer": transfer,
@@ -218,5 +235,6 @@ _PHASES = {
     "evaluate": evaluate,
     "export": export,
     "report": report,
+    "folders": folders,
     "benchmark": benchmark,
 }

@@ -20,6 +20,7 @@ import flowers17_tfdata
 from flowers17_tfdata import config as config_lib
 from flowers17_tfdata.config import Config, InputConfig
 from flowers17_tfdata.data import sources
+from flowers17_tfdata.data.source import Source
 from flowers17_tfdata.errors import ConfigError, UserError, one_line
 from flowers17_tfdata.input import examples, input_pipeline
 from flowers17_tfdata.models import backbones
@@ -47,7 +48,7 @@ class Session:
     strategy: tf.distribute.Strategy
     workers: Workers
     precision: str
-    source: sources.Source
+    source: Source
 
     @property
     def compute_dtype(self) -> str:
@@ -98,8 +99,11 @@ def open_session(config: Config) -> Iterator[Session]:
         timings.measure(workdir, "opening the data set"),
         # TFDS announces what it prepares.
         terminal.other_output_as_details(),
+        terminal.ScanProgress(None) as bar,
     ):
-        source = sources.open_source(config.data)
+        source = sources.open_source(config.data, bar.scanned)
+    for note in source.notes:
+        terminal.say(note)
     config = dataclasses.replace(
         config, input=_settle_input(config, workdir, source, workers)
     )
@@ -116,7 +120,7 @@ def open_session(config: Config) -> Iterator[Session]:
 def _settle_input(
     config: Config,
     workdir: pathlib.Path,
-    source: sources.Source,
+    source: Source,
     workers: Workers,
 ) -> InputConfig:
     """Settles what `auto` leaves to the machine.
@@ -174,6 +178,10 @@ def write_config(session: Session) -> None:
         # Later phases read them from here, in whatever folder they are run.
         if pathlib.Path(flags[name]).expanduser().exists() and flags[name]:
             flags[name] = str(pathlib.Path(flags[name]).expanduser().resolve())
+    prefix, _, folder = flags["dataset"].rpartition("folder:")
+    if not prefix and folder != flags["dataset"]:
+        path = pathlib.Path(folder).expanduser().resolve()
+        flags["dataset"] = f"folder:{path}"
     metrics.write_json(
         session.output / "config.json",
         {

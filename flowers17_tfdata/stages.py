@@ -69,11 +69,6 @@ class _Splits:
 
 def _load_splits(session: Session) -> _Splits:
     config, source = session.config, session.source
-    if not set(TRAINING_SPLITS) <= set(source.split_sizes):
-        raise UserError(
-            f"--dataset {source.name} must have the splits train and "
-            f"validation; it has {', '.join(source.split_sizes)}"
-        )
     splits = _Splits(
         *(
             examples_lib.load_examples(source, split, config.input)
@@ -93,10 +88,19 @@ def _load_splits(session: Session) -> _Splits:
     return dataclasses.replace(splits, train_files=files)
 
 
+def _class_weights(session: Session, train: Examples) -> np.ndarray | None:
+    if session.config.optimization.class_weights == "none":
+        return None
+    return input_pipeline.balanced_class_weights(
+        train.labels, len(session.source.class_names)
+    )
+
+
 def _image_data(session: Session, splits: _Splits) -> StageData:
     """Images, augmented anew in every epoch."""
     config = session.config
     preprocess = backbones.get_preprocess(config.model.backbone)
+    weights = _class_weights(session, splits.train)
     arguments = {
         "global_batch_size": config.optimization.global_batch_size,
         "compute_dtype": session.compute_dtype,
@@ -114,6 +118,7 @@ def _image_data(session: Session, splits: _Splits) -> StageData:
             initial_epoch=initial_epoch,
             initial_step=initial_step,
             input_context=context,
+            class_weights=weights,
             **arguments,
         )
 
@@ -192,6 +197,7 @@ def _feature_data(
     train = Features(arrays["train"], splits.train.labels)
     validation = Features(arrays["validation"], splits.validation.labels)
     size = config.optimization.global_batch_size
+    weights = _class_weights(session, splits.train)
 
     def make_train(initial_epoch, initial_step, context):
         return feature_cache.make_train_dataset(
@@ -202,6 +208,7 @@ def _feature_data(
             initial_epoch=initial_epoch,
             initial_step=initial_step,
             input_context=context,
+            class_weights=weights,
         )
 
     def make_validation(context):

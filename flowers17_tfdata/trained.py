@@ -15,6 +15,7 @@ from flowers17_tfdata.errors import UserError, one_line
 from flowers17_tfdata.input import input_pipeline
 from flowers17_tfdata.input.examples import Examples, load_examples
 from flowers17_tfdata.models import backbones, classifier, folding
+from flowers17_tfdata.results import metrics
 from flowers17_tfdata.results.predictions import Predictions
 from flowers17_tfdata.session import Session
 from flowers17_tfdata.training import inference, loop
@@ -86,6 +87,7 @@ def load_model_for(session: Session) -> TrainedModel:
     with session.strategy.scope():
         trained = load_model(session.config)
     source = session.source
+    _check_same_images(session)
     classifier.check_classifier(
         trained.model,
         trained.path,
@@ -105,6 +107,23 @@ def load_model_for(session: Session) -> TrainedModel:
             f"its {first}"
         )
     return trained
+
+
+def _check_same_images(session: Session) -> None:
+    """Refuses a folder whose images were split in another way for training.
+
+    One that was trained on then may lie in the test split now.
+    """
+    path = session.workdir / "config.json"
+    if session.config.evaluation.model or not path.exists():
+        return
+    before, now = metrics.read_json(path)["dataset"], session.source.name
+    if before != now and before.partition("@")[0] == now.partition("@")[0]:
+        raise UserError(
+            f"--workdir {session.workdir} was trained on {before}; the images, "
+            f"their classes or splits have changed since ({now}): train anew "
+            "in another --workdir, or restore them (splits.csv lists them)"
+        )
 
 
 def read_class_names(config: Config, trained: TrainedModel) -> tuple[str, ...]:

@@ -11,12 +11,13 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from flowers17_tfdata.config import DataConfig
+from flowers17_tfdata.data import audit as audit_lib
 from flowers17_tfdata.data import decode, sources
-from flowers17_tfdata.data.audit import audit
 from flowers17_tfdata.data.oxford_flowers17 import archive
 from flowers17_tfdata.data.oxford_flowers17 import (
     oxford_flowers17_dataset_builder as flowers17,
 )
+from flowers17_tfdata.data.source import scan_splits
 from flowers17_tfdata.errors import ConfigError, UserError
 
 SEEDED_SIZES = {"train": 800, "validation": 260, "test": 260, "unused": 40}
@@ -42,6 +43,13 @@ class FakeSource:
                 "id": list(ids),
             }
         )
+
+    def scan(self):
+        return scan_splits(self)
+
+
+def audit(source) -> dict:
+    return audit_lib.audit(source, source.scan())
 
 
 def _image(seed: int, height: int = 120, width: int = 160) -> np.ndarray:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import io
+import os
 import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -17,6 +19,9 @@ from flowers17_tfdata.errors import one_line
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 _JPEG_MAGIC = b"\xff\xd8\xff"
+# How the names of files that it decodes end, in lower case.
+SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp")
+
 _FORMATS = ("JPEG", "PNG", "GIF", "BMP")
 
 # What turns the stored pixels as they were seen, by EXIF's orientation:
@@ -191,24 +196,30 @@ class Thumbnails(NamedTuple):
 
 def make_thumbnails(encoded: Sequence[bytes]) -> Thumbnails:
     """Decodes every image to the thumbnail that hashing works on."""
-
-    def thumbnail(data):
-        image = decode_image(data)
-        gray = tf.image.rgb_to_grayscale(tf.cast(image, tf.float32))
-        small = tf.image.resize(gray, [16, 17], method="area")
-        return small[..., 0], tf.shape(image)[:2]
-
     thumbnails = np.zeros([len(encoded), 16, 17], np.float32)
     sizes = np.zeros([len(encoded), 2], np.int32)
     errors = {}
-    for position, data in enumerate(encoded):
-        try:
-            small, size = thumbnail(tf.constant(upright(data)))
-        except (ValueError, tf.errors.InvalidArgumentError) as error:
-            errors[position] = decoder_message(error)
-            continue
-        thumbnails[position], sizes[position] = small, size
+    # TensorFlow decodes without holding Python's lock.
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:
+        results = threads.map(_thumbnail_or_error, encoded)
+        for position, (small, size, error) in enumerate(results):
+            if error:
+                errors[position] = error
+            else:
+                thumbnails[position], sizes[position] = small, size
     return Thumbnails(thumbnails, sizes, errors)
+
+
+def _thumbnail_or_error(data: bytes):
+    """Returns thumbnail, size and '', or None, None and what is wrong."""
+    try:
+        with tf.device("CPU:0"):
+            image = decode_image(tf.constant(upright(data)))
+            gray = tf.image.rgb_to_grayscale(tf.cast(image, tf.float32))
+            small = tf.image.resize(gray, [16, 17], method="area")
+        return small[..., 0].numpy(), image.shape[:2], ""
+    except (ValueError, tf.errors.InvalidArgumentError) as error:
+        return None, None, decoder_message(error)
 
 
 def decoder_message(error: ValueError | tf.errors.OpError) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import filelock
 import tensorflow as tf
@@ -13,56 +14,29 @@ import tensorflow_datasets as tfds
 
 from flowers17_tfdata import config as config_lib
 from flowers17_tfdata.config import DataConfig
+from flowers17_tfdata.data import carving, folder_source
+from flowers17_tfdata.data import scan as scan_lib
 from flowers17_tfdata.data.oxford_flowers17 import archive as archive_lib
 from flowers17_tfdata.data.oxford_flowers17 import errors as builder_errors
 from flowers17_tfdata.data.oxford_flowers17 import (
     oxford_flowers17_dataset_builder as flowers17,
 )
+from flowers17_tfdata.data.source import Source
 from flowers17_tfdata.errors import (
     ConfigError,
     DownloadFailed,
     UserError,
-    did_you_mean,
     one_line,
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """A prepared image classification data set.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TfdsSource(Source):
+    """A TFDS data set, as it is split there."""
 
-    Attributes:
-      name: `name/config/version`.
-      class_names: in the order of the labels.
-      split_sizes: `{split: number of examples}`.
-      known_near_duplicates: pairs of example ids known to show one picture,
-        beyond what hashing finds.
-    """
-
-    name: str
-    class_names: tuple[str, ...]
-    split_sizes: Mapping[str, int]
-    known_near_duplicates: tuple[tuple[str, str], ...]
     _builder: tfds.core.DatasetBuilder
 
-    def check_split(self, split: str) -> None:
-        """Raises a `UserError` if there is no such split."""
-        if split not in self.split_sizes:
-            raise UserError(
-                f"--split must be one of {', '.join(self.split_sizes)} for "
-                f"{self.name}; got {split!r}"
-                f"{did_you_mean(split, self.split_sizes)}"
-            )
-
-    def read(self, split: str) -> tf.data.Dataset:
-        """Reads a split in its stored order, images still encoded.
-
-        Returns:
-          `{"image": string, "label": int64, "id": string}`, scalars.
-
-        Raises:
-          UserError: there is no such split.
-        """
+    def read(self, split):
         self.check_split(split)
         image_key, label_key = self._builder.info.supervised_keys
         has_names = "file_name" in self._builder.info.features
@@ -95,13 +69,101 @@ class Source:
         return examples.enumerate().map(select)
 
 
-def open_source(config: DataConfig) -> Source:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CarvedSource(Source):
+    """A data set whose train split was divided here."""
+
+    _whole: Source
+    # The new split of each example of the whole's train split.
+    _split_of: tuple[str, ...]
+
+    def read(self, split):
+        self.check_split(split)
+        if split not in self._split_of:
+            return self._whole.read(split)
+        chosen = tf.constant([s == split for s in self._split_of])
+        examples = self._whole.read("train").enumerate()
+        return examples.filter(lambda k, _: chosen[k]).map(lambda _, e: e)
+
+
+def open_source(
+    config: DataConfig, on_scanned: scan_lib.OnScanned | None = None
+) -> Source:
     """Finds the data set, prepares it if it isn't yet, and checks it.
+
+    Splits that it lacks are carved out of train.
+
+    Args:
+      config: which, where, and how it is split.
+      on_scanned: called with the number of images looked at so far, where all
+        have to be, to split them.
 
     Raises:
       ConfigError: no such data set or config, or not one of labelled images.
-      UserError: the source can't be read or downloaded.
+      UserError: the source can't be read, downloaded or split.
     """
+    fractions = config_lib.split_fractions(config)
+    if config.dataset.startswith(folder_source.PREFIX):
+        return folder_source.open_folder(
+            config.dataset.removeprefix(folder_source.PREFIX),
+            cache_dir=_data_dir(config) / "folders",
+            fractions=fractions,
+            seed=config.split_seed,
+            on_scanned=on_scanned,
+        )
+    source = _open_tfds(config)
+    wanted = carving.fractions_to_carve(source.split_sizes, fractions)
+    if not wanted:
+        return source
+    if "train" not in source.split_sizes:
+        raise ConfigError(
+            "--dataset must have a split train; "
+            f"{config.dataset} has {', '.join(source.split_sizes)}"
+        )
+    return _carve(config, source, wanted, on_scanned)
+
+
+def _data_dir(config: DataConfig) -> pathlib.Path:
+    return pathlib.Path(config.data_dir or tfds.core.constants.DATA_DIR)
+
+
+def _carve(
+    config: DataConfig,
+    source: Source,
+    fractions: dict[str, float],
+    on_scanned: scan_lib.OnScanned | None,
+) -> CarvedSource:
+    """Divides a data set's train split."""
+    train = dataclasses.replace(
+        source, split_sizes={"train": source.split_sizes["train"]}
+    )
+    seen = train.scan(on_scanned)
+    # Positions, which are unique; names need not be.
+    ids = [str(k) for k in range(len(seen.ids))]
+    split_of = carving.carve(
+        ids,
+        seen.labels.tolist(),
+        carving.find_groups(seen.thumbnails),
+        fractions,
+        config.split_seed,
+    )
+    splits = tuple(split_of[i] for i in ids)
+    kept = {s: n for s, n in source.split_sizes.items() if s != "train"}
+    digest = hashlib.sha256("\n".join(splits).encode()).hexdigest()[:8]
+    return CarvedSource(
+        name=f"{source.name}@{digest}",
+        class_names=source.class_names,
+        split_sizes={s: splits.count(s) for s in fractions} | kept,
+        notes=(
+            f"{source.name} has no split {' or '.join(list(fractions)[1:])}: "
+            "carved out of train (--split_fractions, --split_seed)",
+        ),
+        _whole=source,
+        _split_of=splits,
+    )
+
+
+def _open_tfds(config: DataConfig) -> TfdsSource:
     builder = _make_builder(config)
     if not builder.data_path.exists():
         builder = _prepare(config, builder)
@@ -115,7 +177,7 @@ def open_source(config: DataConfig) -> Source:
             for a, b in flowers17.known_near_duplicates()
         )
     label_key = builder.info.supervised_keys[1]
-    return Source(
+    return TfdsSource(
         name=builder.info.full_name,
         class_names=tuple(builder.info.features[label_key].names),
         split_sizes={n: s.num_examples for n, s in builder.info.splits.items()},

@@ -22,7 +22,7 @@ import tensorflow as tf
 
 from flowers17_tfdata.config import InputConfig
 from flowers17_tfdata.data import decode
-from flowers17_tfdata.data.sources import Source
+from flowers17_tfdata.data.source import Source
 from flowers17_tfdata.errors import UserError, one_line
 from flowers17_tfdata.input import augmentation, input_pipeline
 from flowers17_tfdata.input import examples as examples_lib
@@ -117,6 +117,7 @@ def make_train_dataset(
     initial_epoch: int = 0,
     initial_step: int = 0,
     input_context: tf.distribute.InputContext | None = None,
+    class_weights: np.ndarray | None = None,
 ) -> tf.data.Dataset:
     """Makes the endless training pipeline, its pixels on `--data_service`.
 
@@ -146,7 +147,8 @@ def make_train_dataset(
         # The whole epoch's order, for one batch of it: a data worker may be
         # given any batch, and this takes microseconds a thousand images.
         share = plan(number // per_epoch)
-        return make_batch(*(part[number % per_epoch] for part in share))
+        batch = make_batch(*(part[number % per_epoch] for part in share))
+        return input_pipeline.weigh_classes(batch, class_weights)
 
     # Of an endless job nobody waits for the end, which a lost worker's share
     # would never reach.

@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from flowers17_tfdata.config import InputConfig
 from flowers17_tfdata.data import decode
-from flowers17_tfdata.data.sources import Source
+from flowers17_tfdata.data.source import Source
 from flowers17_tfdata.errors import UserError
 
 # Images are already spread over threads; OpenCV's own would only contend.

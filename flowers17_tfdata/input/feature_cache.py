@@ -80,6 +80,7 @@ def make_train_dataset(
     initial_epoch: int = 0,
     initial_step: int = 0,
     input_context: tf.distribute.InputContext | None = None,
+    class_weights: np.ndarray | None = None,
 ) -> tf.data.Dataset:
     """Makes the endless training pipeline over features.
 
@@ -94,6 +95,7 @@ def make_train_dataset(
       initial_epoch: the first epoch to produce, for a resumed run.
       initial_step: steps of that epoch to leave out.
       input_context: which of how many replicas; None: one replica, all of it.
+      class_weights: see `input_pipeline.weigh_classes`.
 
     Returns:
       Dataset of `Batch` whose inputs are float32 `[batch, channels]`.
@@ -111,7 +113,12 @@ def make_train_dataset(
     batches = input_pipeline.from_step(
         epoch_batches, initial_epoch, initial_step, input_context
     )
-    return input_pipeline.finish(batches, _batch_maker(features), config)
+    make_batch = _batch_maker(features)
+
+    def make_train_batch(*share) -> Batch:
+        return input_pipeline.weigh_classes(make_batch(*share), class_weights)
+
+    return input_pipeline.finish(batches, make_train_batch, config)
 
 
 def make_eval_dataset(

@@ -42,8 +42,8 @@ class Batch(NamedTuple):
         `[batch, channels]`. Where the device augments: uint8 images in
         [0, 255].
       labels: int64 `[batch]`.
-      weights: float32 `[batch]`: 1, or 0 for an example that only pads the
-        last batch.
+      weights: float32 `[batch]`: of the examples' losses: 1, or in training
+        its class's; 0 for an example that only pads the last batch.
       transforms: float32 `[batch, 8]`, still to be applied to `inputs` (see
         `RandomAffine.draw`), or `[batch, 0]`.
     """
@@ -131,6 +131,7 @@ def make_train_dataset(
     initial_epoch: int = 0,
     initial_step: int = 0,
     input_context: tf.distribute.InputContext | None = None,
+    class_weights: np.ndarray | None = None,
 ) -> tf.data.Dataset:
     """Makes the endless training pipeline.
 
@@ -148,6 +149,7 @@ def make_train_dataset(
       initial_epoch: the first epoch to produce, for a resumed run.
       initial_step: steps of that epoch to leave out.
       input_context: which of how many replicas; None: one replica, all of it.
+      class_weights: see `weigh_classes`.
 
     Returns:
       Dataset of `Batch`, one replica's share of a step each, the replicas of
@@ -169,7 +171,8 @@ def make_train_dataset(
         def augment(images):
             return stack(images, seed, epoch, indices) if stack else images
 
-        return make_batch(indices, weights, transforms, augment)
+        batch = make_batch(indices, weights, transforms, augment)
+        return weigh_classes(batch, class_weights)
 
     def epoch_batches(epoch: tf.Tensor) -> tf.data.Dataset:
         batches = tf.data.Dataset.from_tensor_slices(plan(epoch))
@@ -179,6 +182,40 @@ def make_train_dataset(
         epoch_batches, initial_epoch, initial_step, input_context
     )
     return finish(batches, make_train_batch, config)
+
+
+def balanced_class_weights(labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """Returns weights that let every class count alike in the loss.
+
+    `n / (num_classes * n_c)` (G. King and L. Zeng, "Logistic regression in
+    rare events data", Political Analysis 9 (2001)), n_c the images of class c
+    and num_classes those that have any: the mean over all examples is 1.
+
+    Args:
+      labels: int64 `[n]`.
+      num_classes: of the data set.
+
+    Returns:
+      float32 `[num_classes]`; 0 for a class without examples.
+    """
+    counts = np.bincount(labels, minlength=num_classes)
+    present = counts > 0
+    weights = np.zeros(num_classes, np.float32)
+    weights[present] = len(labels) / (present.sum() * counts[present])
+    return weights
+
+
+def weigh_classes(batch: Batch, class_weights: np.ndarray | None) -> Batch:
+    """Multiplies the examples' weights by their classes'.
+
+    Args:
+      batch: of training.
+      class_weights: float32 `[num_classes]`; None: all 1.
+    """
+    if class_weights is None:
+        return batch
+    weights = tf.gather(tf.constant(class_weights), batch.labels)
+    return batch._replace(weights=batch.weights * weights)
 
 
 def make_epoch_plan(

@@ -9,9 +9,8 @@ import pathlib
 from collections.abc import Iterator
 from typing import TextIO
 
+from flowers17_tfdata.data import decode
 from flowers17_tfdata.errors import ConfigError
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp")
 
 
 def find_images(spec: str, stdin: TextIO) -> tuple[Iterator[str], int | None]:
@@ -57,7 +56,7 @@ def _expand(name: str) -> list[str]:
         if not paths:
             raise ConfigError(
                 "--images: a folder must hold images "
-                f"({', '.join(SUFFIXES)}); {name} holds none"
+                f"({', '.join(decode.SUFFIXES)}); {name} holds none"
             )
         return paths
     if os.path.exists(name) or not glob.has_magic(name):
@@ -74,7 +73,7 @@ def _images_below(folder: pathlib.Path) -> list[str]:
     return sorted(
         str(path)
         for path in folder.rglob("*")
-        if path.suffix.lower() in SUFFIXES
+        if path.suffix.lower() in decode.SUFFIXES
         and not any(
             part.startswith(".") for part in path.relative_to(folder).parts
         )

@@ -14,6 +14,9 @@ import rich.console
 import rich.progress
 import rich.table
 
+# From here on, accuracy alone can look good while the small classes fail.
+_IMBALANCED = 3.0
+
 _mode = "normal"
 _on_stderr = False
 
@@ -143,6 +146,37 @@ class EpochProgress:
         self._progress.update(self._task, advance=num_steps, rates=rates)
 
 
+class ScanProgress:
+    """The bar of a look at all images, from when there is something to tell.
+
+    A context manager.
+
+    Args:
+      num_images: how many there are; None: not known.
+    """
+
+    def __init__(self, num_images: int | None):
+        self._num_images = num_images
+        self._stack = contextlib.ExitStack()
+        self._progress: EpochProgress | None = None
+        self._done = 0
+
+    def __enter__(self) -> ScanProgress:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._stack.close()
+
+    def scanned(self, num_images: int) -> None:
+        """Tells how many images have been looked at."""
+        if self._progress is None:
+            self._progress = self._stack.enter_context(
+                EpochProgress("looking at images", self._num_images)
+            )
+        self._progress.advance(num_images - self._done)
+        self._done = num_images
+
+
 def show_audit(audit: Mapping[str, Any]) -> None:
     """Prints the summary that `data.audit.audit` returns."""
     splits = audit["splits"]
@@ -164,9 +198,27 @@ def show_audit(audit: Mapping[str, Any]) -> None:
         f"{duplicates['num_groups']} groups; "
         f"{duplicates['num_pairs_across_splits']} pairs across splits"
     )
+    _show_conflict(duplicates)
+    if audit["imbalance"] >= _IMBALANCED:
+        say(
+            f"train's largest class has {audit['imbalance']:.1f} times the "
+            "images of its smallest: consider --class_weights=balanced"
+        )
     say(f"undecodable files: {len(audit['undecodable'])}")
     for file in audit["undecodable"]:
-        say(f"  {file['split']} {file['id']}: {file['error']}")
+        say(f"  {file['split'] or 'left out:'} {file['id']}: {file['error']}")
+
+
+def _show_conflict(duplicates: Mapping[str, Any]) -> None:
+    """Tells of a picture that lies in two classes."""
+    for pair in duplicates["pairs"]:
+        if len(set(pair["classes"])) > 1:
+            say(
+                f"{duplicates['num_pairs_across_classes']} of them are in two "
+                f"classes, first {pair['ids'][0]} ({pair['classes'][0]}) and "
+                f"{pair['ids'][1]} ({pair['classes'][1]}): one label is wrong"
+            )
+            return
 
 
 def show_evaluation(evaluation: Mapping[str, Any]) -> None:

@@ -211,11 +211,13 @@ class Trainer:
         gradients = tape.gradient(
             loss, [v.value for v in self.model.trainable_variables]
         )
+        # Counted whatever its class weighs.
+        counted = tf.cast(weights > 0, tf.float32)
         correct = tf.cast(tf.argmax(logits, axis=-1) == labels, tf.float32)
         return gradients, TrainTotals(
             tf.reduce_sum(losses),
-            tf.reduce_sum(correct * weights),
-            tf.reduce_sum(weights),
+            tf.reduce_sum(correct * counted),
+            tf.reduce_sum(counted),
             tf.zeros([]),
         )
 

@@ -13,6 +13,7 @@ import keras
 import pytest
 import tensorflow as tf
 
+from flowers17_tfdata.training import precision
 from tests import fakes
 
 NUM_DEVICES = 2
@@ -29,6 +30,8 @@ tf.config.set_visible_devices([], "GPU")
 def _restore_global_state(monkeypatch):
     policy = keras.config.dtype_policy()
     monkeypatch.delenv("TF_CONFIG", raising=False)
+    # The same arithmetic on every machine, with AMX or without.
+    monkeypatch.setattr(precision, "_cpu_flags", set)
     yield
     keras.config.set_dtype_policy(policy)
 

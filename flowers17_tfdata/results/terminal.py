@@ -233,12 +233,15 @@ def show_evaluation(evaluation: Mapping[str, Any]) -> None:
         rows,
     )
     low, high = evaluation["accuracy_interval"]
+    # Of five classes or fewer, the five likeliest are all.
+    top_5 = ""
+    if len(evaluation["per_class"]) > 5:
+        top_5 = f"top-5 {evaluation['top_5_accuracy']:.4f}, "
     say(
         f"{evaluation['split']}: accuracy {evaluation['accuracy']:.4f} "
         f"(95 % interval {low:.4f} to {high:.4f}, "
         f"{evaluation['num_examples']} images), "
-        f"top-5 {evaluation['top_5_accuracy']:.4f}, "
-        f"loss {evaluation['loss']:.4f}",
+        f"{top_5}loss {evaluation['loss']:.4f}",
         **{
             name: evaluation[name]
             for name in ("split", "num_examples", "accuracy", "loss")

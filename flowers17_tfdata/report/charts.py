@@ -64,8 +64,10 @@ def make_chart(
         legend={
             "orientation": "h",
             "x": 0,
-            "y": 1.02,
-            "yanchor": "bottom",
+            # Above all that stands on the plot itself.
+            "y": 1,
+            "yref": "container",
+            "yanchor": "top",
             "font": {"color": INK},
         },
         dragmode=False,
@@ -76,6 +78,7 @@ def make_chart(
         "zerolinecolor": GRID,
         "automargin": True,
         "fixedrange": True,
+        "title": {"font": {"size": 11.5}},
     }
     figure.update_xaxes(**axis)
     figure.update_yaxes(**axis)

@@ -64,11 +64,10 @@ def confusion_chart(confusion: np.ndarray, names: Sequence[str]) -> Chart:
             hovertemplate="%{hovertext}, %{z:.0%} of them<extra></extra>",
         )
     axis = charts.category_axis(names)
-    title = {"font": {"size": 11.5}}
     figure.update_xaxes(
-        **axis, side="top", tickangle=-45, title=title | {"text": "taken for"}
+        **axis, side="top", tickangle=-45, title_text="taken for"
     )
-    figure.update_yaxes(**axis, title=title | {"text": "true class"})
+    figure.update_yaxes(**axis, title_text="true class")
     figure.update_yaxes(range=[n - 0.5, -0.5])
     figure.update_layout(margin={"l": 8, "r": 24, "t": 8, "b": 8})
     side = max(360, 26 * n + 150) if n <= 35 else 14 * n + 150
@@ -166,7 +165,7 @@ def calibration_chart(calibration: Calibration) -> Chart:
         y=calibration.accuracy[filled].tolist(),
         width=0.92 / m,
         name="accuracy (95 % interval)",
-        marker={"color": charts.TRAIN},
+        marker={"color": charts.TRAIN, "opacity": 0.5},
         error_y={
             "type": "data",
             "symmetric": False,
@@ -174,7 +173,7 @@ def calibration_chart(calibration: Calibration) -> Chart:
             "arrayminus": (calibration.accuracy - intervals[:, 0])[
                 filled
             ].tolist(),
-            "color": charts.MUTED,
+            "color": charts.INK,
             "thickness": 1.25,
             "width": 3,
         },
@@ -212,7 +211,7 @@ def calibration_chart(calibration: Calibration) -> Chart:
         range=[0, 1.02], tickformat=".0%", title_text="accuracy", row=1, col=1
     )
     figure.update_yaxes(title_text="images", nticks=3, row=2, col=1)
-    figure.update_layout(margin={"l": 8, "r": 12, "t": 30, "b": 8})
+    figure.update_layout(margin={"l": 8, "r": 12, "t": 44, "b": 8})
     return make_chart(
         "chart-calibration",
         "Reliability diagram: accuracy by confidence, and images in each bin",

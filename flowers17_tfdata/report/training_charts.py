@@ -11,7 +11,7 @@ from flowers17_tfdata.report.charts import Chart, make_chart
 from flowers17_tfdata.report.record import StageRecord
 
 _STAGE_TITLES = {"transfer": "Transfer", "finetune": "Fine-tune"}
-_TICKS_A_STAGE = 4
+_MOST_TICKS = 8
 
 
 def learning_charts(stages: Sequence[StageRecord]) -> list[Chart]:
@@ -74,6 +74,7 @@ def _curves(
     figure = go.Figure()
     colours = (charts.TRAIN, charts.VALIDATION)
     offset, ticks = 0, []
+    step = -(-sum(len(stage.epochs) for stage in stages) // _MOST_TICKS)
     for stage in stages:
         epochs = [line["epoch"] for line in stage.epochs]
         x = [offset + epoch for epoch in epochs]
@@ -94,13 +95,11 @@ def _curves(
                 f"{shown}: %{{y}}<extra></extra>",
             )
         _mark_stage(figure, stage, offset)
-        step = max(1, round(len(epochs) / _TICKS_A_STAGE))
-        ticks += [
-            (offset + e, str(e)) for e in epochs if e % step == 0 or e == 1
-        ]
+        ticks += [(offset + e, str(e)) for e in epochs if e % step == 0]
         offset += max(epochs)
     figure.update_xaxes(
-        title={"text": "epoch within the stage", "font": {"size": 11.5}},
+        title_text="epoch within the stage",
+        tickangle=0,
         tickvals=[value for value, _ in ticks],
         ticktext=[text for _, text in ticks],
         range=[0.5, offset + 0.5],
@@ -108,7 +107,9 @@ def _curves(
         zeroline=False,
     )
     figure.update_yaxes(**axis)
-    figure.update_layout(margin={"l": 8, "r": 8, "t": 34, "b": 8})
+    figure.update_layout(
+        margin={"l": 8, "r": 8, "t": 48 if len(columns) > 1 else 22, "b": 8}
+    )
     return make_chart(f"chart-{name}", title, figure, height=height)
 
 
@@ -159,7 +160,7 @@ def time_chart(parts: Mapping[str, float]) -> Chart:
     figure.update_xaxes(
         # Room for the text behind the longest bar.
         range=[0, 1.3 * max(seconds)],
-        title={"text": "seconds", "font": {"size": 11.5}},
+        title_text="seconds",
         nticks=5,
     )
     figure.update_layout(margin={"l": 8, "r": 8, "t": 8, "b": 8}, bargap=0.35)

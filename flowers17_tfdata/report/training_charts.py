@@ -150,16 +150,15 @@ def time_chart(parts: Mapping[str, float]) -> Chart:
             orientation="h",
             marker={"color": charts.TRAIN},
             text=[f"{s:,.1f} s · {s / total:.0%}" for s in seconds],
-            textposition="outside",
-            cliponaxis=False,
-            textfont={"color": charts.INK},
+            textposition="auto",
+            textangle=0,
+            insidetextfont={"color": "var(--surface)"},
+            outsidetextfont={"color": charts.INK},
             hoverinfo="skip",
         )
     )
     figure.update_yaxes(**charts.category_axis(names))
     figure.update_xaxes(
-        # Room for the text behind the longest bar.
-        range=[0, 1.3 * max(seconds)],
         title_text="seconds",
         nticks=5,
     )

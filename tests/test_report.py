@@ -14,23 +14,27 @@ import subprocess
 
 import keras
 import numpy as np
+import plotly.graph_objects as go
 import pytest
 import tensorflow as tf
 
 from flowers17_tfdata import cli, flags
 from flowers17_tfdata.config import DataConfig, InputConfig
 from flowers17_tfdata.data import sources
+from flowers17_tfdata.input.examples import load_examples
 from flowers17_tfdata.input.input_pipeline import make_eval_dataset
 from flowers17_tfdata.models import classifier
 from flowers17_tfdata.report import (
     augmented_views,
     calibration,
+    charts,
     contents,
     grad_cam,
     mistakes,
     pictures,
     reproduce,
 )
+from flowers17_tfdata.results import evaluate
 from flowers17_tfdata.results.predictions import Predictions
 from tests import fakes
 
@@ -130,15 +134,15 @@ def test_train_ends_with_a_report_of_its_evaluation(trained):
     assert f"{correct} of 260 images are right" in text
     assert f"Top-5 {100 * evaluation['top_5_accuracy']:.1f} %" in text
     assert "moves the accuracy by 0.38 points" in text
-    charts = dict(page.scripts)
-    hits, misses = charts["chart-confusion"]["data"]
+    figures = dict(page.scripts)
+    hits, misses = figures["chart-confusion"]["data"]
     matrix = np.asarray(evaluation["confusion_matrix"])
     assert hits["text"][3][3] == (str(matrix[3, 3]) if matrix[3, 3] else "")
     shown = [int(t or 0) for row in misses["text"] for t in row]
     assert sum(shown) == 260 - correct
     lines = (trained / "metrics.jsonl").read_text().splitlines()
     expected = [json.loads(line)["validation_accuracy"] for line in lines]
-    accuracy = charts["chart-accuracy"]["data"]
+    accuracy = figures["chart-accuracy"]["data"]
     drawn = [y for t in accuracy if t["name"] == "validation" for y in t["y"]]
     assert drawn == expected
     for name, scores in evaluation["per_class"].items():
@@ -188,6 +192,13 @@ def test_names_are_text_and_never_markup(workdir, command, monkeypatch):
     # Plotly reads HTML in its texts: there, the name is escaped once more.
     ticks = dict(page.scripts)["chart-confusion"]["layout"]["xaxis"]["ticktext"]
     assert ticks[0] == "&lt;b&gt;x&lt;/b&gt; &amp; &quot;y&quot;"
+
+
+def test_no_chart_ends_its_script_element():
+    figure = go.Figure(go.Bar(x=[1], y=[2], name="</script><!-- &"))
+    text = charts.make_chart("chart", "a chart", figure).figure
+    assert not set("<>&") & set(text)
+    assert json.loads(text)["data"][0]["name"] == "</script><!-- &"
 
 
 def test_it_evaluates_only_what_is_due(workdir, command, capsys):
@@ -395,8 +406,6 @@ def test_first_view_is_what_evaluation_sees(source):
     views = augmented_views.make_views(
         source, "train", config, num_images=2, num_views=1, seed=0
     )
-    from flowers17_tfdata.input.examples import load_examples
-
     batches = make_eval_dataset(
         load_examples(source, "train", config),
         config,
@@ -421,8 +430,6 @@ def _large_evaluation(num_classes: int) -> dict:
     wrong = rng.integers(0, num_classes, [2, 4 * num_classes])
     np.add.at(confusion, tuple(wrong), 1)
     names = [f"class {k}" for k in range(num_classes)]
-    from flowers17_tfdata.results import evaluate
-
     return {
         "class_names": names,
         "confusion_matrix": confusion.tolist(),
@@ -481,8 +488,11 @@ addEventListener("load", () => setTimeout(() => {
     ".sortable tbody tr")].map((row) => Number(row.children[5].textContent));
   const ascending = column();
   f1.click();
+  // Without JavaScript, the system's choice counts.
+  delete document.documentElement.dataset.theme;
   parent.postMessage({
-    problems, before, after, ascending, descending: column(),
+    problems, bare: look().background, before, after, ascending,
+    descending: column(),
     plots: plots.length,
     drawn: plots.filter((plot) => plot.querySelector("svg.main-svg")).length,
     width: innerWidth, scroll_width: document.documentElement.scrollWidth,
@@ -551,6 +561,7 @@ def test_in_a_browser(trained, tmp_path, width, dark):
     assert seen["after"]["theme"] == ("light" if dark else "dark")
     for part in ("background", "axis"):
         assert seen["before"][part] != seen["after"][part]
+    assert seen["bare"] == seen["before"]["background"]
     channels = re.findall(r"\d+", seen["before"]["background"])
     assert (sum(map(int, channels)) < 3 * 128) == dark
     assert seen["ascending"] == sorted(seen["ascending"])

@@ -30,16 +30,18 @@ def render(context: Mapping[str, Any]) -> str:
         "duration": duration,
         "number": number,
     }
-    # Ours and Plotly's: whole files, not to be escaped.
-    files = {
-        name: markupsafe.Markup(
-            environment.loader.get_source(environment, f"report.{name}")[0]
-        )
-        for name in ("css", "js")
-    }
-    plotly_js = markupsafe.Markup(plotly.offline.get_plotlyjs())
+
+    def read(name: str) -> markupsafe.Markup:
+        # A whole file, not to be escaped.
+        source, *_ = environment.loader.get_source(environment, name)
+        return markupsafe.Markup(source)
+
     return environment.get_template("report.html").render(
-        **context, css=files["css"], js=files["js"], plotly_js=plotly_js
+        **context,
+        css=read("report.css"),
+        dark_css=read("dark.css"),
+        js=read("report.js"),
+        plotly_js=markupsafe.Markup(plotly.offline.get_plotlyjs()),
     )
 
 

@@ -142,7 +142,7 @@ def time_chart(parts: Mapping[str, float]) -> Chart:
     ordered = sorted(parts.items(), key=lambda item: item[1])
     names = [name for name, _ in ordered]
     seconds = [value for _, value in ordered]
-    total = sum(seconds)
+    total = sum(seconds) or 1.0
     figure = go.Figure(
         go.Bar(
             x=seconds,

@@ -4,8 +4,8 @@
   const systemDark = matchMedia("(prefers-color-scheme: dark)");
   // Some browsers refuse storage to pages that are opened from a file.
   const stored = {
-    get() { try { return localStorage.getItem("theme"); } catch { return null; } },
-    set(value) { try { localStorage.setItem("theme", value); } catch { /* not kept */ } },
+    get() { try { return localStorage.getItem("flowers17_tfdata_theme"); } catch { return null; } },
+    set(value) { try { localStorage.setItem("flowers17_tfdata_theme", value); } catch { /* not kept */ } },
   };
 
   // The charts' colours are CSS variables; Plotly needs their values.

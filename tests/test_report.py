@@ -18,7 +18,7 @@ import plotly.graph_objects as go
 import pytest
 import tensorflow as tf
 
-from flowers17_tfdata import cli, flags
+from flowers17_tfdata import cli, flags, report
 from flowers17_tfdata.config import DataConfig, InputConfig
 from flowers17_tfdata.data import sources
 from flowers17_tfdata.input.examples import load_examples
@@ -40,6 +40,7 @@ from tests import fakes
 
 NASTY = '<b>x</b> & "y"'
 PHONE_WIDTH = 390
+TEMPLATES = pathlib.Path(report.__file__).parent / "templates"
 
 
 @pytest.fixture(scope="module")
@@ -202,20 +203,20 @@ def test_no_chart_ends_its_script_element():
 
 
 def test_it_evaluates_only_what_is_due(workdir, command, capsys):
-    def report(*flags):
+    def evaluates(*flags):
         assert command(workdir, "--phase=report", *flags) == 0
         return "report: evaluating" in capsys.readouterr().out
 
     # The copy's evaluation is of the original's model.
-    assert report()
-    assert not report()
-    assert report("--split=validation")
+    assert evaluates()
+    assert not evaluates()
+    assert evaluates("--split=validation")
     assert "Accuracy on validation" in _Page(workdir / "report.html").text
-    assert report()
+    assert evaluates()
     os.utime(workdir / "model_finetune.keras")
-    assert report()
+    assert evaluates()
     model = workdir / "model_transfer.keras"
-    assert report(f"--model={model}")
+    assert evaluates(f"--model={model}")
     assert str(model) in _Page(workdir / "report.html").text
     assert command(workdir, "--phase=report", "--split=tset") == 1
     assert "--split must be one of" in capsys.readouterr().err
@@ -454,7 +455,41 @@ def test_a_thousand_classes_stay_usable():
     assert scores == sorted(scores)
 
 
-# --- in a browser
+def _luminance(colour: str) -> float:
+    """WCAG 2.2's relative luminance of `#rrggbb`."""
+    channels = np.array([int(colour[k : k + 2], 16) for k in (1, 3, 5)]) / 255
+    linear = np.where(
+        channels <= 0.04045,
+        channels / 12.92,
+        ((channels + 0.055) / 1.055) ** 2.4,
+    )
+    return float(linear @ [0.2126, 0.7152, 0.0722])
+
+
+@pytest.mark.parametrize("theme", ["report.css", "dark.css"])
+@pytest.mark.parametrize(
+    ("text", "grounds"),
+    [
+        *(
+            (f"--{t}", ("--surface", "--page", "--surface-2"))
+            for t in ("ink", "body", "muted")
+        ),
+        *(
+            (f"--{t}", ("--surface", "--page"))
+            for t in ("accent", "right", "wrong")
+        ),
+        ("--ink", ("--warn-surface", "--accent-soft")),
+        ("--hit-text", ("--hit-low", "--hit-high")),
+        ("--miss-text", ("--miss-low", "--miss-high")),
+    ],
+)
+def test_text_can_be_read_in_both_themes(theme, text, grounds):
+    source = (TEMPLATES / theme).read_text(encoding="utf-8")
+    colours = dict(re.findall(r"(--[\w-]+): (#[0-9a-f]{6});", source))
+    for ground in grounds:
+        a, b = _luminance(colours[text]), _luminance(colours[ground])
+        # WCAG 2.2, criterion 1.4.3, level AA.
+        assert (max(a, b) + 0.05) / (min(a, b) + 0.05) >= 4.5, ground
 
 
 def _find_browser() -> str:
@@ -510,10 +545,10 @@ addEventListener("message", (e) => {{
 </script>"""
 
 
-def _look(report: pathlib.Path, folder: pathlib.Path, width: int, dark: bool):
+def _look(path: pathlib.Path, folder: pathlib.Path, width: int, dark: bool):
     """Opens a report in a frame of `width` pixels and says what it is like."""
     browser = _find_browser()
-    source = report.read_text(encoding="utf-8")
+    source = path.read_text(encoding="utf-8")
     source = source.replace("<head>", "<head>" + _ERRORS, 1)
     end = source.rindex("</body>")
     source = source[:end] + _PROBE + source[end:]

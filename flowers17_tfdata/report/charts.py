@@ -78,7 +78,7 @@ def make_chart(
         "zerolinecolor": GRID,
         "automargin": True,
         "fixedrange": True,
-        "title": {"font": {"size": 11.5}},
+        "title": {"font": {"size": 11.5}, "standoff": 10},
     }
     figure.update_xaxes(**axis)
     figure.update_yaxes(**axis)

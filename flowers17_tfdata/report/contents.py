@@ -32,7 +32,10 @@ STAGE_TITLES = {"transfer": "Transfer", "finetune": "Fine-tune"}
 
 
 def headline(
-    evaluation: Mapping[str, Any], record: RunRecord, backbone: str
+    evaluation: Mapping[str, Any],
+    record: RunRecord,
+    model: str,
+    backbone: str,
 ) -> dict[str, Any]:
     """Returns the accuracy, and what to hold it against."""
     n = evaluation["num_examples"]
@@ -48,7 +51,7 @@ def headline(
         "num_correct": round(evaluation["accuracy"] * n),
         "num_classes": num_classes,
         "split": evaluation["split"],
-        "model": evaluation["model"],
+        "model": model,
         "backbone": backbone,
         "loss": evaluation["loss"],
         "top_5": evaluation["top_5_accuracy"]

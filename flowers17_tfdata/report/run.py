@@ -85,7 +85,9 @@ def _make_context(
         "dataset": session.source.name,
         "written": datetime.datetime.now().strftime("%Y-%m-%d %H:%M"),
         "version": flowers17_tfdata.__version__,
-        "headline": contents.headline(evaluation, record, backbone),
+        "headline": contents.headline(
+            evaluation, record, str(trained.path), backbone
+        ),
         "learning": contents.learning(
             record, flags.get("label_smoothing", 0.0)
         ),

@@ -31,6 +31,7 @@ from flowers17_tfdata.report import (
     contents,
     grad_cam,
     mistakes,
+    page,
     pictures,
     reproduce,
 )
@@ -125,22 +126,22 @@ class _Page(html.parser.HTMLParser):
 
 
 def test_train_ends_with_a_report_of_its_evaluation(trained):
-    page = _Page(trained / "report.html")
+    shown = _Page(trained / "report.html")
     evaluation = json.loads((trained / "evaluation.json").read_text())
     low, high = evaluation["accuracy_interval"]
-    text = page.text
+    text = shown.text
     assert f"Accuracy on test {100 * evaluation['accuracy']:.1f} %" in text
     assert f"interval {100 * low:.1f} % to {100 * high:.1f} %" in text
     correct = round(260 * evaluation["accuracy"])
     assert f"{correct} of 260 images are right" in text
     assert f"Top-5 {100 * evaluation['top_5_accuracy']:.1f} %" in text
     assert "moves the accuracy by 0.38 points" in text
-    figures = dict(page.scripts)
+    figures = dict(shown.scripts)
     hits, misses = figures["chart-confusion"]["data"]
     matrix = np.asarray(evaluation["confusion_matrix"])
     assert hits["text"][3][3] == (str(matrix[3, 3]) if matrix[3, 3] else "")
-    shown = [int(t or 0) for row in misses["text"] for t in row]
-    assert sum(shown) == 260 - correct
+    counts = [int(t or 0) for row in misses["text"] for t in row]
+    assert sum(counts) == 260 - correct
     lines = (trained / "metrics.jsonl").read_text().splitlines()
     expected = [json.loads(line)["validation_accuracy"] for line in lines]
     accuracy = figures["chart-accuracy"]["data"]
@@ -151,18 +152,18 @@ def test_train_ends_with_a_report_of_its_evaluation(trained):
         assert row in text
     assert "800" in text and "in 130 groups" in text
     # Two thirds of the 17 dummy classes are confused: pictures are there.
-    images = [v for tag, name, v in page.attributes if tag == "img"]
+    images = [v for tag, name, v in shown.attributes if tag == "img"]
     assert sum(v.startswith("data:image/jpeg;base64,") for v in images) > 40
-    assert all(value for tag, name, value in page.attributes if name == "alt")
+    assert all(value for tag, name, value in shown.attributes if name == "alt")
     assert (trained / "report.html").stat().st_size < 8e6
 
 
 def test_page_loads_nothing(trained):
-    page = _Page(trained / "report.html")
-    for tag, name, value in page.attributes:
+    shown = _Page(trained / "report.html")
+    for tag, name, value in shown.attributes:
         if name in ("src", "href", "srcset", "data", "action", "poster"):
             assert value.startswith(("data:image/jpeg", "#")), (tag, value[:80])
-    assert not {"link", "iframe", "object", "embed", "base"} & set(page.tags)
+    assert not {"link", "iframe", "object", "embed", "base"} & set(shown.tags)
     source = (trained / "report.html").read_text(encoding="utf-8")
     style = source[source.index("<style>") : source.index("</style>")]
     assert "url(" not in style and "@import" not in style
@@ -182,16 +183,18 @@ def test_names_are_text_and_never_markup(workdir, command, monkeypatch):
     (workdir / "audit.json").unlink()
     assert command(workdir, "--phase=prepare") == 0
     assert command(workdir, "--phase=report") == 0
-    page = _Page(workdir / "report.html")
-    assert NASTY in page.text
-    assert "</script><script>bad()" in page.text
-    assert "b" not in page.tags
+    shown = _Page(workdir / "report.html")
+    assert NASTY in shown.text
+    assert "</script><script>bad()" in shown.text
+    assert "b" not in shown.tags
     source = (workdir / "report.html").read_text(encoding="utf-8")
     assert source.count("bad()") == source.count("&lt;script&gt;bad()") + (
         source.count("script\\u0026gt;bad()")
     )
     # Plotly reads HTML in its texts: there, the name is escaped once more.
-    ticks = dict(page.scripts)["chart-confusion"]["layout"]["xaxis"]["ticktext"]
+    ticks = dict(shown.scripts)["chart-confusion"]["layout"]["xaxis"][
+        "ticktext"
+    ]
     assert ticks[0] == "&lt;b&gt;x&lt;/b&gt; &amp; &quot;y&quot;"
 
 
@@ -251,10 +254,10 @@ def test_pairs_across_splits_are_warned_of(workdir, command):
     found["pairs"][0]["splits"] = ["train", "test"]
     path.write_text(json.dumps(audit))
     assert command(workdir, "--phase=report") == 0
-    page = _Page(workdir / "report.html")
-    assert ("div", "role", "alert") in page.attributes
-    assert "1 near-duplicate pairs across splits" in page.text
-    assert found["pairs"][0]["ids"][0] in page.text
+    shown = _Page(workdir / "report.html")
+    assert ("div", "role", "alert") in shown.attributes
+    assert "1 near-duplicate pairs across splits" in shown.text
+    assert found["pairs"][0]["ids"][0] in shown.text
 
 
 def test_training_command_parses_to_the_same_flags(trained):
@@ -523,11 +526,15 @@ addEventListener("load", () => setTimeout(() => {
     ".sortable tbody tr")].map((row) => Number(row.children[5].textContent));
   const ascending = column();
   f1.click();
+  const rows = [...document.querySelectorAll(".sortable tbody tr")];
+  const visible = () => rows.filter((row) => row.offsetHeight).length;
+  const at_first = visible();
+  document.getElementById("show-all")?.click();
   // Without JavaScript, the system's choice counts.
   delete document.documentElement.dataset.theme;
   parent.postMessage({
-    problems, bare: look().background, before, after, ascending,
-    descending: column(),
+    problems, before, after, bare: look().background,
+    ascending, descending: column(), at_first, in_all: visible(),
     plots: plots.length,
     drawn: plots.filter((plot) => plot.querySelector("svg.main-svg")).length,
     width: innerWidth, scroll_width: document.documentElement.scrollWidth,
@@ -600,4 +607,29 @@ def test_in_a_browser(trained, tmp_path, width, dark):
     channels = re.findall(r"\d+", seen["before"]["background"])
     assert (sum(map(int, channels)) < 3 * 128) == dark
     assert seen["ascending"] == sorted(seen["ascending"])
+    assert seen["descending"] == sorted(seen["ascending"], reverse=True)
+
+
+def test_a_thousand_classes_in_a_browser(
+    workdir, command, tmp_path, monkeypatch
+):
+    render = page.render
+    evaluation = _large_evaluation(1000)
+
+    def render_large(context):
+        large = {
+            "confusions": contents.confusions(evaluation),
+            "per_class": contents.per_class(evaluation),
+        }
+        return render(context | large)
+
+    monkeypatch.setattr(page, "render", render_large)
+    assert command(workdir, "--phase=report") == 0
+    seen = _look(workdir / "report.html", tmp_path, PHONE_WIDTH, dark=False)
+    assert seen["problems"] == []
+    assert seen["scroll_width"] <= PHONE_WIDTH
+    # Some browsers draw the matrix once its <details> is opened.
+    assert seen["drawn"] in (seen["plots"], seen["plots"] - 1)
+    assert (seen["at_first"], seen["in_all"]) == (50, 1000)
+    # All of them are sorted, not only those that are shown.
     assert seen["descending"] == sorted(seen["ascending"], reverse=True)

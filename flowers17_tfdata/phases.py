@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import filelock
 import keras
@@ -23,9 +24,7 @@ from flowers17_tfdata.errors import (
     one_line,
 )
 from flowers17_tfdata.predict.run import predict
-from flowers17_tfdata.results import evaluate as evaluate_lib
 from flowers17_tfdata.results import metrics, terminal, timings
-from flowers17_tfdata.results import predictions as predictions_lib
 from flowers17_tfdata.session import Session, open_session
 from flowers17_tfdata.stages import train_stages
 
@@ -154,13 +153,16 @@ def finetune(session: Session) -> None:
 
 
 def train(session: Session) -> None:
-    """Audits, transfers, fine-tunes and evaluates on `--split` (test)."""
+    """Audits, transfers, fine-tunes, evaluates on `--split`, and reports."""
     # A misspelt split must not wait for the end of the training.
     session.source.check_split(session.config.evaluation.split)
     if not _is_audited(session):
         prepare(session)
     train_stages(session, config_lib.STAGES)
-    evaluate(session)
+    evaluation = _evaluate(session)
+    # A missed gate is the very moment to look at one.
+    report(session)
+    _check_gate(session, evaluation)
 
 
 def _is_audited(session: Session) -> bool:
@@ -173,33 +175,29 @@ def _is_audited(session: Session) -> bool:
 
 
 def evaluate(session: Session) -> None:
-    """Evaluates a saved model on a split.
-
-    Writes `evaluation.json`, and what it says of every example to
-    `predictions_SPLIT.npz`.
+    """Evaluates a saved model on a split; see `trained.evaluate_split`.
 
     Raises:
       AccuracyGateMissed: below `--assert_accuracy_at_least`.
     """
-    config = session.config
-    split = config.evaluation.split
+    _check_gate(session, _evaluate(session))
+
+
+def _evaluate(session: Session) -> dict[str, Any]:
+    split = session.config.evaluation.split
     with timings.measure(session.output, "evaluation"):
         trained = trained_lib.load_model_for(session)
-        predictions = trained_lib.predict_split(session, trained, split)
-    predictions_lib.save(
-        predictions_lib.predictions_path(session.output, split), predictions
-    )
-    evaluation = evaluate_lib.summarize(
-        evaluate_lib.tally(predictions), split, session.source.class_names
-    )
-    evaluation |= {"model": str(trained.path), "dataset": session.source.name}
-    metrics.write_json(session.output / "evaluation.json", evaluation)
+        evaluation, _ = trained_lib.evaluate_split(session, trained, split)
     terminal.show_evaluation(evaluation)
-    gate = config.evaluation.assert_accuracy_at_least
+    return evaluation
+
+
+def _check_gate(session: Session, evaluation: dict[str, Any]) -> None:
+    gate = session.config.evaluation.assert_accuracy_at_least
     if evaluation["accuracy"] < gate:
         raise AccuracyGateMissed(
-            f"accuracy {evaluation['accuracy']:.4f} on {split} is below "
-            f"--assert_accuracy_at_least={gate}"
+            f"accuracy {evaluation['accuracy']:.4f} on {evaluation['split']} "
+            f"is below --assert_accuracy_at_least={gate}"
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 from collections.abc import Callable
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -15,7 +16,9 @@ from flowers17_tfdata.errors import UserError, one_line
 from flowers17_tfdata.input import input_pipeline
 from flowers17_tfdata.input.examples import Examples, load_examples
 from flowers17_tfdata.models import backbones, classifier, folding
+from flowers17_tfdata.results import evaluate as evaluate_lib
 from flowers17_tfdata.results import metrics
+from flowers17_tfdata.results import predictions as predictions_lib
 from flowers17_tfdata.results.predictions import Predictions
 from flowers17_tfdata.session import Session
 from flowers17_tfdata.training import inference, loop
@@ -208,3 +211,29 @@ def predict_split(
     """
     examples = load_examples(session.source, split, session.config.input)
     return predict_examples(session, trained, examples, f"{split} split")
+
+
+def evaluate_split(
+    session: Session, trained: TrainedModel, split: str
+) -> tuple[dict[str, Any], Predictions]:
+    """Evaluates a model on a split of the session's data set.
+
+    Writes `evaluation.json`, and what the model says of every example to
+    `predictions_SPLIT.npz`.
+
+    Returns:
+      What the two files hold.
+
+    Raises:
+      UserError: there is no such split, or an image can't be decoded.
+    """
+    predictions = predict_split(session, trained, split)
+    predictions_lib.save(
+        predictions_lib.predictions_path(session.output, split), predictions
+    )
+    evaluation = evaluate_lib.summarize(
+        evaluate_lib.tally(predictions), split, session.source.class_names
+    )
+    evaluation |= {"model": str(trained.path), "dataset": session.source.name}
+    metrics.write_json(session.output / "evaluation.json", evaluation)
+    return evaluation, predictions

@@ -78,16 +78,21 @@ def get_feature_extractor(model: keras.Model) -> keras.Model:
     return keras.Model(model.inputs, model.get_layer("pooler").output)
 
 
+def get_head_layers(model: keras.Model) -> list[keras.layers.Layer]:
+    """Returns the pooler and what follows it, each fed by the one before."""
+    layers = list(model.layers)
+    return layers[layers.index(model.get_layer("pooler")) :]
+
+
 def get_head(model: keras.Model) -> keras.Model:
     """Returns the head of a classifier: from features to logits.
 
     It shares the classifier's layers: training it trains the classifier.
     """
-    layers = list(model.layers)
-    position = layers.index(model.get_layer("pooler"))
-    inputs = keras.Input(layers[position].output.shape[1:], name="features")
+    pooler, *layers = get_head_layers(model)
+    inputs = keras.Input(pooler.output.shape[1:], name="features")
     x = inputs
-    for layer in layers[position + 1 :]:
+    for layer in layers:
         x = layer(x)
     return keras.Model(inputs, x, name="head")
 

@@ -1,0 +1,635 @@
+"""The report: its numbers, its pictures, its safety, how a browser shows it."""
+
+from __future__ import annotations
+
+import dataclasses
+import html.parser
+import json
+import os
+import pathlib
+import re
+import shlex
+import shutil
+import subprocess
+
+import keras
+import numpy as np
+import plotly.graph_objects as go
+import pytest
+import tensorflow as tf
+
+from flowers17_tfdata import cli, flags, report
+from flowers17_tfdata.config import DataConfig, InputConfig
+from flowers17_tfdata.data import sources
+from flowers17_tfdata.input.examples import load_examples
+from flowers17_tfdata.input.input_pipeline import make_eval_dataset
+from flowers17_tfdata.models import classifier
+from flowers17_tfdata.report import (
+    augmented_views,
+    calibration,
+    charts,
+    contents,
+    grad_cam,
+    mistakes,
+    page,
+    pictures,
+    reproduce,
+)
+from flowers17_tfdata.results import evaluate
+from flowers17_tfdata.results.predictions import Predictions
+from tests import fakes
+
+NASTY = '<b>x</b> & "y"'
+PHONE_WIDTH = 390
+TEMPLATES = pathlib.Path(report.__file__).parent / "templates"
+
+
+@pytest.fixture(scope="module")
+def command(data_dir, dummy_archive):
+    """Returns `command(workdir, *flags) -> exit code`."""
+
+    def command(workdir, *flags):
+        return cli.main(
+            [
+                "main.py",
+                f"--workdir={workdir}",
+                f"--data_dir={data_dir}",
+                f"--archive={dummy_archive}",
+                "--strategy=default",
+                *flags,
+            ]
+        )
+
+    return command
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, command) -> pathlib.Path:
+    """A workdir that `--phase=train` left; not to be written to."""
+    workdir = tmp_path_factory.mktemp("trained") / "work"
+    policy = keras.config.dtype_policy()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            keras.applications, "TinyNet", fakes.TinyNet, raising=False
+        )
+        code = command(
+            workdir,
+            "--phase=train",
+            "--backbone=tiny_net",
+            "--weights=none",
+            "--image_size=32",
+            "--head_units=16",
+            "--global_batch_size=64",
+            "--transfer_epochs=2",
+            "--finetune_epochs=2",
+            "--finetune_learning_rate=1e-2",
+        )
+    keras.config.set_dtype_policy(policy)
+    assert code == 0
+    return workdir
+
+
+@pytest.fixture
+def workdir(trained, tmp_path, tiny_backbone) -> pathlib.Path:
+    """A copy of `trained` that is evaluated where it lies."""
+    copy = tmp_path / "work dir"
+    shutil.copytree(trained, copy)
+    return copy
+
+
+class _Page(html.parser.HTMLParser):
+    """The text, the tags and the attributes of a page."""
+
+    def __init__(self, path: pathlib.Path):
+        super().__init__()
+        self.tags, self.attributes, self.scripts = [], [], []
+        self._inside, text = [], []
+        self._text = text
+        self.feed(path.read_text(encoding="utf-8"))
+        self.text = " ".join(" ".join(text).split())
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value) for name, value in attrs]
+        self._inside.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        while self._inside and self._inside.pop()[0] != tag:
+            pass
+
+    def handle_data(self, data):
+        tag, attributes = self._inside[-1] if self._inside else ("", {})
+        if tag == "script" and "data-chart" in attributes:
+            self.scripts.append((attributes["data-chart"], json.loads(data)))
+        elif tag not in ("script", "style"):
+            self._text.append(data)
+
+
+def test_train_ends_with_a_report_of_its_evaluation(trained):
+    shown = _Page(trained / "report.html")
+    evaluation = json.loads((trained / "evaluation.json").read_text())
+    low, high = evaluation["accuracy_interval"]
+    text = shown.text
+    assert f"Accuracy on test {100 * evaluation['accuracy']:.1f} %" in text
+    assert f"interval {100 * low:.1f} % to {100 * high:.1f} %" in text
+    correct = round(260 * evaluation["accuracy"])
+    assert f"{correct} of 260 images are right" in text
+    assert f"Top-5 {100 * evaluation['top_5_accuracy']:.1f} %" in text
+    assert "moves the accuracy by 0.38 points" in text
+    figures = dict(shown.scripts)
+    hits, misses = figures["chart-confusion"]["data"]
+    matrix = np.asarray(evaluation["confusion_matrix"])
+    assert hits["text"][3][3] == (str(matrix[3, 3]) if matrix[3, 3] else "")
+    counts = [int(t or 0) for row in misses["text"] for t in row]
+    assert sum(counts) == 260 - correct
+    lines = (trained / "metrics.jsonl").read_text().splitlines()
+    expected = [json.loads(line)["validation_accuracy"] for line in lines]
+    accuracy = figures["chart-accuracy"]["data"]
+    drawn = [y for t in accuracy if t["name"] == "validation" for y in t["y"]]
+    assert drawn == expected
+    for name, scores in evaluation["per_class"].items():
+        row = rf"{name} {scores['support']} {100 * scores['precision']:.0f} %"
+        assert row in text
+    assert "800" in text and "in 130 groups" in text
+    # Two thirds of the 17 dummy classes are confused: pictures are there.
+    images = [v for tag, name, v in shown.attributes if tag == "img"]
+    assert sum(v.startswith("data:image/jpeg;base64,") for v in images) > 40
+    assert all(value for tag, name, value in shown.attributes if name == "alt")
+    assert (trained / "report.html").stat().st_size < 8e6
+
+
+def test_page_loads_nothing(trained):
+    shown = _Page(trained / "report.html")
+    for tag, name, value in shown.attributes:
+        if name in ("src", "href", "srcset", "data", "action", "poster"):
+            assert value.startswith(("data:image/jpeg", "#")), (tag, value[:80])
+    assert not {"link", "iframe", "object", "embed", "base"} & set(shown.tags)
+    source = (trained / "report.html").read_text(encoding="utf-8")
+    style = source[source.index("<style>") : source.index("</style>")]
+    assert "url(" not in style and "@import" not in style
+    assert "default-src 'none'" in source
+
+
+def test_names_are_text_and_never_markup(workdir, command, monkeypatch):
+    open_source = sources.open_source
+
+    def renamed(config):
+        source = open_source(config)
+        names = (NASTY, "</script><script>bad()", *source.class_names[2:])
+        return dataclasses.replace(source, class_names=names)
+
+    monkeypatch.setattr(sources, "open_source", renamed)
+    monkeypatch.setattr(classifier, "read_class_names", lambda path: None)
+    (workdir / "audit.json").unlink()
+    assert command(workdir, "--phase=prepare") == 0
+    assert command(workdir, "--phase=report") == 0
+    shown = _Page(workdir / "report.html")
+    assert NASTY in shown.text
+    assert "</script><script>bad()" in shown.text
+    assert "b" not in shown.tags
+    source = (workdir / "report.html").read_text(encoding="utf-8")
+    assert source.count("bad()") == source.count("&lt;script&gt;bad()") + (
+        source.count("script\\u0026gt;bad()")
+    )
+    # Plotly reads HTML in its texts: there, the name is escaped once more.
+    ticks = dict(shown.scripts)["chart-confusion"]["layout"]["xaxis"][
+        "ticktext"
+    ]
+    assert ticks[0] == "&lt;b&gt;x&lt;/b&gt; &amp; &quot;y&quot;"
+
+
+def test_no_chart_ends_its_script_element():
+    figure = go.Figure(go.Bar(x=[1], y=[2], name="</script><!-- &"))
+    text = charts.make_chart("chart", "a chart", figure).figure
+    assert not set("<>&") & set(text)
+    assert json.loads(text)["data"][0]["name"] == "</script><!-- &"
+
+
+def test_it_evaluates_only_what_is_due(workdir, command, capsys):
+    def evaluates(*flags):
+        assert command(workdir, "--phase=report", *flags) == 0
+        return "report: evaluating" in capsys.readouterr().out
+
+    # The copy's evaluation is of the original's model.
+    assert evaluates()
+    assert not evaluates()
+    assert evaluates("--split=validation")
+    assert "Accuracy on validation" in _Page(workdir / "report.html").text
+    assert evaluates()
+    os.utime(workdir / "model_finetune.keras")
+    assert evaluates()
+    model = workdir / "model_transfer.keras"
+    assert evaluates(f"--model={model}")
+    assert str(model) in _Page(workdir / "report.html").text
+    assert command(workdir, "--phase=report", "--split=tset") == 1
+    assert "--split must be one of" in capsys.readouterr().err
+
+
+def test_it_says_what_the_workdir_does_not_hold(workdir, command):
+    for name in ("audit.json", "metrics.jsonl", "timings.jsonl"):
+        (workdir / name).unlink()
+    assert command(workdir, "--phase=report") == 0
+    text = _Page(workdir / "report.html").text
+    assert "This workdir holds no metrics.jsonl" in text
+    assert "--phase=prepare" in text and "writes audit.json" in text
+    (workdir / "config.json").unlink()
+    assert (
+        command(
+            workdir,
+            "--phase=report",
+            "--image_size=32",
+            "--backbone=tiny_net",
+            "--augmentation=none",
+        )
+        == 0
+    )
+    assert "holds no config.json" in _Page(workdir / "report.html").text
+
+
+def test_pairs_across_splits_are_warned_of(workdir, command):
+    path = workdir / "audit.json"
+    audit = json.loads(path.read_text())
+    found = audit["near_duplicates"]
+    found["num_pairs_across_splits"] = 1
+    found["pairs"][0]["splits"] = ["train", "test"]
+    path.write_text(json.dumps(audit))
+    assert command(workdir, "--phase=report") == 0
+    shown = _Page(workdir / "report.html")
+    assert ("div", "role", "alert") in shown.attributes
+    assert "1 near-duplicate pairs across splits" in shown.text
+    assert found["pairs"][0]["ids"][0] in shown.text
+
+
+def test_training_command_parses_to_the_same_flags(trained):
+    recorded = json.loads((trained / "config.json").read_text())["flags"]
+    recorded |= {"data_dir": "/a folder/it's", "horizontal_flip": False}
+    text = reproduce.on_lines(reproduce.training_command(recorded))
+    words = shlex.split(text.replace("\\\n", " "))
+    assert words[:2] == ["python", "main.py"]
+    config = flags.parse(words[1:])
+    assert config.data.data_dir == "/a folder/it's"
+    assert config.input.horizontal_flip is False
+    assert config.optimization.finetune_learning_rate == 1e-2
+    assert config.workdir == str(trained)
+    # What is the default needs no flag.
+    assert "--rotation" not in text
+
+
+def test_ece_of_a_worked_example():
+    # Of 5 bins: (0.4, 0.6] holds 0.5 and 0.6, one right: |1/2 - 0.55|;
+    # (0.8, 1] holds 0.9, 0.9, 1, two right: |2/3 - 2.8/3|.
+    result = calibration.calibrate(
+        np.array([0.5, 0.6, 0.9, 0.9, 1.0]),
+        np.array([True, False, True, False, True]),
+        5,
+    )
+    assert result.counts.tolist() == [0, 0, 2, 0, 3]
+    assert result.correct.tolist() == [0, 0, 1, 0, 2]
+    assert result.ece == pytest.approx(2 / 5 * 0.05 + 3 / 5 * 0.8 / 3)
+    assert result.mean_confidence == pytest.approx(0.78)
+    assert np.isnan(result.accuracy[0])
+
+
+@pytest.mark.parametrize(("n", "bins"), [(12, 5), (90, 9), (260, 15)])
+def test_number_of_bins(n, bins):
+    assert calibration.choose_num_bins(n) == bins
+
+
+def test_choice_of_mistakes():
+    probabilities = np.array(
+        [
+            [0.8, 0.1, 0.1],  # right, sure
+            [0.1, 0.7, 0.2],  # wrong, less sure
+            [0.05, 0.05, 0.9],  # wrong, surest
+            [0.4, 0.35, 0.25],  # wrong, torn
+            [0.6, 0.3, 0.1],  # right
+        ]
+    )
+    predictions = Predictions(
+        tuple("abcde"), np.array([0, 0, 1, 1, 0]), np.log(probabilities)
+    )
+    choice = mistakes.choose(predictions, most=2)
+    assert choice.worst == [2, 1]
+    assert choice.least_certain == [3]
+    assert choice.exemplars == {0: 0}
+    confusion = np.array([[5, 3, 1], [0, 9, 0], [1, 1, 0]])
+    assert mistakes.most_confused(confusion, 2) == [
+        mistakes.Confusion(0, 1, 3, pytest.approx(1 / 3)),
+        mistakes.Confusion(2, 0, 1, 0.5),
+    ]
+
+
+def _colour_model() -> keras.Model:
+    """Tells red (class 0) from green (class 1) and blue from neither."""
+    inputs = keras.Input([8, 8, 3])
+    x = keras.layers.AveragePooling2D(2)(inputs)
+    backbone = keras.Model(inputs, x, name="tinynet")
+    image = keras.Input([8, 8, 3])
+    x = keras.layers.GlobalAveragePooling2D(name="pooler")(backbone(image))
+    x = keras.layers.Dropout(0.5)(x)
+    logits = keras.layers.Dense(2, dtype="float32", name="predictions")(x)
+    model = keras.Model(image, logits)
+    kernel = np.array([[1.0, -1], [-1, 1], [0, 0]])
+    model.get_layer("predictions").set_weights([kernel, np.zeros(2)])
+    return model
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+def test_grad_cam_finds_the_part_that_speaks_for_a_class(policy):
+    keras.config.set_dtype_policy(policy)
+    image = np.zeros([8, 8, 3], np.uint8)
+    image[:4, :4, 0] = 200
+    image[4:, 4:, 1] = 100
+    image[:4, 4:, 2] = 255
+    cam = grad_cam.GradCam(_colour_model(), lambda x: x / 255)
+    (maps,) = cam.feature_maps(image[np.newaxis])
+    assert maps.dtype == tf.float32
+    # 4 x 4 cells: red in the upper left, green in the lower right quarter.
+    red, green = np.zeros([2, 4, 4])
+    red[:2, :2] = green[2:, 2:] = 1
+    np.testing.assert_allclose(cam.heat(maps, 0), red, atol=1e-6)
+    np.testing.assert_allclose(cam.heat(maps, 1), green, atol=1e-6)
+    painted = grad_cam.overlay(image, cam.heat(maps, 0)).astype(int)
+    # Without heat it is the gray picture.
+    assert np.ptp(painted[-1, 0]) == 0
+    assert np.ptp(painted[0, 0]) > 50
+
+
+def test_grad_cam_declines_other_models():
+    model = keras.Sequential(
+        [keras.Input([8, 8, 3]), keras.layers.Flatten(), keras.layers.Dense(2)]
+    )
+    with pytest.raises(grad_cam.NotExplainable, match="pooler"):
+        grad_cam.GradCam(model, lambda x: x)
+
+
+@pytest.fixture(scope="module")
+def source(data_dir, dummy_archive):
+    return sources.open_source(
+        DataConfig(archive=str(dummy_archive), data_dir=str(data_dir))
+    )
+
+
+@pytest.mark.parametrize(
+    ("augmentation", "augment_on", "cache"),
+    [
+        ("affine", "host", "memory"),
+        ("affine", "host", "none"),
+        ("affine", "device", "memory"),
+        ("keras", "host", "memory"),
+        ("none", "host", "memory"),
+        ("none", "device", "none"),
+    ],
+)
+def test_views_are_of_the_picture_they_stand_beside(
+    source, augmentation, augment_on, cache
+):
+    config = InputConfig(
+        image_size=32,
+        cache=cache,
+        augmentation=augmentation,
+        augment_on=augment_on,
+    )
+    views = augmented_views.make_views(
+        source, "train", config, num_images=3, num_views=4, seed=0
+    )
+    assert views.shape == (3, 5, 32, 32, 3)
+    changed = (views[:, 1:] != views[:, :1]).any(axis=(2, 3, 4))
+    assert changed.all() if augmentation != "none" else not changed.any()
+    # The dummy pictures are tinted by class.
+    tints = views.mean(axis=(2, 3))
+    for k in range(3):
+        distances = np.linalg.norm(
+            tints[k, 1:, None] - tints[None, :, 0], axis=2
+        )
+        assert (distances.argmin(axis=1) == k).all()
+
+
+def test_first_view_is_what_evaluation_sees(source):
+    config = InputConfig(image_size=32, cache="memory", augment_on="host")
+    views = augmented_views.make_views(
+        source, "train", config, num_images=2, num_views=1, seed=0
+    )
+    batches = make_eval_dataset(
+        load_examples(source, "train", config),
+        config,
+        lambda x: x,
+        global_batch_size=1,
+    )
+    first = next(iter(batches)).inputs[0]
+    np.testing.assert_array_equal(views[0, 0], first)
+
+
+def test_pictures_keep_their_aspect_ratio():
+    image = fakes.make_smooth_image(100, 300)
+    encoded = tf.io.encode_jpeg(image).numpy()
+    picture = pictures.from_encoded(encoded, 150)
+    assert (picture.width, picture.height) == (150, 50)
+    assert pictures.from_pixels(image[:20, :30], 224)[1:] == (30, 20)
+
+
+def _large_evaluation(num_classes: int) -> dict:
+    rng = np.random.default_rng(0)
+    confusion = np.diag(rng.integers(20, 50, num_classes))
+    wrong = rng.integers(0, num_classes, [2, 4 * num_classes])
+    np.add.at(confusion, tuple(wrong), 1)
+    names = [f"class {k}" for k in range(num_classes)]
+    return {
+        "class_names": names,
+        "confusion_matrix": confusion.tolist(),
+        "per_class": evaluate.per_class_scores(confusion, names),
+    }
+
+
+def test_a_thousand_classes_stay_usable():
+    evaluation = _large_evaluation(1000)
+    found = contents.confusions(evaluation)
+    assert not found["in_full"]
+    assert len(found["pairs"]) == 20
+    assert len(found["chart"].figure) < 300_000
+    blocks = json.loads(found["chart"].figure)["data"][0]["customdata"]
+    total = np.asarray(evaluation["confusion_matrix"]).sum()
+    assert np.shape(blocks) == (100, 100)
+    assert np.sum(blocks) == total
+    table = contents.per_class(evaluation)
+    assert len(table["rows"]) == 1000
+    assert table["num_first"] == 50
+    scores = [row["f1"] for row in table["rows"]]
+    assert scores == sorted(scores)
+
+
+def _luminance(colour: str) -> float:
+    """WCAG 2.2's relative luminance of `#rrggbb`."""
+    channels = np.array([int(colour[k : k + 2], 16) for k in (1, 3, 5)]) / 255
+    linear = np.where(
+        channels <= 0.04045,
+        channels / 12.92,
+        ((channels + 0.055) / 1.055) ** 2.4,
+    )
+    return float(linear @ [0.2126, 0.7152, 0.0722])
+
+
+@pytest.mark.parametrize("theme", ["report.css", "dark.css"])
+@pytest.mark.parametrize(
+    ("text", "grounds"),
+    [
+        *(
+            (f"--{t}", ("--surface", "--page", "--surface-2"))
+            for t in ("ink", "body", "muted")
+        ),
+        *(
+            (f"--{t}", ("--surface", "--page"))
+            for t in ("accent", "right", "wrong")
+        ),
+        ("--ink", ("--warn-surface", "--accent-soft")),
+        ("--hit-text", ("--hit-low", "--hit-high")),
+        ("--miss-text", ("--miss-low", "--miss-high")),
+    ],
+)
+def test_text_can_be_read_in_both_themes(theme, text, grounds):
+    source = (TEMPLATES / theme).read_text(encoding="utf-8")
+    colours = dict(re.findall(r"(--[\w-]+): (#[0-9a-f]{6});", source))
+    for ground in grounds:
+        a, b = _luminance(colours[text]), _luminance(colours[ground])
+        # WCAG 2.2, criterion 1.4.3, level AA.
+        assert (max(a, b) + 0.05) / (min(a, b) + 0.05) >= 4.5, ground
+
+
+def _find_browser() -> str:
+    for name in ("chromium", "chromium-browser", "google-chrome", "chrome"):
+        if path := shutil.which(name):
+            return path
+    pytest.skip("no Chromium on the PATH")
+
+
+_ERRORS = """<script>
+window.problems = [];
+addEventListener("error", (e) => problems.push(e.message));
+addEventListener("unhandledrejection", (e) => problems.push(String(e.reason)));
+document.addEventListener("securitypolicyviolation",
+  (e) => problems.push(`${e.violatedDirective} ${e.blockedURI}`));
+</script>"""
+
+_PROBE = """<script>
+const look = () => ({
+  theme: document.documentElement.dataset.theme,
+  background: getComputedStyle(document.body).backgroundColor,
+  axis: document.querySelector(".plot .xtick text").style.fill,
+});
+addEventListener("load", () => setTimeout(() => {
+  const plots = [...document.querySelectorAll(".plot")];
+  const before = look();
+  document.getElementById("theme").click();
+  const after = look();
+  const f1 = document.querySelectorAll(".sortable th[aria-sort] button")[4];
+  const column = () => [...document.querySelectorAll(
+    ".sortable tbody tr")].map((row) => Number(row.children[5].textContent));
+  const ascending = column();
+  f1.click();
+  const rows = [...document.querySelectorAll(".sortable tbody tr")];
+  const visible = () => rows.filter((row) => row.offsetHeight).length;
+  const at_first = visible();
+  document.getElementById("show-all")?.click();
+  // Without JavaScript, the system's choice counts.
+  delete document.documentElement.dataset.theme;
+  parent.postMessage({
+    problems, before, after, bare: look().background,
+    ascending, descending: column(), at_first, in_all: visible(),
+    plots: plots.length,
+    drawn: plots.filter((plot) => plot.querySelector("svg.main-svg")).length,
+    width: innerWidth, scroll_width: document.documentElement.scrollWidth,
+    requests: performance.getEntriesByType("resource")
+      .map((entry) => entry.name).filter((name) => !name.startsWith("data:")),
+  }, "*");
+}, 500));
+</script>"""
+
+_FRAME = """<body><iframe src="page.html" width="{width}" height="800"
+style="border:0"></iframe><pre id="result"></pre><script>
+addEventListener("message", (e) => {{
+  document.getElementById("result").textContent = JSON.stringify(e.data);
+}});
+</script>"""
+
+
+def _look(path: pathlib.Path, folder: pathlib.Path, width: int, dark: bool):
+    """Opens a report in a frame of `width` pixels and says what it is like."""
+    browser = _find_browser()
+    source = path.read_text(encoding="utf-8")
+    source = source.replace("<head>", "<head>" + _ERRORS, 1)
+    end = source.rindex("</body>")
+    source = source[:end] + _PROBE + source[end:]
+    (folder / "page.html").write_text(source, encoding="utf-8")
+    frame = folder / "frame.html"
+    frame.write_text(_FRAME.format(width=width), encoding="utf-8")
+    result = subprocess.run(
+        [
+            browser,
+            "--headless",
+            # Its sandbox refuses to run as root, as containers do.
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-quic",
+            "--no-first-run",
+            "--disable-background-networking",
+            "--disable-component-update",
+            "--disable-sync",
+            f"--user-data-dir={folder / 'profile'}",
+            f"--blink-settings=preferredColorScheme={0 if dark else 1}",
+            "--window-size=1400,900",
+            "--virtual-time-budget=30000",
+            "--dump-dom",
+            frame.as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    found = re.search(r'<pre id="result">(.+?)</pre>', result.stdout, re.S)
+    assert found, result.stderr[-2000:]
+    return json.loads(html.unescape(found[1]))
+
+
+@pytest.mark.parametrize("width", [PHONE_WIDTH, 1280])
+@pytest.mark.parametrize("dark", [False, True])
+def test_in_a_browser(trained, tmp_path, width, dark):
+    seen = _look(trained / "report.html", tmp_path, width, dark)
+    assert seen["problems"] == []
+    assert seen["requests"] == []
+    assert seen["width"] == width
+    assert seen["scroll_width"] <= width
+    assert seen["drawn"] == seen["plots"] == 9
+    assert seen["before"]["theme"] == ("dark" if dark else "light")
+    assert seen["after"]["theme"] == ("light" if dark else "dark")
+    for part in ("background", "axis"):
+        assert seen["before"][part] != seen["after"][part]
+    assert seen["bare"] == seen["before"]["background"]
+    channels = re.findall(r"\d+", seen["before"]["background"])
+    assert (sum(map(int, channels)) < 3 * 128) == dark
+    assert seen["ascending"] == sorted(seen["ascending"])
+    assert seen["descending"] == sorted(seen["ascending"], reverse=True)
+
+
+def test_a_thousand_classes_in_a_browser(
+    workdir, command, tmp_path, monkeypatch
+):
+    render = page.render
+    evaluation = _large_evaluation(1000)
+
+    def render_large(context):
+        large = {
+            "confusions": contents.confusions(evaluation),
+            "per_class": contents.per_class(evaluation),
+        }
+        return render(context | large)
+
+    monkeypatch.setattr(page, "render", render_large)
+    assert command(workdir, "--phase=report") == 0
+    seen = _look(workdir / "report.html", tmp_path, PHONE_WIDTH, dark=False)
+    assert seen["problems"] == []
+    assert seen["scroll_width"] <= PHONE_WIDTH
+    # Some browsers draw the matrix once its <details> is opened.
+    assert seen["drawn"] in (seen["plots"], seen["plots"] - 1)
+    assert (seen["at_first"], seen["in_all"]) == (50, 1000)
+    # All of them are sorted, not only those that are shown.
+    assert seen["descending"] == sorted(seen["ascending"], reverse=True)

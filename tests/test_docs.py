@@ -1,0 +1,149 @@
+"""The pages: their links lead somewhere, their commands are real, and work."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+
+import cv2
+import pytest
+
+from flowers17_tfdata import flags
+from flowers17_tfdata.data.oxford_flowers17 import synthetic
+
+ROOT = pathlib.Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+WALK_THROUGHS = [
+    ("README.md", "## Your photographs"),
+    ("docs/own_images.md", "# Your photographs"),
+]
+
+# Instead of a network that takes minutes and weights that are downloaded.
+_TINY = [
+    *("--backbone=tiny_net", "--weights=none", "--image_size=32"),
+    *("--transfer_epochs=1", "--finetune_epochs=1", "--cache=memory"),
+]
+
+
+def commands(text: str) -> list[list[str]]:
+    """Returns the `python main.py` command lines in a text, as words.
+
+    Of indented blocks, fenced ones and `code`; a backslash joins lines.
+    """
+    text = re.sub(r"\\\n\s*", " ", text)
+    found = []
+    for line in text.splitlines():
+        spans = (
+            [line]
+            if line.startswith("    ")
+            else re.findall(r"`([^`]+)`", line)
+        )
+        for span in spans:
+            _, separator, rest = span.partition("python main.py")
+            if separator:
+                rest = re.split(r" [>|&#] | #|\s{2,}", rest)[0]
+                found.append([w for w in shlex.split(rest) if w != "..."])
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_links_lead_somewhere(page):
+    text = page.read_text()
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
+        if not target.startswith("http"):
+            assert (page.parent / target).exists(), target
+    anchors = {
+        re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
+        for title in re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    }
+    for anchor in re.findall(r"\]\(#([^)]+)\)", text):
+        assert anchor in anchors
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_commands_have_real_flags(page, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    for words in commands(page.read_text()):
+        if "--help" not in words:
+            flags.parse(["main.py", *words])
+
+
+def test_commands_in_the_help_have_real_flags(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    text = flags.help_text("python main.py") + "\n"
+    text += flags.offline_text("python main.py")
+    found = commands(text.replace("\n  python", "\n    python"))
+    assert len(found) >= 8
+    for words in found:
+        if "--help" not in words:
+            flags.parse(["main.py", *words])
+
+
+def test_commands_are_found():
+    text = """
+    python main.py --a=1 \\
+        --b='x y' > out.txt
+
+    Then `python main.py --c=2` and
+    python main.py ... --d=3    # a comment
+    """
+    assert commands(text) == [["--a=1", "--b=x y"], ["--c=2"], ["--d=3"]]
+
+
+def _draw_photographs(folder: pathlib.Path) -> None:
+    """Makes photos/{cat,dog} and new/ of drawn flowers."""
+    drawn = iter(synthetic.iter_synthetic_images(0))
+    for name, count in (("photos/cat", 40), ("photos/dog", 20), ("new", 2)):
+        path = folder / name
+        path.mkdir(parents=True)
+        for k, (_, data) in zip(range(count), drawn, strict=False):
+            (path / f"{k}.jpg").write_bytes(data)
+    image = cv2.imread(str(folder / "new" / "0.jpg"))
+    cv2.imwrite(str(folder / "cat.jpg"), image)
+
+
+@pytest.mark.parametrize(
+    ("page", "heading"), WALK_THROUGHS, ids=[p for p, _ in WALK_THROUGHS]
+)
+def test_walk_through_works(page, heading, tmp_path):
+    text = (ROOT / page).read_text().partition(heading)[2]
+    text = re.split(rf"^{heading.split()[0]} ", text, flags=re.MULTILINE)[0]
+    _draw_photographs(tmp_path)
+    found = [words for words in commands(text) if "--help" not in words]
+    assert len(found) >= 3
+    for words in found:
+        if any("folder:" in word for word in words):
+            words = [*words, *_TINY, f"--data_dir={tmp_path / 'data'}"]
+        result = subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "tests.worker_main",
+                *_globbed(words, tmp_path),
+            ],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+        assert result.returncode == 0, (words, result.stderr)
+    (report,) = tmp_path.rglob("report.html")
+    assert report.stat().st_size > 1e6
+
+
+def _globbed(words: list[str], folder: pathlib.Path) -> list[str]:
+    """Does what the shell does with `new/*.jpg`."""
+    return [
+        name
+        for word in words
+        for name in (
+            sorted(str(p) for p in folder.glob(word))
+            if "*" in word and not word.startswith("--")
+            else [word]
+        )
+    ]

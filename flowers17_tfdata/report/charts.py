@@ -19,7 +19,7 @@ TRAIN, VALIDATION, TEST, OTHER = (
 )
 INK, MUTED, GRID = "var(--ink)", "var(--muted)", "var(--grid)"
 
-_LONGEST_LABEL = 24
+_LONGEST_LABEL = 30
 
 
 class Chart(NamedTuple):

@@ -8,9 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from flowers17_tfdata.report import (
-    calibration as calibration_lib,
-)
+from flowers17_tfdata.report import calibration as calibration_lib
 from flowers17_tfdata.report import (
     mistakes,
     reproduce,

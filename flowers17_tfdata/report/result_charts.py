@@ -70,7 +70,8 @@ def confusion_chart(confusion: np.ndarray, names: Sequence[str]) -> Chart:
     figure.update_yaxes(**axis, title_text="true class")
     figure.update_yaxes(range=[n - 0.5, -0.5])
     figure.update_layout(margin={"l": 8, "r": 24, "t": 8, "b": 8})
-    side = max(360, 26 * n + 150) if n <= 35 else 14 * n + 150
+    side = 26 * n + 150 if n <= _MOST_CLASSES_WITH_COUNTS else 14 * n + 150
+    side = max(side, 360)
     return make_chart(
         "chart-confusion",
         "Confusion matrix: rows are the true classes, columns what they were "
@@ -134,69 +135,16 @@ def block_confusion_chart(confusion: np.ndarray) -> Chart:
 def calibration_chart(calibration: Calibration) -> Chart:
     """Returns the reliability diagram above the number of images a bin."""
     m = calibration.num_bins
-    centres = ((np.arange(m) + 0.5) / m).tolist()
-    filled = calibration.counts > 0
+    centres = (np.arange(m) + 0.5) / m
     figure = make_subplots(
         rows=2,
         shared_xaxes=True,
         row_heights=[0.74, 0.26],
         vertical_spacing=0.06,
     )
-    intervals = np.array(
-        [
-            wilson_interval(int(k), int(n)) if n else (np.nan, np.nan)
-            for k, n in zip(
-                calibration.correct, calibration.counts, strict=True
-            )
-        ]
-    )
-    figure.add_scatter(
-        x=[0, 1],
-        y=[0, 1],
-        mode="lines",
-        name="as confident as right",
-        line={"color": charts.MUTED, "dash": "dash", "width": 1.5},
-        hoverinfo="skip",
-        row=1,
-        col=1,
-    )
+    figure.add_traces(_reliability_traces(calibration, centres), rows=1, cols=1)
     figure.add_bar(
-        x=[x for x, keep in zip(centres, filled, strict=True) if keep],
-        y=calibration.accuracy[filled].tolist(),
-        width=0.92 / m,
-        name="accuracy (95 % interval)",
-        marker={"color": charts.TRAIN, "opacity": 0.5},
-        error_y={
-            "type": "data",
-            "symmetric": False,
-            "array": (intervals[:, 1] - calibration.accuracy)[filled].tolist(),
-            "arrayminus": (calibration.accuracy - intervals[:, 0])[
-                filled
-            ].tolist(),
-            "color": charts.INK,
-            "thickness": 1.25,
-            "width": 3,
-        },
-        hovertemplate="accuracy %{y:.1%}<extra></extra>",
-        row=1,
-        col=1,
-    )
-    figure.add_scatter(
-        x=calibration.confidence[filled].tolist(),
-        y=calibration.confidence[filled].tolist(),
-        mode="markers",
-        name="mean confidence",
-        marker={
-            "color": charts.VALIDATION,
-            "size": 8,
-            "line": {"color": "var(--surface)", "width": 1.5},
-        },
-        hovertemplate="mean confidence %{y:.1%}<extra></extra>",
-        row=1,
-        col=1,
-    )
-    figure.add_bar(
-        x=centres,
+        x=centres.tolist(),
         y=calibration.counts.tolist(),
         width=0.92 / m,
         marker={"color": charts.OTHER},
@@ -218,6 +166,61 @@ def calibration_chart(calibration: Calibration) -> Chart:
         figure,
         height=460,
     )
+
+
+def _reliability_traces(calibration: Calibration, centres: np.ndarray) -> list:
+    filled = calibration.counts > 0
+    accuracy = calibration.accuracy[filled]
+    confidence = calibration.confidence[filled].tolist()
+    low, high = np.transpose(
+        [
+            wilson_interval(int(k), int(n))
+            for k, n in zip(
+                calibration.correct[filled],
+                calibration.counts[filled],
+                strict=True,
+            )
+        ]
+    )
+    return [
+        go.Scatter(
+            x=[0, 1],
+            y=[0, 1],
+            mode="lines",
+            name="as confident as right",
+            line={"color": charts.MUTED, "dash": "dash", "width": 1.5},
+            hoverinfo="skip",
+        ),
+        go.Bar(
+            x=centres[filled].tolist(),
+            y=accuracy.tolist(),
+            width=0.92 / calibration.num_bins,
+            name="accuracy (95 % interval)",
+            marker={"color": charts.TRAIN, "opacity": 0.5},
+            error_y={
+                "type": "data",
+                "symmetric": False,
+                "array": (high - accuracy).tolist(),
+                "arrayminus": (accuracy - low).tolist(),
+                "color": charts.INK,
+                "thickness": 1.25,
+                "width": 3,
+            },
+            hovertemplate="accuracy %{y:.1%}<extra></extra>",
+        ),
+        go.Scatter(
+            x=confidence,
+            y=confidence,
+            mode="markers",
+            name="mean confidence",
+            marker={
+                "color": charts.VALIDATION,
+                "size": 8,
+                "line": {"color": "var(--surface)", "width": 1.5},
+            },
+            hovertemplate="mean confidence %{y:.1%}<extra></extra>",
+        ),
+    ]
 
 
 def split_chart(

@@ -8,6 +8,7 @@ flags from it.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import json
 import pathlib
 from typing import Any
@@ -29,6 +30,13 @@ PHASES = (
 # command line leaves open.
 PHASES_ON_A_RUN = ("evaluate", "predict", "export", "report")
 STAGES = ("transfer", "finetune")
+EXPORT_FORMATS = (
+    "saved_model",
+    "keras",
+    "tflite_float16",
+    "tflite_int8",
+    "onnx",
+)
 OPTIMIZERS = ("sgd", "adam", "adamw")
 
 
@@ -397,7 +405,7 @@ class ExportConfig:
     export_formats: str = option(
         "saved_model,keras,tflite_float16,tflite_int8",
         "What to export, comma-separated: saved_model, keras, tflite_float16, "
-        "tflite_int8, onnx.",
+        "tflite_int8, onnx (needs pip install 'flowers17_tfdata[onnx]').",
     )
 
 
@@ -557,6 +565,7 @@ def validate(config: Config) -> None:
         for field in options(cls):
             _check_option(field, getattr(getattr(config, name), field.name))
     profile_range(config.runtime)
+    export_formats(config.export)
     if config.input.augment_on == "device" and (
         config.input.augmentation == "keras"
     ):
@@ -656,6 +665,34 @@ def profile_range(config: RuntimeConfig) -> tuple[int, int] | None:
             f"{config.profile_steps!r}"
         )
     return numbers[0], numbers[1]
+
+
+def export_formats(config: ExportConfig) -> tuple[str, ...]:
+    """Returns the names in `--export_formats`, in the order given.
+
+    Raises:
+      ConfigError: none, an unknown one, or one twice.
+    """
+    names = [n.strip() for n in config.export_formats.split(",") if n.strip()]
+    known = ", ".join(EXPORT_FORMATS)
+    if not names:
+        raise ConfigError(
+            f"--export_formats must name at least one of {known}; got "
+            f"{config.export_formats!r}"
+        )
+    for name in names:
+        if name not in EXPORT_FORMATS:
+            close = difflib.get_close_matches(name, EXPORT_FORMATS, 1)
+            hint = f" (did you mean {close[0]}?)" if close else ""
+            raise ConfigError(
+                f"--export_formats must be of {known}; got {name!r}{hint}"
+            )
+        if names.count(name) > 1:
+            raise ConfigError(
+                f"--export_formats must name each format once; got {name} "
+                f"{names.count(name)} times"
+            )
+    return tuple(names)
 
 
 def is_flowers17(dataset: str) -> bool:

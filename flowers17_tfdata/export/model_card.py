@@ -248,7 +248,9 @@ def _formats(facts: Facts) -> str:
     return "\n\n".join(
         [
             "## Formats",
-            f"Each was run on the {report['split']} split "
+            "`trained` is the model as it was trained, in "
+            f"{report['trained_precision']}; all others compute in float32 or "
+            f"as their name says. Each was run on the {report['split']} split "
             f"({report['num_examples']} images) and compared with the Keras "
             "model in float32: the largest difference of a probability, and "
             "the share of images with the same likeliest class. Times: median, "

@@ -198,14 +198,14 @@ def check(row: dict[str, Any], split_name: str) -> None:
 
 
 def show(rows: list[dict[str, Any]], split_name: str) -> None:
-    """Prints the table of all formats."""
+    """Prints the table of all formats, narrow enough for 80 columns."""
 
     def shown(row):
         rate, latency = row["images_per_sec"], row["latency_ms"]
         return [
             row["format"],
             f"{row['megabytes']:.1f}",
-            f"{row['accuracy']:.4f}",
+            f"{100 * row['accuracy']:.1f}",
             f"{row['max_difference']:.1e}",
             f"{row['max_difference_to_trained']:.1e}",
             f"{100 * row['top_1_agreement']:.1f}",
@@ -213,16 +213,14 @@ def show(rows: list[dict[str, Any]], split_name: str) -> None:
             "-" if rate is None else f"{rate:.1f}",
         ]
 
-    columns = [
-        "format",
-        "MB",
-        "accuracy",
-        "max diff. float32",
-        "to trained",
-        "top-1 same %",
-        "ms/image",
-        f"images/s at {BATCH}",
-    ]
+    columns = ["format", "MB", "acc. %", "float32", "trained", "same %"]
+    columns += ["ms", "img/s"]
     terminal.show_table(
         f"{split_name} split", columns, [shown(row) for row in rows]
+    )
+    terminal.say(
+        "float32, trained: largest difference of a probability to the Keras "
+        "model in float32, and to the trained one as it was evaluated; same: "
+        "images with the likeliest class of float32; ms: one image; img/s: in "
+        f"batches of {BATCH}"
     )

@@ -141,7 +141,7 @@ def _export(
     of_trained = predictions.probabilities
     rows = [
         {
-            "format": f"trained ({session.precision})",
+            "format": "trained",
             "file": trained.path.name,
             "megabytes": round(folder.size_megabytes(trained.path), 2),
             **parity.compare(
@@ -164,6 +164,7 @@ def _export(
     report = {
         folder.WRITTEN_BY: f"flowers17_tfdata {flowers17_tfdata.__version__}",
         "model": str(trained.path),
+        "trained_precision": session.precision,
         "dataset": session.source.name,
         "split": split.name,
         "num_examples": split.examples.num_examples,

@@ -30,6 +30,13 @@ PHASES = (
 # command line leaves open.
 PHASES_ON_A_RUN = ("evaluate", "predict", "export", "report", "folders")
 STAGES = ("transfer", "finetune")
+EXPORT_FORMATS = (
+    "saved_model",
+    "keras",
+    "tflite_float16",
+    "tflite_int8",
+    "onnx",
+)
 OPTIMIZERS = ("sgd", "adam", "adamw")
 
 
@@ -417,7 +424,7 @@ class ExportConfig:
     export_formats: str = option(
         "saved_model,keras,tflite_float16,tflite_int8",
         "What to export, comma-separated: saved_model, keras, tflite_float16, "
-        "tflite_int8, onnx.",
+        "tflite_int8, onnx (needs pip install 'flowers17_tfdata[onnx]').",
     )
 
 
@@ -589,6 +596,7 @@ def validate(config: Config) -> None:
             _check_option(field, getattr(getattr(config, name), field.name))
     profile_range(config.runtime)
     split_fractions(config.data)
+    export_formats(config.export)
     if config.input.augment_on == "device" and (
         config.input.augmentation == "keras"
     ):
@@ -717,6 +725,33 @@ def split_fractions(config: DataConfig) -> tuple[float, float, float]:
             f"summing to 1; got {config.split_fractions!r}"
         )
     return numbers
+
+
+def export_formats(config: ExportConfig) -> tuple[str, ...]:
+    """Returns the names in `--export_formats`, in the order given.
+
+    Raises:
+      ConfigError: none, an unknown one, or one twice.
+    """
+    names = [n.strip() for n in config.export_formats.split(",") if n.strip()]
+    known = ", ".join(EXPORT_FORMATS)
+    if not names:
+        raise ConfigError(
+            f"--export_formats must name at least one of {known}; got "
+            f"{config.export_formats!r}"
+        )
+    for name in names:
+        if name not in EXPORT_FORMATS:
+            raise ConfigError(
+                f"--export_formats must be of {known}; got {name!r}"
+                f"{did_you_mean(name, EXPORT_FORMATS)}"
+            )
+        if names.count(name) > 1:
+            raise ConfigError(
+                f"--export_formats must name each format once; got {name} "
+                f"{names.count(name)} times"
+            )
+    return tuple(names)
 
 
 def is_flowers17(dataset: str) -> bool:

@@ -122,6 +122,27 @@ def test_values_round_trip_and_do_not_leak_between_parses():
 
 
 @pytest.mark.parametrize(
+    ("formats", "message"),
+    [
+        ("saved_mdel", "got 'saved_mdel' (did you mean saved_model?)"),
+        ("keras,pdf", "got 'pdf'"),
+        ("keras, onnx,keras", "got keras 2 times"),
+        (",", "got ','"),
+    ],
+)
+def test_bad_export_formats_exit_2_with_one_line(formats, message, capsys):
+    assert cli.main(["main.py", f"--export_formats={formats}"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: --export_formats must ")
+    assert line.endswith(message)
+
+
+def test_export_formats_keep_their_order():
+    config = flags.parse(["main.py", "--export_formats=onnx, keras,"])
+    assert config_lib.export_formats(config.export) == ("onnx", "keras")
+
+
+@pytest.mark.parametrize(
     "path", sorted((ROOT / "configs").rglob("*.flags")), ids=lambda p: p.stem
 )
 def test_shipped_flag_files_parse(path):

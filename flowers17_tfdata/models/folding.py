@@ -170,12 +170,13 @@ def _copy_state(
         elif entry is not None:
             target.set_weights(_merged_weights(source, entry))
         else:
-            _copy_variables(source, target)
+            copy_variables(source, target)
 
 
-def _copy_variables(
+def copy_variables(
     source: keras.layers.Layer, target: keras.layers.Layer
 ) -> None:
+    """Gives a layer or model the variables of another of the same config."""
     for old, new in zip(
         source._flatten_layers(), target._flatten_layers(), strict=True
     ):

@@ -1,0 +1,535 @@
+"""--phase=export: every format says what the trained model says."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import io
+import json
+import pathlib
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+import yaml
+from PIL import Image
+
+from flowers17_tfdata import cli
+from flowers17_tfdata.data import decode
+from flowers17_tfdata.errors import UserError
+from flowers17_tfdata.export import (
+    calibration,
+    folder,
+    model_card,
+    network,
+    onnx_file,
+    parity,
+    tflite,
+)
+from flowers17_tfdata.models import classifier
+from flowers17_tfdata.results import predictions, terminal
+from tests import fakes
+
+ROOT = pathlib.Path(__file__).parents[1]
+FORMATS = ("saved_model", "keras", "tflite_float16", "tflite_int8", "onnx")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A workdir with a trained tiny model, and the flags that made it."""
+
+    workdir: pathlib.Path
+    flags: tuple[str, ...]
+
+    @property
+    def folder(self) -> pathlib.Path:
+        return self.workdir / "export"
+
+    @property
+    def report(self) -> dict:
+        return json.loads((self.folder / "parity.json").read_text())
+
+    def export(self, *flags: str) -> int:
+        return cli.main(
+            ["main.py", "--phase=export", f"--workdir={self.workdir}", *flags]
+        )
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, data_dir, dummy_archive):
+    """A run in mixed precision, exported in all formats."""
+    workdir = tmp_path_factory.mktemp("run")
+    flags = (
+        f"--workdir={workdir}",
+        f"--data_dir={data_dir}",
+        f"--archive={dummy_archive}",
+        "--backbone=tiny_net",
+        "--weights=none",
+        "--image_size=32",
+        "--head_units=16",
+        "--global_batch_size=64",
+        "--transfer_epochs=1",
+        "--finetune_epochs=3",
+        "--finetune_learning_rate=1e-2",
+        "--precision=mixed_bfloat16",
+        "--strategy=default",
+    )
+    policy = keras.config.dtype_policy()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            keras.applications, "TinyNet", fakes.TinyNet, raising=False
+        )
+        assert cli.main(["main.py", *flags]) == 0
+        result = Run(workdir, flags)
+        assert result.export(f"--export_formats={','.join(FORMATS)}") == 0
+        yield result
+    keras.config.set_dtype_policy(policy)
+
+
+@pytest.fixture(autouse=True)
+def _console():
+    yield
+    terminal.configure("normal")
+
+
+def _jpeg(pixels: np.ndarray, kind: str = "JPEG", orientation: int = 1):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stream = io.BytesIO()
+    options = {"quality": 95, "exif": exif} if kind == "JPEG" else {}
+    Image.fromarray(pixels).save(stream, kind, **options)
+    return stream.getvalue()
+
+
+FILES = [
+    _jpeg(fakes.make_smooth_image(40, 56, seed=1)),
+    _jpeg(fakes.make_smooth_image(32, 32, seed=2), "PNG"),
+    _jpeg(fakes.make_smooth_image(90, 33, seed=3), orientation=6),
+    _jpeg(fakes.make_smooth_image(64, 64, seed=4), "BMP"),
+]
+
+
+def _pixels(files) -> np.ndarray:
+    uprights = [tf.constant(decode.upright(data)) for data in files]
+    return np.stack([decode.decode_and_resize(data, 32) for data in uprights])
+
+
+def _expected(run, files) -> np.ndarray:
+    """Probabilities by the Keras model, put together anew."""
+    model = keras.models.load_model(run.folder / "model.keras", compile=False)
+    inputs = fakes.preprocess_input(_pixels(files).astype(np.float32))
+    return predictions.softmax(np.asarray(model(inputs, training=False)))
+
+
+def _serve(run):
+    loaded = tf.saved_model.load(str(run.folder / "saved_model"))
+    return loaded.signatures["serving_default"]
+
+
+def test_the_folder_holds_every_format(run):
+    assert {path.name for path in run.folder.iterdir()} == {
+        *("saved_model", "model.keras", "model.onnx"),
+        *("model_float16.tflite", "model_int8.tflite"),
+        *("labels.txt", "parity.json", "README.md"),
+    }
+    # Nor is anything left beside it.
+    assert [path for path in run.workdir.glob(".export*")] == []
+    names = (run.folder / "labels.txt").read_text().splitlines()
+    assert names[:2] == ["Buttercup", "Colts Foot"]
+    assert len(names) == 17
+
+
+def test_the_report_compares_with_the_evaluation(run):
+    report = run.report
+    rows = {row["format"]: row for row in report["formats"]}
+    assert set(rows) == {"trained", *FORMATS}
+    evaluation = json.loads((run.workdir / "evaluation.json").read_text())
+    trained = rows.pop("trained")
+    assert trained["accuracy"] == pytest.approx(evaluation["accuracy"])
+    assert trained["accuracy"] > 0.2
+    # What the precision costs is seen in one column, the format in the other.
+    assert trained["max_difference"] > 1e-4
+    assert trained["max_difference_to_trained"] == 0
+    assert rows["keras"]["max_difference"] == 0
+    assert rows["saved_model"]["max_difference"] < 1e-5
+    assert rows["onnx"]["max_difference"] < 1e-5
+    assert 0 < rows["tflite_float16"]["max_difference"] < 1e-2
+    assert rows["tflite_int8"]["top_1_agreement"] > 0.9
+    for row in rows.values():
+        assert row["max_difference_to_trained"] > 0
+        assert row["latency_ms"] > 0
+        assert row["megabytes"] > 0
+        one_at_a_time = row["format"].startswith("tflite")
+        assert (row["images_per_sec"] is None) == one_at_a_time
+    assert report["trained_precision"] == "mixed_bfloat16"
+    assert (report["split"], report["num_examples"]) == ("test", 260)
+
+
+# As TensorFlow Serving does with the body of a request.
+CLIENT = """
+import sys
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "flowers17_tfdata":
+            raise ImportError(name)
+
+sys.meta_path.insert(0, Refuse())
+import base64, json
+import tensorflow as tf
+
+serve = tf.saved_model.load(sys.argv[1]).signatures["serving_default"]
+request = json.load(sys.stdin)
+files = [base64.b64decode(x["b64"]) for x in request["instances"]]
+answer = serve(image_bytes=tf.constant(files))
+rows = [
+    {"probabilities": p.tolist(), "labels": [x.decode() for x in names]}
+    for p, names in zip(answer["probabilities"].numpy(),
+                        answer["labels"].numpy())
+]
+assert "flowers17_tfdata" not in sys.modules
+print(json.dumps({"predictions": rows}))
+"""
+
+
+def test_saved_model_loads_without_this_package(run, tmp_path):
+    body = {"instances": [{"b64": base64.b64encode(x).decode()} for x in FILES]}
+    result = subprocess.run(
+        [sys.executable, "-c", CLIENT, str(run.folder / "saved_model")],
+        input=json.dumps(body),
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert result.returncode == 0, result.stderr
+    rows = json.loads(result.stdout)["predictions"]
+    expected = _expected(run, FILES)
+    np.testing.assert_allclose(
+        [row["probabilities"] for row in rows], expected, atol=1e-5
+    )
+    names = (run.folder / "labels.txt").read_text().splitlines()
+    for row, chances in zip(rows, expected, strict=True):
+        best = np.argsort(-chances)[:5]
+        assert row["labels"] == [names[k] for k in best]
+
+
+def test_the_signature_is_what_the_documentation_says(run):
+    serve = _serve(run)
+    ((name, spec),) = serve.structured_input_signature[1].items()
+    assert (name, spec.dtype, spec.shape.as_list()) == (
+        *("image_bytes", tf.string),
+        [None],
+    )
+    outputs = {
+        k: (v.dtype, v.shape.as_list())
+        for k, v in serve.structured_outputs.items()
+    }
+    assert outputs == {
+        "probabilities": (tf.float32, [None, 17]),
+        "labels": (tf.string, [None, 5]),
+        "scores": (tf.float32, [None, 5]),
+    }
+
+
+def test_labels_and_scores_go_down_from_the_likeliest(run):
+    loaded = tf.saved_model.load(str(run.folder / "saved_model"))
+    answer = loaded.signatures["serving_default"](tf.constant(FILES))
+    names = [n.decode() for n in loaded.class_names().numpy()]
+    assert names == (run.folder / "labels.txt").read_text().splitlines()
+    chances = answer["probabilities"].numpy()
+    np.testing.assert_allclose(chances.sum(axis=1), 1, atol=1e-5)
+    for k, row in enumerate(chances):
+        scores = answer["scores"][k].numpy()
+        np.testing.assert_array_equal(scores, np.sort(row)[::-1][:5])
+        ids = [names.index(n.decode()) for n in answer["labels"][k].numpy()]
+        np.testing.assert_array_equal(row[ids], scores)
+
+
+@pytest.mark.parametrize("broken", [b"", b"no image", FILES[0][:300]])
+def test_a_broken_image_fails_the_request(run, broken):
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        _serve(run)(tf.constant([FILES[0], broken]))
+
+
+@pytest.mark.parametrize(
+    ("file", "tolerance"),
+    [("model_float16.tflite", 0.01), ("model_int8.tflite", 0.15)],
+)
+def test_tflite_takes_pixels(run, file, tolerance):
+    classify = tflite.load(run.folder / file, 1)
+    np.testing.assert_allclose(
+        classify(_pixels(FILES)), _expected(run, FILES), atol=tolerance
+    )
+
+
+def test_tflite_interfaces_are_the_same(run):
+    for file in ("model_float16.tflite", "model_int8.tflite"):
+        interpreter = tflite.litert.Interpreter(str(run.folder / file))
+        (entry,) = interpreter.get_input_details()
+        assert (entry["dtype"], entry["shape"].tolist()) == (
+            *(np.float32,),
+            [1, 32, 32, 3],
+        )
+        (entry,) = interpreter.get_output_details()
+        assert (entry["dtype"], entry["shape"].tolist()) == (
+            *(np.float32,),
+            [1, 17],
+        )
+
+
+def test_int8_is_int8_between_its_ends(run):
+    interpreter = tflite.litert.Interpreter(
+        str(run.folder / "model_int8.tflite")
+    )
+    floats = [
+        tensor["name"]
+        for tensor in interpreter.get_tensor_details()
+        if tensor["dtype"] == np.float32
+    ]
+    assert len(floats) == 2, floats
+
+
+def test_onnx_takes_batches(run):
+    classify = onnx_file.load(run.folder / "model.onnx", 1)
+    np.testing.assert_allclose(
+        classify(_pixels(FILES)), _expected(run, FILES), atol=1e-5
+    )
+
+
+def test_onnx_without_its_packages_is_one_line(run, monkeypatch, capsys):
+    find_spec = onnx_file.importlib.util.find_spec
+    monkeypatch.setattr(
+        onnx_file.importlib.util,
+        "find_spec",
+        lambda name: None if name == "onnxruntime" else find_spec(name),
+    )
+    kept = (run.folder / "parity.json").stat().st_mtime_ns
+    assert run.export("--export_formats=onnx") == 1
+    errors = capsys.readouterr().err.splitlines()
+    assert [line for line in errors if line.startswith("error: ")] == [
+        "error: --export_formats=onnx needs onnxruntime: "
+        "pip install 'flowers17_tfdata[onnx]'"
+    ]
+    assert (run.folder / "parity.json").stat().st_mtime_ns == kept
+
+
+def test_the_keras_file_is_a_classifier_of_this_program(run, capsys):
+    path = run.folder / "model.keras"
+    assert classifier.read_class_names(path)[0] == "Buttercup"
+    flags = [*run.flags, "--phase=evaluate", f"--model={path}"]
+    flags += ["--precision=float32", f"--workdir={run.workdir / 'again'}"]
+    assert cli.main(["main.py", *flags]) == 0
+    row = next(r for r in run.report["formats"] if r["format"] == "keras")
+    assert f"accuracy {row['accuracy']:.4f}" in capsys.readouterr().out
+
+
+# The model in float32 ----------------------------------------------------
+
+
+def _nested(policy: str) -> keras.Model:
+    keras.utils.set_random_seed(5)
+    keras.config.set_dtype_policy(policy)
+    backbone = fakes.TinyNet(False, None, (32, 32, 3))
+    inputs = keras.Input((32, 32, 3))
+    x = keras.layers.GlobalAveragePooling2D(name="pooler")(backbone(inputs))
+    return keras.Model(inputs, keras.layers.Dense(4, dtype="float32")(x))
+
+
+def test_to_float32_is_the_model_that_float32_would_have_built():
+    mixed, full = _nested("mixed_bfloat16"), _nested("float32")
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    rebuilt = network.to_float32(mixed)
+    assert keras.config.dtype_policy().name == "mixed_bfloat16"
+    images = np.random.default_rng(0).uniform(-1, 1, (3, 32, 32, 3))
+    expected = np.asarray(full(images))
+    assert np.abs(np.asarray(mixed(images)) - expected).max() > 1e-4
+    np.testing.assert_array_equal(np.asarray(rebuilt(images)), expected)
+    assert "bfloat16" not in json.dumps(rebuilt.get_config(), default=str)
+
+
+# Comparison --------------------------------------------------------------
+
+
+def test_compare_counts_and_measures():
+    reference = np.array([[0.7, 0.3], [0.2, 0.8], [0.6, 0.4]], np.float32)
+    trained = np.array([[0.7, 0.3], [0.2, 0.8], [0.4, 0.6]], np.float32)
+    found = np.array([[0.4, 0.6], [0.3, 0.7], [0.6, 0.4]], np.float32)
+    assert parity.compare(
+        found, np.array([1, 1, 1]), reference, trained
+    ) == pytest.approx(
+        {
+            "accuracy": 2 / 3,
+            "max_difference": 0.3,
+            "max_difference_to_trained": 0.3,
+            "top_1_agreement": 2 / 3,
+            "top_1_agreement_with_trained": 1 / 3,
+        }
+    )
+
+
+@pytest.mark.parametrize("difference", [2e-4, float("nan")])
+def test_an_exact_format_that_differs_fails(difference):
+    row = {"format": "saved_model", "max_difference": difference}
+    with pytest.raises(UserError, match="saved_model differs"):
+        parity.check(row | {"top_1_agreement": 1.0}, "test")
+    parity.check(row | {"max_difference": 1e-5, "top_1_agreement": 1}, "test")
+
+
+def test_a_rounding_format_that_went_astray_is_said_in_one_line(capsys):
+    row = {"format": "tflite_int8", "max_difference": 0.2}
+    parity.check(row | {"top_1_agreement": 0.96}, "test")
+    assert capsys.readouterr().out == ""
+    parity.check(row | {"top_1_agreement": 0.94}, "test")
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("warning: tflite_int8 names the same class")
+    assert "94.0% of test, less than 95%" in line
+
+
+class _Source:
+    """Sixty examples of three classes, the third rare, in class order."""
+
+    class_names = ("a", "b", "c")
+    labels = np.repeat([0, 1, 2], [30, 28, 2])
+
+    def read(self, split):
+        assert split == "train"
+        images = [str(k) for k in range(60)]
+        return tf.data.Dataset.from_tensor_slices(
+            {"image": images, "label": self.labels}
+        )
+
+
+def test_calibration_takes_as_many_of_every_class():
+    files = calibration.choose_files(_Source(), "train", num_images=12)
+    chosen = [_Source.labels[int(name)] for name in files]
+    assert np.bincount(chosen).tolist() == [4, 4, 2]
+
+
+# The folder --------------------------------------------------------------
+
+
+def _ours(path: pathlib.Path) -> pathlib.Path:
+    path.mkdir()
+    text = json.dumps({"written_by": "flowers17_tfdata 0.1.0"})
+    (path / "parity.json").write_text(text)
+    return path
+
+
+def test_a_folder_of_other_files_is_refused(run, tmp_path, capsys):
+    (tmp_path / "thesis.tex").write_text("x")
+    (tmp_path / "parity.json").write_text('{"written_by": "me"}')
+    assert run.export(f"--export_dir={tmp_path}") == 1
+    (line,) = [
+        line
+        for line in capsys.readouterr().err.splitlines()
+        if line.startswith("error: ")
+    ]
+    assert line.startswith(f"error: --export_dir {tmp_path} must be new")
+    assert (tmp_path / "thesis.tex").read_text() == "x"
+
+
+def test_a_file_is_refused(tmp_path):
+    (tmp_path / "x").write_text("")
+    with pytest.raises(UserError, match=r"must be a folder; it is a file"):
+        folder.check_target(tmp_path / "x")
+
+
+def test_an_earlier_export_is_replaced_as_a_whole(tmp_path):
+    target = _ours(tmp_path / "export")
+    with folder.replaced(target) as new:
+        (new / "labels.txt").write_text("a")
+        assert (target / "parity.json").exists()
+    assert [path.name for path in target.iterdir()] == ["labels.txt"]
+    assert [path.name for path in tmp_path.iterdir()] == ["export"]
+
+
+def test_a_failure_leaves_the_earlier_export(tmp_path):
+    target = _ours(tmp_path / "export")
+    with pytest.raises(OSError), folder.replaced(target) as new:
+        (new / "labels.txt").write_text("a")
+        raise OSError("disk full")
+    assert [path.name for path in target.iterdir()] == ["parity.json"]
+    assert [path.name for path in tmp_path.iterdir()] == ["export"]
+
+
+def test_new_and_empty_folders_are_taken(tmp_path):
+    (tmp_path / "empty").mkdir()
+    for target in (tmp_path / "empty", tmp_path / "a" / "b"):
+        with folder.replaced(target) as new:
+            (new / "x").write_text("")
+        assert (target / "x").exists()
+
+
+# The model card ----------------------------------------------------------
+
+
+def _front_matter(card: str) -> dict:
+    _, block, _ = card.split("---\n", 2)
+    return yaml.safe_load(block)
+
+
+def test_the_card_tells_what_the_workdir_knows(run):
+    card = (run.folder / "README.md").read_text()
+    evaluation = json.loads((run.workdir / "evaluation.json").read_text())
+    front = _front_matter(card)
+    assert front["pipeline_tag"] == "image-classification"
+    (result,) = front["model-index"][0]["results"]
+    assert result["metrics"][0]["value"] == round(evaluation["accuracy"], 4)
+    assert f"accuracy **{evaluation['accuracy']:.4f}**" in card
+    scores = evaluation["per_class"]["Tulip"]
+    assert f"| Tulip | {scores['precision']:.3f} | " in card
+    assert "| train | 800 |" in card
+    assert "0 of these pairs lie across splits" in card
+    assert "| `finetune_epochs` | 3 |" in card
+    assert f"tensorflow {tf.__version__}" in card
+    for row in run.report["formats"]:
+        assert f"| {row['format']} | `{row['file']}` |" in card
+    assert "Apache-2.0" in card
+
+
+def _facts(**changes) -> model_card.Facts:
+    row = {"format": "keras", "file": "model.keras", "megabytes": 1.0}
+    row |= {"accuracy": 0.5, "max_difference": 0.0, "top_1_agreement": 1.0}
+    row |= {"latency_ms": 1.0, "images_per_sec": None}
+    report = {"image_size": 32, "written_by": "flowers17_tfdata 0.1.0"}
+    report |= {"split": "test", "num_examples": 4, "threads": 2}
+    report |= {"trained_precision": "float32"}
+    facts = model_card.Facts(
+        *("model_finetune.keras", "tiny_net", "folder:x"),
+        *(("a|b", "c"), {"train": 8, "test": 4}),
+        *({}, {}, {}),
+        report | {"formats": [row]},
+    )
+    return dataclasses.replace(facts, **changes)
+
+
+def test_the_card_says_what_was_not_done():
+    card = model_card.make_card(_facts())
+    assert "**Not evaluated yet:** run `python main.py --phase=eval" in card
+    assert "**Leakage: not audited yet:** run `python main.py --pha" in card
+    assert "This workdir holds no record of it." in card
+    assert "model-index" not in _front_matter(card)
+
+
+def test_the_card_warns_of_leaks():
+    found = {"num_pairs": 9, "num_groups": 8, "num_pairs_across_splits": 7}
+    card = model_card.make_card(_facts(audit={"near_duplicates": found}))
+    assert "7 of these pairs lie across splits" in card
+    assert "accuracy on new photographs is likely lower" in card
+
+
+def test_an_evaluation_of_another_model_is_not_the_card_s(run, tmp_path):
+    source = run.workdir / "model_transfer.keras"
+    out = tmp_path / "export"
+    flags = (f"--model={source}", f"--export_dir={out}")
+    assert run.export("--export_formats=keras", *flags) == 0
+    card = (out / "README.md").read_text()
+    assert "**Not evaluated yet:**" in card
+    assert "from `model_transfer.keras`" in card
+
+
+def test_tables_keep_their_columns():
+    assert model_card.table(["class"], [["a|b"]]).endswith("| a\\|b |")

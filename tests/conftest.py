@@ -26,14 +26,21 @@ tf.config.set_logical_device_configuration(
 tf.config.set_visible_devices([], "GPU")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _same_arithmetic_everywhere():
+    """Lets `--precision=auto` mean float32 on CPUs with AMX, too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(precision, "_cpu_flags", set)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _restore_global_state(monkeypatch):
-    policy = keras.config.dtype_policy()
+    # Also what a fixture of a wider scope has left.
+    keras.config.set_dtype_policy("float32")
     monkeypatch.delenv("TF_CONFIG", raising=False)
-    # The same arithmetic on every machine, with AMX or without.
-    monkeypatch.setattr(precision, "_cpu_flags", set)
     yield
-    keras.config.set_dtype_policy(policy)
+    keras.config.set_dtype_policy("float32")
 
 
 @pytest.fixture(scope="session")

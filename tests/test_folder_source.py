@@ -125,8 +125,8 @@ def test_kinds_of_files(tmp_path, open_folder):
     assert "2 .heic, 1 .webp, which the decoder can't read" in notes
     assert "1 (none)" in notes
     assert "1 .txt" in notes
-    assert "1 hidden files" in notes
-    assert "1 images in no class folder" in notes
+    assert "1 hidden file(s)" in notes
+    assert "1 image(s) in no class folder" in notes
 
 
 @pytest.mark.parametrize("validation", ["validation", "val", "Valid"])
@@ -209,7 +209,7 @@ def test_undecodable_images_are_left_out_and_told(flat, open_folder):
         "lily/text.png",
         "rose/cut.jpg",
     }
-    assert any("3 images can't be decoded" in note for note in source.notes)
+    assert any("3 image(s) can't be decoded" in note for note in source.notes)
     listed = audit_lib.audit(source, source.scan())["undecodable"]
     assert [(f["id"], f["split"]) for f in listed] == [
         ("lily/gone.jpg", ""),
@@ -360,7 +360,9 @@ def test_names_that_are_not_utf8_are_told(flat, open_folder):
         file.write((flat / "rose" / "000.jpg").read_bytes())
     source = open_folder(flat)
     assert sum(source.split_sizes.values()) == 30
-    assert any("1 images whose names are not UTF-8" in n for n in source.notes)
+    assert any(
+        "1 image(s) whose names are not UTF-8" in n for n in source.notes
+    )
 
 
 def test_second_look_decodes_what_changed_alone(flat, open_folder, monkeypatch):
@@ -434,3 +436,26 @@ def test_digest_is_the_same_in_another_place(flat, open_folder, tmp_path):
     for file in moved.rglob("*.jpg"):
         os.utime(file, (1, 1))
     assert open_folder(moved).name == name
+
+
+def test_what_is_in_no_split_does_not_change_the_digest(flat, open_folder):
+    name = open_folder(flat).name
+    (flat / "rose" / "broken.jpg").write_bytes(b"x")
+    (flat / "rose" / "notes.txt").touch()
+    assert open_folder(flat).name == name
+
+
+def test_a_folder_that_cannot_be_listed_is_not_passed_over(
+    flat, open_folder, monkeypatch
+):
+    (flat / "rose" / "private").mkdir()
+    scandir = os.scandir
+
+    def refuse(path="."):
+        if os.fspath(path).endswith("private"):
+            raise PermissionError(13, "Permission denied", os.fspath(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(UserError, match=r"can't be read.*private"):
+        open_folder(flat)

@@ -15,7 +15,7 @@ from flowers17_tfdata.data import carving, decode, image_folder
 from flowers17_tfdata.data import scan as scan_lib
 from flowers17_tfdata.data.image_folder import ImageFolder
 from flowers17_tfdata.data.source import Source
-from flowers17_tfdata.errors import UserError
+from flowers17_tfdata.errors import UserError, one_line
 
 PREFIX = "folder:"
 
@@ -88,7 +88,12 @@ def open_folder(
       UserError: the images are too few, or most can't be decoded.
     """
     root = pathlib.Path(path).expanduser().resolve()
-    found = image_folder.find_images(root)
+    try:
+        found = image_folder.find_images(root)
+    except OSError as error:
+        raise UserError(
+            f"--dataset=folder:{root} can't be read: {one_line(error)}"
+        ) from error
     states = [_state(root / image_id) for image_id in found.ids]
     place = hashlib.sha256(os.fsencode(root)).hexdigest()[:12]
     cache = cache_dir / f"{root.name}-{place}.npz"
@@ -217,7 +222,7 @@ def _notes(
     if errors:
         first = min(errors)
         notes.append(
-            f"{len(errors)} images can't be decoded and are left out, first "
+            f"{len(errors)} image(s) can't be decoded and are left out, first "
             f"{found.ids[first]} ({errors[first]}); audit.json lists them"
         )
     return tuple(notes)

@@ -236,9 +236,9 @@ class _Skipped:
                 f"passed over: {_count(self._others)}, which are no images"
             )
         for number, what in (
-            (self._hidden, "hidden files"),
-            (self._strays, "images in no class folder"),
-            (self._unnamed, "images whose names are not UTF-8: rename them"),
+            (self._hidden, "hidden file(s)"),
+            (self._strays, "image(s) in no class folder"),
+            (self._unnamed, "image(s) whose names are not UTF-8: rename them"),
         ):
             if number:
                 notes.append(f"passed over: {number} {what}")

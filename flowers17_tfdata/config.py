@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import pathlib
 from typing import Any
 
@@ -597,6 +598,7 @@ def validate(config: Config) -> None:
     profile_range(config.runtime)
     split_fractions(config.data)
     export_formats(config.export)
+    _check_folder(config)
     if config.input.augment_on == "device" and (
         config.input.augmentation == "keras"
     ):
@@ -636,6 +638,35 @@ def validate(config: Config) -> None:
         )
     _check_data_service(config.input)
     _check_devices(config)
+
+
+def _check_folder(config: Config) -> None:
+    if not config.data.dataset.startswith("folder:"):
+        return
+    folder = config.data.dataset.removeprefix("folder:")
+    if not folder:
+        raise ConfigError(
+            "--dataset=folder:PATH must name a folder; got "
+            f"{config.data.dataset!r}"
+        )
+    # What a run writes there would be a class to the next one.
+    for name, path in (
+        ("workdir", config.workdir),
+        ("data_dir", config.data.data_dir),
+        ("folders_dir", config.folders.folders_dir),
+    ):
+        if path and _lies_in(path, folder):
+            raise ConfigError(
+                f"--{name} must lie outside of the images' folder {folder}; "
+                f"got {path}"
+            )
+
+
+def _lies_in(path: str, folder: str) -> bool:
+    path, folder = (
+        os.path.realpath(os.path.expanduser(p)) for p in (path, folder)
+    )
+    return os.path.join(path, "").startswith(os.path.join(folder, ""))
 
 
 def _check_data_service(config: InputConfig) -> None:

@@ -15,7 +15,7 @@ from flowers17_tfdata import trained as trained_lib
 from flowers17_tfdata.benchmark.run import benchmark
 from flowers17_tfdata.config import Config
 from flowers17_tfdata.data import audit as audit_lib
-from flowers17_tfdata.data import class_folders
+from flowers17_tfdata.data import class_folders, folder_source
 from flowers17_tfdata.errors import (
     AccuracyGateMissed,
     ConfigError,
@@ -27,6 +27,7 @@ from flowers17_tfdata.predict.run import predict
 from flowers17_tfdata.results import metrics, terminal, timings
 from flowers17_tfdata.session import Session, open_session
 from flowers17_tfdata.stages import train_stages
+from flowers17_tfdata.training import checkpoints
 
 # Phases that write what another run of them would write at the same time.
 _LOCKING = ("prepare", "train", *config_lib.STAGES)
@@ -69,6 +70,10 @@ def _run_on_data(config: Config) -> None:
                 "--phase=benchmark goes with one worker; got "
                 f"{session.workers.count}"
             )
+        if config.phase in _LOCKING:
+            # Before the record of what was trained on is written over.
+            started = checkpoints.started_with(session.workdir)
+            session.check_unchanged(started.get("dataset", ""))
         with _lock(session):
             _PHASES[config.phase](session)
 
@@ -88,6 +93,15 @@ def _errors_in_one_line(config: Config) -> Iterator[None]:
         raise UserError(
             "out of memory: lower --global_batch_size or --image_size, or "
             f"pass --cache=none ({one_line(error, 120)})"
+        ) from error
+    except (tf.errors.NotFoundError, tf.errors.PermissionDeniedError) as error:
+        if not config.data.dataset.startswith(folder_source.PREFIX):
+            raise
+        # Behind the name of the op, before that of the graph's node.
+        file = error.message.partition(" [[")[0].rpartition("}} ")[2]
+        raise UserError(
+            f"--dataset={config.data.dataset}: a file can't be read any more "
+            f"({one_line(file, 200)})"
         ) from error
     except tf.errors.DataLossError as error:
         raise UserError(
@@ -218,11 +232,13 @@ def report(session: Session) -> None:
 
 def folders(session: Session) -> None:
     """Writes the splits as class folders."""
-    path = class_folders.write(
-        session.source,
-        session.config.folders.folders_dir or session.output / "folders",
-    )
-    terminal.say(f"class folders written to {path}")
+    if not session.workers.is_chief:
+        return
+    path = session.config.folders.folders_dir or session.output / "folders"
+    if class_folders.write(session.source, path):
+        terminal.say(f"class folders written to {path}")
+    else:
+        terminal.say(f"class folders are in {path} already")
 
 
 _PHASES = {

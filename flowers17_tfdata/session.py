@@ -19,7 +19,7 @@ import tensorflow_datasets as tfds
 import flowers17_tfdata
 from flowers17_tfdata import config as config_lib
 from flowers17_tfdata.config import Config, InputConfig
-from flowers17_tfdata.data import sources
+from flowers17_tfdata.data import class_folders, folder_source, sources
 from flowers17_tfdata.data.source import Source
 from flowers17_tfdata.errors import ConfigError, UserError, one_line
 from flowers17_tfdata.input import examples, input_pipeline
@@ -54,6 +54,38 @@ class Session:
     def compute_dtype(self) -> str:
         """The dtype that the model computes in."""
         return keras.config.dtype_policy().compute_dtype
+
+    def check_unchanged(self, before: str) -> None:
+        """Refuses a data set that changed since the workdir's training.
+
+        An image that was trained on then may lie in the test split now.
+
+        Args:
+          before: the name of the data set that was trained on; of another
+            data set, or '': nothing to compare.
+
+        Raises:
+          UserError: names what changed.
+        """
+        now = self.source.name
+        same = before.rpartition("@")[0] == now.rpartition("@")[0]
+        # Only of the splits made here does a digest follow the @.
+        if before == now or not same or "@" not in before:
+            return
+        what = ""
+        if now.startswith(folder_source.PREFIX):
+            what = class_folders.describe_changes(
+                self.workdir / "splits.csv",
+                self.source.class_names,
+                self.source.scan(),
+            )
+        raise UserError(
+            f"--dataset {now} is not what --workdir {self.workdir} was trained "
+            f"on ({before}); changed since: "
+            f"{what or 'images, classes, or the flags --split_*'}. An image "
+            "of train may be in test now: restore them, or train anew in "
+            "another --workdir"
+        )
 
     def model_path(self, stage: str) -> pathlib.Path:
         """Returns where a stage's model is saved."""

@@ -113,20 +113,11 @@ def load_model_for(session: Session) -> TrainedModel:
 
 
 def _check_same_images(session: Session) -> None:
-    """Refuses a folder whose images were split in another way for training.
-
-    One that was trained on then may lie in the test split now.
-    """
+    """Refuses a data set that was split in another way for training."""
     path = session.workdir / "config.json"
     if session.config.evaluation.model or not path.exists():
         return
-    before, now = metrics.read_json(path)["dataset"], session.source.name
-    if before != now and before.partition("@")[0] == now.partition("@")[0]:
-        raise UserError(
-            f"--workdir {session.workdir} was trained on {before}; the images, "
-            f"their classes or splits have changed since ({now}): train anew "
-            "in another --workdir, or restore them (splits.csv lists them)"
-        )
+    session.check_unchanged(metrics.read_json(path).get("dataset", ""))
 
 
 def read_class_names(config: Config, trained: TrainedModel) -> tuple[str, ...]:

@@ -33,6 +33,14 @@ ROOT = pathlib.Path(__file__).parents[1]
         ("--num_virtual_devices=3", "--global_batch_size must be a multiple"),
         ("--workdir=", "--workdir must name a folder"),
         ("--dataset=", "--dataset must name"),
+        ("--dataset=folder:", "--dataset=folder:PATH must name a folder"),
+        ("--class_weights=on", "--class_weights must be one of none, balanced"),
+        ("--split_seed=-1", "--split_seed must be at least 0; got -1"),
+        ("--split_fractions=0.7,0.3", "--split_fractions must be TRAIN,VALID"),
+        ("--split_fractions=0.7,0.2,0.2", "summing to 1; got '0.7,0.2,0.2'"),
+        ("--split_fractions=0.7,0.3,0", "each above 0"),
+        ("--split_fractions=0.5,nan,0.5", "--split_fractions must be"),
+        ("--split_fractions=a,b,c", "--split_fractions must be"),
         ("--cache=disk", "--cache must be one of auto, memory, none; got"),
         ("--augment_on=gpu", "--augment_on must be one of auto, host, device"),
         ("--feature_views=-1", "--feature_views must be at least 0; got -1"),
@@ -195,3 +203,20 @@ def test_values_of_flags_that_are_not_ours(value, capsys):
 def test_an_error_is_one_line_whatever_the_path(capsys):
     assert cli.main(["main.py", "--flagfile=no\nsuch\nfile"]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("flag", ["workdir", "data_dir", "folders_dir"])
+@pytest.mark.parametrize("inside", ["", "/runs", "/../photos/x"])
+def test_nothing_is_written_among_own_images(tmp_path, flag, inside, capsys):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    argv = [
+        "main.py",
+        f"--workdir={tmp_path / 'work'}",
+        f"--dataset=folder:{photos}",
+        f"--{flag}={photos}{inside}",
+    ]
+    assert cli.main(argv) == 2
+    assert f"--{flag} must lie outside of the images' folder" in (
+        capsys.readouterr().err
+    )

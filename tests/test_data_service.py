@@ -96,7 +96,11 @@ def _local(**kwargs):
 
 
 def test_one_data_worker_makes_the_local_batches(files):
-    kwargs = {"initial_epoch": 1, "initial_step": 3}
+    kwargs = {
+        "initial_epoch": 1,
+        "initial_step": 3,
+        "class_weights": np.linspace(0.5, 1.5, NUM_EXAMPLES, dtype=np.float32),
+    }
     with _service(1) as (address, _):
         remote = list(_batches(files, address, **kwargs).take(STEPS))
     for a, b in zip(remote, _local(**kwargs).take(STEPS), strict=True):

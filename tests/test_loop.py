@@ -298,7 +298,8 @@ def test_nan_stops_with_the_flag_to_turn_and_keeps_the_checkpoint(tmp_path):
     def diverging(batches, num_steps):
         calls.append(num_steps)
         if len(calls) == 5:
-            kernel = stage._model.trainable_variables[0]
+            # The last one: oneDNN's ReLU makes 0 of NaN on some CPUs.
+            kernel = stage._model.trainable_variables[-2]
             kernel.assign(kernel * np.nan)
         return train_steps(batches, num_steps)
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from flowers17_tfdata.data import decode, near_duplicates
+from flowers17_tfdata.data.oxford_flowers17 import splits
 
 
 def _picture(seed: int) -> np.ndarray:
@@ -119,14 +120,17 @@ def test_a_mirror_symmetric_image_is_no_pair_with_itself():
     assert near_duplicates.find_near_duplicates(symmetric[None]) == []
 
 
-@pytest.mark.parametrize("rows_at_once", [1, 3, 7, 64])
-def test_comparing_in_blocks_changes_nothing(monkeypatch, rows_at_once):
+@pytest.mark.parametrize(
+    ("rows", "columns"), [(1, 1), (3, 4), (7, 5), (64, 64)]
+)
+def test_comparing_in_blocks_changes_nothing(monkeypatch, rows, columns):
     bits = _random_bits(20)
     bits[17] = bits[0]
     bits[9] = _flip(bits[8], 5)
     thumbnails = np.stack([_thumbnail(b) for b in bits])
     thumbnails[19] = thumbnails[4][:, ::-1]
-    monkeypatch.setattr(near_duplicates, "_ROWS_AT_ONCE", rows_at_once)
+    monkeypatch.setattr(near_duplicates, "_ROWS", rows)
+    monkeypatch.setattr(near_duplicates, "_COLUMNS", columns)
     pairs = near_duplicates.find_near_duplicates(thumbnails)
     assert pairs == [(0, 17, 0), (4, 19, 0), (8, 9, 5)]
 
@@ -137,3 +141,14 @@ def test_hash_is_the_sign_of_rightward_brightness_steps():
     np.testing.assert_array_equal(
         near_duplicates.difference_hashes(thumbnails), bits.reshape(3, 256)
     )
+
+
+def test_of_a_crowd_of_equal_images_only_neighbours_are_paired():
+    bits = _random_bits(3)
+    thumbnails = [_thumbnail(bits[0]), *[_thumbnail(bits[1])] * 1000]
+    thumbnails += [_thumbnail(_flip(bits[1], 5)), _thumbnail(bits[2])]
+    pairs = near_duplicates.find_near_duplicates(np.stack(thumbnails))
+    assert len(pairs) == 1000
+    groups = splits.group_pairs(pairs, 1003)
+    # One group of the thousand and the one beside it; the others are alone.
+    assert sorted(np.bincount(groups).tolist()) == [1, 1, 1001]

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from flowers17_tfdata.data import near_duplicates
+from flowers17_tfdata.data import scan as scan_lib
 from flowers17_tfdata.data.oxford_flowers17 import splits
 from flowers17_tfdata.data.scan import Scan
 from flowers17_tfdata.data.source import Source
@@ -92,7 +92,7 @@ def _near_duplicates(source: Source, scan: Scan) -> dict[str, Any]:
     position = {image_id: k for k, image_id in enumerate(scan.ids)}
     distance = {
         (pair.first, pair.second): pair.distance
-        for pair in near_duplicates.find_near_duplicates(scan.thumbnails)
+        for pair in scan_lib.find_pairs(scan.thumbnails, scan.pairs_cache)
     }
     for pair in source.known_near_duplicates:
         if all(image_id in position for image_id in pair):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import collections
 import hashlib
+import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from flowers17_tfdata.data import near_duplicates
+from flowers17_tfdata.data import scan as scan_lib
 from flowers17_tfdata.data.oxford_flowers17 import splits as splits_lib
 from flowers17_tfdata.errors import UserError
 
@@ -72,7 +73,7 @@ def carve(
     for image_id, group in zip(ids, groups, strict=True):
         members[group].append(image_id)
     units = [sorted(unit) for unit in members.values()]
-    units.sort(key=lambda unit: (-len(unit), _order(seed, unit[0])))
+    units.sort(key=lambda unit: (-len(unit), order_key(seed, unit[0])))
     counts = collections.Counter(labels)
     lacks = {
         label: {split: count * f for split, f in fractions.items()}
@@ -100,12 +101,13 @@ def _most_lacking(unit, need, lacks, seed: int) -> str:
         some,
         key=lambda split: (
             sum(lacks[label][split] for label in need),
-            _order(seed, unit[0], split),
+            order_key(seed, unit[0], split),
         ),
     )
 
 
-def _order(seed: int, *parts: str) -> str:
+def order_key(seed: int, *parts: str) -> str:
+    """Returns what to sort by for an order drawn by a seed."""
     text = ":".join((str(seed), *parts))
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
@@ -122,18 +124,16 @@ def _check_not_empty(split_of, fractions) -> None:
 
 
 def find_groups(
-    thumbnails: np.ndarray, known_pairs: Iterable[Sequence[int]] = ()
+    thumbnails: np.ndarray, pairs_cache: pathlib.Path | None = None
 ) -> np.ndarray:
     """Returns the near-duplicate group of each image.
 
     Args:
       thumbnails: float32 `[n, 16, 17]`, gray levels in [0, 255].
-      known_pairs: positions of pairs known beyond what hashing finds.
+      pairs_cache: see `scan.find_pairs`.
 
     Returns:
       int `[n]`.
     """
-    pairs = [
-        pair[:2] for pair in near_duplicates.find_near_duplicates(thumbnails)
-    ]
-    return splits_lib.group_pairs([*pairs, *known_pairs], len(thumbnails))
+    pairs = scan_lib.find_pairs(thumbnails, pairs_cache)
+    return splits_lib.group_pairs(pairs, len(thumbnails))

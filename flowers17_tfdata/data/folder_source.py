@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import hashlib
+import os
 import pathlib
 from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
 
-from flowers17_tfdata.data import carving, image_folder
+from flowers17_tfdata.data import carving, decode, image_folder
 from flowers17_tfdata.data import scan as scan_lib
 from flowers17_tfdata.data.image_folder import ImageFolder
 from flowers17_tfdata.data.source import Source
-from flowers17_tfdata.errors import UserError
+from flowers17_tfdata.errors import UserError, one_line
 
 PREFIX = "folder:"
 
@@ -36,12 +36,18 @@ class FolderSource(Source):
     def read(self, split):
         self.check_split(split)
         chosen = [k for k, s in enumerate(self._scan.splits) if s == split]
+        # By name they would come class by class; the first batches of them,
+        # which batch-norm is calibrated by, must show all classes.
+        chosen.sort(key=lambda k: carving.order_key(0, self._scan.ids[k]))
         ids = [self._scan.ids[k] for k in chosen]
         examples = tf.data.Dataset.from_tensor_slices(
             {
-                "path": [str(self.root / image_id) for image_id in ids],
+                "path": tf.constant(
+                    [os.fsencode(self.root / image_id) for image_id in ids],
+                    tf.string,
+                ),
                 "label": self._scan.labels[chosen],
-                "id": ids,
+                "id": tf.constant(ids, tf.string),
             }
         )
 
@@ -82,68 +88,104 @@ def open_folder(
       UserError: the images are too few, or most can't be decoded.
     """
     root = pathlib.Path(path).expanduser().resolve()
-    found = image_folder.find_images(root)
-    seen = _look(root, found, cache_dir, on_scanned)
-    decodable = [k for k in range(len(found.ids)) if k not in seen.errors]
-    undecodable = len(found.ids) - len(decodable)
-    if undecodable > _MOST_UNDECODABLE * len(found.ids):
-        first = min(seen.errors)
+    try:
+        found = image_folder.find_images(root)
+    except OSError as error:
         raise UserError(
-            f"--dataset=folder:{root}: {undecodable} of {len(found.ids)} "
-            f"images can't be decoded, first {found.ids[first]} "
-            f"({seen.errors[first]})"
-        )
-    splits = _split(found, seen, decodable, fractions, seed)
-    scan = scan_lib.Scan(
-        found.ids, splits, np.asarray(found.labels, np.int64), *seen
+            f"--dataset=folder:{root} can't be read: {one_line(error)}"
+        ) from error
+    states = [_state(root / image_id) for image_id in found.ids]
+    place = hashlib.sha256(os.fsencode(root)).hexdigest()[:12]
+    cache = cache_dir / f"{root.name}-{place}.npz"
+    seen = scan_lib.scan_with_cache(
+        cache,
+        [f"{i}\n{s}" for i, s in zip(found.ids, states, strict=True)],
+        lambda position: (root / found.ids[position]).read_bytes(),
+        on_scanned,
     )
-    order = {name: k for k, name in enumerate((*carving.SPLITS, "unused"))}
-    names = sorted({s for s in splits if s}, key=order.__getitem__)
+    _check_decodable(root, found, seen.errors)
+    pairs_cache = cache.with_suffix(".pairs.npz")
+    splits = _split(found, seen, fractions, seed, pairs_cache)
+    scan = scan_lib.Scan(
+        found.ids,
+        splits,
+        np.asarray(found.labels, np.int64),
+        *seen,
+        pairs_cache=pairs_cache,
+    )
+    names = [s for s in (*carving.SPLITS, "unused") if s in splits]
+    # Sizes stand for the contents; times of change differ between copies.
+    sizes = [state.partition("\n")[0] for state in states]
     return FolderSource(
-        name=f"{PREFIX}{root.name}@{_digest(found, splits)}",
+        name=f"{PREFIX}{root.name}@{_digest(found, splits, sizes)}",
         class_names=found.class_names,
         split_sizes={name: splits.count(name) for name in names},
-        notes=_notes(found, seen.errors),
+        notes=_notes(found, seen.errors, fractions),
         root=root,
         _scan=scan,
     )
 
 
-def _look(root, found: ImageFolder, cache_dir, on_scanned):
-    keys = []
-    for image_id in found.ids:
-        try:
-            status = (root / image_id).stat()
-            state = f"{status.st_size}\n{status.st_mtime_ns}"
-        except OSError:
-            # A dangling link: told of with what can't be decoded.
-            state = ""
-        keys.append(f"{image_id}\n{state}")
-    place = hashlib.sha256(str(root).encode("utf-8", "surrogateescape"))
-    return scan_lib.scan_with_cache(
-        cache_dir / f"{root.name}-{place.hexdigest()[:12]}.npz",
-        keys,
-        lambda position: (root / found.ids[position]).read_bytes(),
-        on_scanned,
-    )
+def _state(path: pathlib.Path) -> str:
+    """Returns a file's size and time of change, a line each."""
+    try:
+        status = path.stat()
+    except OSError:
+        # A dangling link: told of with what can't be decoded.
+        return ""
+    return f"{status.st_size}\n{status.st_mtime_ns}"
+
+
+def _check_decodable(
+    root: pathlib.Path, found: ImageFolder, errors: dict[int, str]
+) -> None:
+    """Refuses a folder, a class or a split without images that decode."""
+    if len(errors) > _MOST_UNDECODABLE * len(found.ids):
+        first = min(errors)
+        raise UserError(
+            f"--dataset=folder:{root}: {len(errors)} of {len(found.ids)} "
+            f"images can't be decoded, first {found.ids[first]} "
+            f"({errors[first]})"
+        )
+    good = [k for k in range(len(found.ids)) if k not in errors]
+    trained = {found.labels[k] for k in good if found.splits[k] == "train"}
+    splits = {found.splits[k] for k in good}
+    for k, message in sorted(errors.items()):
+        name, split = found.class_names[found.labels[k]], found.splits[k]
+        what = f"of class {name} to train on"
+        if found.labels[k] in trained:
+            if split in splits or split == "unused":
+                continue
+            what = f"in the split {split}"
+        raise UserError(
+            f"--dataset=folder:{root}: there must be images {what}; none of "
+            f"those there can be decoded, first {found.ids[k]} ({message})"
+        )
 
 
 def _split(
-    found: ImageFolder, seen, decodable, fractions, seed: int
+    found: ImageFolder,
+    seen: decode.Thumbnails,
+    fractions: Sequence[float],
+    seed: int,
+    pairs_cache: pathlib.Path,
 ) -> list[str]:
     """Returns each image's split; '' for one that can't be decoded."""
     splits = [
         "" if k in seen.errors else split
         for k, split in enumerate(found.splits)
     ]
-    wanted = carving.fractions_to_carve(found.splits, fractions)
+    present = found.split_folders or ("train",)
+    wanted = carving.fractions_to_carve(present, fractions)
     if not wanted:
         return splits
-    train = [k for k in decodable if found.splits[k] == "train"]
+    # Of all images: the audit finds the same ones in the cache.
+    groups = carving.find_groups(seen.thumbnails, pairs_cache)
+    train = [k for k, split in enumerate(splits) if split == "train"]
     split_of = carving.carve(
         [found.ids[k] for k in train],
         [found.labels[k] for k in train],
-        carving.find_groups(seen.thumbnails[train]),
+        groups[train].tolist(),
         wanted,
         seed,
     )
@@ -152,32 +194,35 @@ def _split(
     return splits
 
 
-def _digest(found: ImageFolder, splits: list[str]) -> str:
+def _digest(
+    found: ImageFolder, splits: Sequence[str], sizes: Sequence[str]
+) -> str:
     """Returns a hash of which image is of which class and split."""
     digest = hashlib.sha256("\n".join(found.class_names).encode())
-    for row in zip(found.ids, found.labels, splits, strict=True):
-        text = "\t".join(map(str, row)) + "\n"
-        digest.update(text.encode("utf-8", "surrogateescape"))
+    for row in zip(found.ids, found.labels, splits, sizes, strict=True):
+        # What is in no split may come and go.
+        if row[2]:
+            digest.update(("\t".join(map(str, row)) + "\n").encode())
     return digest.hexdigest()[:8]
 
 
-def _notes(found: ImageFolder, errors: dict[int, str]) -> tuple[str, ...]:
-    notes = []
-    if found.skipped:
-        kinds = ", ".join(
-            f"{count} {suffix}"
-            for suffix, count in collections.Counter(
-                found.skipped
-            ).most_common()
-        )
-        notes.append(
-            f"{sum(found.skipped.values())} files that are no JPEG, PNG, GIF "
-            f"or BMP are passed over: {kinds}"
+def _notes(
+    found: ImageFolder, errors: dict[int, str], fractions: Sequence[float]
+) -> tuple[str, ...]:
+    notes = list(found.notes)
+    present = found.split_folders or ("train",)
+    _, *carved = carving.fractions_to_carve(present, fractions) or ("",)
+    if carved:
+        whole = "train" if found.split_folders else "the class folders"
+        notes.insert(
+            0,
+            f"{' and '.join(carved)} carved out of {whole} "
+            "(--split_fractions, --split_seed)",
         )
     if errors:
         first = min(errors)
         notes.append(
-            f"{len(errors)} images can't be decoded and are left out, first "
+            f"{len(errors)} image(s) can't be decoded and are left out, first "
             f"{found.ids[first]} ({errors[first]}); audit.json lists them"
         )
     return tuple(notes)

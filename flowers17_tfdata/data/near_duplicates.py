@@ -9,6 +9,7 @@ not crops.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -21,7 +22,13 @@ MAX_DISTANCE = 32
 # image would match every other blank image.
 _MIN_SLOPES = 64
 
-_ROWS_AT_ONCE = 1024
+# Distances are looked at in blocks of this many images by that many: 64 MB.
+_ROWS, _COLUMNS = 1024, 16384
+
+# Of more images than this with one and the same hash (a camera that did not
+# move), only neighbours are paired: the group is the same, and a thousand
+# copies are not half a million pairs.
+_MOST_COPIES = 32
 
 
 class NearDuplicate(NamedTuple):
@@ -50,6 +57,9 @@ def find_near_duplicates(
 ) -> list[NearDuplicate]:
     """Finds all pairs within `max_distance` bits, as they are or mirrored.
 
+    Of a crowd of images with one and the same hash, neighbours alone are
+    paired.
+
     Args:
       thumbnails: float32 `[n, 16, 17]`, gray levels in [0, 255].
       max_distance: largest Hamming distance of a pair, of 256 bits.
@@ -60,23 +70,66 @@ def find_near_duplicates(
     thumbnails = np.asarray(thumbnails, np.float32)
     slopes = np.abs(np.diff(thumbnails, axis=2)) >= 1
     textured = np.flatnonzero(slopes.sum(axis=(1, 2)) >= _MIN_SLOPES)
-    shaped = thumbnails[textured]
-    plain = difference_hashes(shaped).astype(np.float32)
-    mirrored = difference_hashes(shaped[:, :, ::-1]).astype(np.float32)
-    best: dict[tuple[int, int], int] = {}
-    for start in range(0, len(textured), _ROWS_AT_ONCE):
-        rows = plain[start : start + _ROWS_AT_ONCE]
-        for other in (plain, mirrored):
-            distances = _hamming(rows, other)
-            for row, second in np.argwhere(distances <= max_distance):
-                first = row + start
-                if first >= second:
-                    continue
-                pair = int(textured[first]), int(textured[second])
-                distance = round(float(distances[row, second]))
-                best[pair] = min(best.get(pair, distance), distance)
-    return [NearDuplicate(*pair, best[pair]) for pair in sorted(best)]
+    bits = difference_hashes(thumbnails[textured])
+    chosen, crowd = _without_crowds(np.packbits(bits, axis=1))
+    plain = _signs(bits[chosen])
+    mirrored = _signs(
+        difference_hashes(thumbnails[textured[chosen]][:, :, ::-1])
+    )
+    best = dict.fromkeys(zip(*crowd, strict=True), 0)
+    for first, second, distance in _close_pairs(plain, mirrored, max_distance):
+        pair = chosen[first], chosen[second]
+        best[pair] = min(best.get(pair, distance), distance)
+    return sorted(
+        NearDuplicate(int(textured[a]), int(textured[b]), distance)
+        for (a, b), distance in best.items()
+    )
 
 
-def _hamming(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    return a.sum(1)[:, None] + b.sum(1)[None] - 2 * a @ b.T
+def _close_pairs(
+    plain: np.ndarray, mirrored: np.ndarray, max_distance: int
+) -> Iterator[tuple[int, int, int]]:
+    """Yields (first, second, distance), a pair once or twice."""
+    # The product of two rows of signs is 256 - 2 * distance.
+    least = 256 - 2 * max_distance
+    for top in range(0, len(plain), _ROWS):
+        rows = plain[top : top + _ROWS]
+        for left in range(top, len(plain), _COLUMNS):
+            for others in (plain, mirrored):
+                products = rows @ others[left : left + _COLUMNS].T
+                for row, column in np.argwhere(products >= least):
+                    first, second = int(row) + top, int(column) + left
+                    if first < second:
+                        bits = (256 - int(products[row, column])) // 2
+                        yield first, second, bits
+
+
+def _signs(bits: np.ndarray) -> np.ndarray:
+    """Returns bits as -1 and 1, float32 `[n, 256]`."""
+    return bits.astype(np.float32) * 2 - 1
+
+
+def _without_crowds(packed: np.ndarray):
+    """Leaves one of each crowd of equal hashes.
+
+    Args:
+      packed: uint8 `[n, 32]`.
+
+    Returns:
+      positions of those that are left, and the (first, second) of the pairs
+      that link each of the others to the one before it: int `[k]` each.
+    """
+    if not len(packed):
+        return np.arange(0), (np.arange(0), np.arange(0))
+    values = np.ascontiguousarray(packed).view("V32").ravel()
+    _, value_of, counts = np.unique(
+        values, return_inverse=True, return_counts=True
+    )
+    order = np.argsort(value_of, kind="stable")
+    crowded = counts[value_of[order]] > _MOST_COPIES
+    links = np.flatnonzero(
+        crowded[1:] & (value_of[order[1:]] == value_of[order[:-1]])
+    )
+    linked = order[links + 1]
+    left = np.setdiff1d(np.arange(len(packed)), linked)
+    return left, (order[links], linked)

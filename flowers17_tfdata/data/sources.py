@@ -36,6 +36,11 @@ class TfdsSource(Source):
 
     _builder: tfds.core.DatasetBuilder
 
+    @property
+    def data_path(self) -> pathlib.Path:
+        """The folder that it is prepared in."""
+        return pathlib.Path(self._builder.data_path)
+
     def read(self, split):
         self.check_split(split)
         image_key, label_key = self._builder.info.supervised_keys
@@ -124,29 +129,23 @@ def open_source(
 
 
 def _data_dir(config: DataConfig) -> pathlib.Path:
-    return pathlib.Path(config.data_dir or tfds.core.constants.DATA_DIR)
+    path = pathlib.Path(config.data_dir or tfds.core.constants.DATA_DIR)
+    return path.expanduser()
 
 
 def _carve(
     config: DataConfig,
-    source: Source,
+    source: TfdsSource,
     fractions: dict[str, float],
     on_scanned: scan_lib.OnScanned | None,
 ) -> CarvedSource:
     """Divides a data set's train split."""
-    train = dataclasses.replace(
-        source, split_sizes={"train": source.split_sizes["train"]}
+    labels, groups = _look_at_train(
+        source, _data_dir(config) / "folders", on_scanned
     )
-    seen = train.scan(on_scanned)
     # Positions, which are unique; names need not be.
-    ids = [str(k) for k in range(len(seen.ids))]
-    split_of = carving.carve(
-        ids,
-        seen.labels.tolist(),
-        carving.find_groups(seen.thumbnails),
-        fractions,
-        config.split_seed,
-    )
+    ids = [str(k) for k in range(len(labels))]
+    split_of = carving.carve(ids, labels, groups, fractions, config.split_seed)
     splits = tuple(split_of[i] for i in ids)
     kept = {s: n for s, n in source.split_sizes.items() if s != "train"}
     digest = hashlib.sha256("\n".join(splits).encode()).hexdigest()[:8]
@@ -161,6 +160,36 @@ def _carve(
         _whole=source,
         _split_of=splits,
     )
+
+
+def _look_at_train(
+    source: TfdsSource,
+    cache_dir: pathlib.Path,
+    on_scanned: scan_lib.OnScanned | None,
+) -> tuple[list[int], list[int]]:
+    """Returns labels and near-duplicate groups, from a file of an earlier look.
+
+    The file is of one preparation of the data set: another has another size,
+    or another time.
+    """
+    digest = hashlib.sha256(source.name.encode())
+    for file in sorted(source.data_path.iterdir()):
+        status = file.stat()
+        state = f"{file.name}\t{status.st_size}\t{status.st_mtime_ns}\n"
+        digest.update(state.encode())
+    path = cache_dir / f"{source.name.replace('/', '-')}.npz"
+    found = scan_lib.load_arrays(path, digest.hexdigest())
+    if found is None:
+        train = dataclasses.replace(
+            source, split_sizes={"train": source.split_sizes["train"]}
+        )
+        seen = train.scan(on_scanned)
+        found = {
+            "labels": seen.labels,
+            "groups": carving.find_groups(seen.thumbnails),
+        }
+        scan_lib.save_arrays(path, digest.hexdigest(), found)
+    return found["labels"].tolist(), found["groups"].tolist()
 
 
 def _open_tfds(config: DataConfig) -> TfdsSource:

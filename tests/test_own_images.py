@@ -1,0 +1,166 @@
+"""Own images through the command line, from folders to evaluation."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+
+import pytest
+
+from flowers17_tfdata import cli
+from flowers17_tfdata.results import metrics
+from tests.test_folder_source import write_classes
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """An imbalanced folder, with a file that can't be decoded."""
+    root = write_classes(tmp_path / "photos", {"rose": 24, "lily": 40, "x": 6})
+    (root / "rose" / "broken.jpg").write_bytes(b"\xff\xd8\xff broken")
+    return root
+
+
+@pytest.fixture
+def run(tmp_path, photos, tiny_backbone, capsys):
+    """Returns `run(*flags) -> (exit code, stdout, stderr)`."""
+
+    def run(*flags):
+        code = cli.main(
+            [
+                "main.py",
+                f"--workdir={tmp_path / 'work'}",
+                f"--data_dir={tmp_path / 'data'}",
+                f"--dataset=folder:{photos}",
+                f"--backbone={tiny_backbone}",
+                "--weights=none",
+                "--image_size=32",
+                "--head_units=16",
+                "--global_batch_size=16",
+                "--transfer_epochs=1",
+                "--finetune_epochs=1",
+                "--strategy=default",
+                *flags,
+            ]
+        )
+        out, err = capsys.readouterr()
+        assert "Traceback" not in err
+        return code, out, err
+
+    return run
+
+
+def _splits(path) -> dict[str, tuple[str, str]]:
+    with open(path, newline="") as stream:
+        return {
+            row["file"]: (row["class"], row["split"])
+            for row in csv.DictReader(stream)
+        }
+
+
+def test_own_images_from_folders_to_evaluation(run, tmp_path, photos):
+    code, out, err = run("--phase=train", "--class_weights=balanced")
+    assert code == 0, err
+    assert "1 image(s) can't be decoded and are left out" in out
+    assert "consider --class_weights=balanced" in out
+    work = tmp_path / "work"
+    splits = _splits(work / "splits.csv")
+    assert len(splits) == 71
+    assert splits["rose/broken.jpg"] == ("rose", "")
+    assert {split for _, split in splits.values()} == {
+        "",
+        "train",
+        "validation",
+        "test",
+    }
+    audit = json.loads((work / "audit.json").read_text())
+    assert audit["imbalance"] >= 3
+    evaluation = json.loads((work / "evaluation.json").read_text())
+    assert evaluation["class_names"] == ["lily", "rose", "x"]
+    assert evaluation["num_examples"] == sum(
+        split == "test" for _, split in splits.values()
+    )
+
+    # An image goes from one class to another.
+    kept = {p.name: p.read_bytes() for p in work.iterdir() if p.is_file()}
+    (photos / "rose" / "000.jpg").rename(photos / "lily" / "rose.jpg")
+    for phase in ("train", "transfer", "evaluate", "prepare"):
+        code, _, err = run(f"--phase={phase}", "--class_weights=balanced")
+        assert code == 1
+        assert "is not what --workdir" in err
+        assert "1 added" in err
+        assert "1 removed" in err
+        assert err.count("error: ") == 1
+    after = {p.name: p.read_bytes() for p in work.iterdir() if p.is_file()}
+    same = {"splits.csv", "audit.json", "metrics.jsonl", "evaluation.json"}
+    assert {k: kept[k] for k in same} == {k: after[k] for k in same}
+
+    # Put back, all is as it was.
+    (photos / "lily" / "rose.jpg").rename(photos / "rose" / "000.jpg")
+    code, out, err = run("--phase=train", "--class_weights=balanced")
+    assert code == 0, err
+    assert "finetune: already done" in out
+
+
+def test_class_weights_are_part_of_what_is_resumed(run):
+    assert run("--phase=transfer", "--class_weights=balanced")[0] == 0
+    code, _, err = run("--phase=transfer")
+    assert code == 2
+    assert "--class_weights" in err
+
+
+@pytest.mark.parametrize("feature_views", [0, 1])
+def test_class_weights_change_the_loss_alone(run, tmp_path, feature_views):
+    lines = {}
+    for weights in ("none", "balanced"):
+        work = tmp_path / weights
+        code, _, err = run(
+            "--phase=transfer",
+            f"--workdir={work}",
+            f"--class_weights={weights}",
+            f"--feature_views={feature_views}",
+            # The same model throughout: accuracy tells of the counting.
+            "--transfer_learning_rate=1e-12",
+            "--dropout=0",
+        )
+        assert code == 0, err
+        (lines[weights],) = metrics.read_metrics(work / "metrics.jsonl")
+    none, balanced = lines["none"], lines["balanced"]
+    assert none["train_loss"] != pytest.approx(balanced["train_loss"], rel=1e-4)
+    for name in ("train_accuracy", "validation_accuracy", "validation_loss"):
+        assert none[name] == pytest.approx(balanced[name], rel=1e-4)
+
+
+def test_folders_phase(run, tmp_path):
+    out_dir = tmp_path / "out"
+    code, out, err = run("--phase=folders", f"--folders_dir={out_dir}")
+    assert code == 0, err
+    assert f"class folders written to {out_dir}" in out
+    assert sorted(os.listdir(out_dir / "train")) == ["lily", "rose", "x"]
+    code, out, _ = run("--phase=folders", f"--folders_dir={out_dir}")
+    assert code == 0
+    assert "already" in out
+    (out_dir / "mine.txt").touch()
+    code, _, err = run("--phase=folders", f"--folders_dir={out_dir}")
+    assert code == 1
+    assert f"--folders_dir {out_dir} must be new or empty" in err
+
+
+def test_a_file_that_vanishes_gets_one_line(run, photos, monkeypatch):
+    from flowers17_tfdata.data import folder_source
+
+    opened = folder_source.open_folder
+
+    def open_then_lose(*args, **kwargs):
+        source = opened(*args, **kwargs)
+        for file in (photos / "rose").iterdir():
+            file.unlink()
+        return source
+
+    monkeypatch.setattr(folder_source, "open_folder", open_then_lose)
+    code, _, err = run("--phase=transfer")
+    assert code == 1
+    assert "can't be read any more (/" in err
+    assert "/rose/" in err
+    assert "No such file" in err
+    assert err.count("error: ") == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -97,8 +98,9 @@ def _errors_in_one_line(config: Config) -> Iterator[None]:
     except (tf.errors.NotFoundError, tf.errors.PermissionDeniedError) as error:
         if not config.data.dataset.startswith(folder_source.PREFIX):
             raise
-        # Behind the name of the op, before that of the graph's node.
-        file = error.message.partition(" [[")[0].rpartition("}} ")[2]
+        # Behind the names of the op and the iterator, before the node's.
+        file = error.message.partition(" [[")[0]
+        file = re.sub(r"^.*?(: |\}\} )(?=/)", "", file, flags=re.DOTALL)
         raise UserError(
             f"--dataset={config.data.dataset}: a file can't be read any more "
             f"({one_line(file, 200)})"

@@ -98,8 +98,9 @@ def _errors_in_one_line(config: Config) -> Iterator[None]:
     except (tf.errors.NotFoundError, tf.errors.PermissionDeniedError) as error:
         if not config.data.dataset.startswith(folder_source.PREFIX):
             raise
-        # Behind the name of the op, before that of the graph's node.
+        # Between the names of op and iterator, and that of the graph's node.
         file = error.message.partition(" [[")[0].rpartition("}} ")[2]
+        file = file[file.find("/") :]
         raise UserError(
             f"--dataset={config.data.dataset}: a file can't be read any more "
             f"({one_line(file, 200)})"

@@ -85,8 +85,8 @@ def run(tmp_path_factory, data_dir, dummy_archive):
         assert cli.main(["main.py", *flags]) == 0
         result = Run(workdir, flags)
         assert result.export(f"--export_formats={','.join(FORMATS)}") == 0
+        keras.config.set_dtype_policy(policy)
         yield result
-    keras.config.set_dtype_policy(policy)
 
 
 @pytest.fixture(autouse=True)

@@ -119,6 +119,7 @@ SIX = _tiff("<", [(0x0112, 3, 1, 6)])
         b"\xff\xd8\xff",
         b"no image",
         # Cut short: within the entry, the directory, the header.
+        _with_exif(SIX[:19]),
         _with_exif(SIX[:18]),
         _with_exif(SIX[:12]),
         _with_exif(SIX[:6]),

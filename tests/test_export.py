@@ -85,8 +85,8 @@ def run(tmp_path_factory, data_dir, dummy_archive):
         assert cli.main(["main.py", *flags]) == 0
         result = Run(workdir, flags)
         assert result.export(f"--export_formats={','.join(FORMATS)}") == 0
+        keras.config.set_dtype_policy(policy)
         yield result
-    keras.config.set_dtype_policy(policy)
 
 
 @pytest.fixture(autouse=True)
@@ -297,6 +297,39 @@ def test_onnx_takes_batches(run):
     np.testing.assert_allclose(
         classify(_pixels(FILES)), _expected(run, FILES), atol=1e-5
     )
+
+
+def test_onnx_of_a_network_with_constants(tmp_path):
+    inputs = keras.Input((32, 32, 3))
+    x = keras.layers.Normalization(
+        mean=[1.0, 2.0, 3.0], variance=[4.0, 5.0, 6.0]
+    )(inputs)
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    model = keras.Model(inputs, keras.layers.Dense(4)(x))
+    subject = network.Network(model, lambda images: images)
+    onnx_file.convert(subject, tmp_path / "model.onnx")
+    images = _pixels(FILES)
+    np.testing.assert_allclose(
+        onnx_file.load(tmp_path / "model.onnx", 1)(images),
+        subject.probabilities(tf.cast(images, tf.float32)),
+        atol=1e-5,
+    )
+
+
+def test_what_a_converter_refuses_is_one_line(tmp_path):
+    model = keras.Sequential(
+        [
+            keras.Input((32, 32, 3)),
+            keras.layers.Lambda(lambda x: tf.math.igamma(x, x)),
+            keras.layers.GlobalAveragePooling2D(),
+        ]
+    )
+    subject = network.Network(model, lambda images: images)
+    with pytest.raises(UserError, match="onnx can't be made of this network"):
+        onnx_file.convert(subject, tmp_path / "model.onnx")
+        onnx_file.load(tmp_path / "model.onnx", 1)
+    with pytest.raises(UserError, match="float16 can't be made of this"):
+        tflite.convert_float16(subject, tmp_path / "float16.tflite")
 
 
 def test_onnx_without_its_packages_is_one_line(run, monkeypatch, capsys):
@@ -519,6 +552,26 @@ def test_the_card_warns_of_leaks():
     card = model_card.make_card(_facts(audit={"near_duplicates": found}))
     assert "7 of these pairs lie across splits" in card
     assert "accuracy on new photographs is likely lower" in card
+
+
+def test_the_folder_names_no_path_of_this_machine(run):
+    for name in ("README.md", "parity.json"):
+        text = (run.folder / name).read_text()
+        assert str(run.workdir) not in text
+    flags = {"weights": "/home/me/inception.weights.h5", "seed": 3}
+    card = model_card.make_card(_facts(run={"flags": flags}))
+    assert "| `weights` | inception.weights.h5 |" in card
+    assert "/home/me" not in card
+
+
+def test_an_outdated_evaluation_is_not_the_card_s():
+    report = {"dataset": "d", "split": "test", "formats": [{"accuracy": 0.8}]}
+    found = {"model": "/x/m.keras", "dataset": "d", "split": "test"}
+    assert model_card._is_of(found | {"accuracy": 0.8}, "m.keras", report)
+    assert not model_card._is_of(found | {"accuracy": 0.7}, "m.keras", report)
+    assert not model_card._is_of({}, "m.keras", report)
+    elsewhere = found | {"split": "validation", "accuracy": 0.7}
+    assert model_card._is_of(elsewhere, "m.keras", report)
 
 
 def test_an_evaluation_of_another_model_is_not_the_card_s(run, tmp_path):

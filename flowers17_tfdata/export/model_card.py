@@ -18,6 +18,8 @@ from flowers17_tfdata.trained import TrainedModel
 
 FILE_NAME = "README.md"
 
+_SAME_ACCURACY = 0.01
+
 # What the flags of a run say of its training; the others say where it ran.
 _TRAINING_FLAGS = (
     *("backbone", "weights", "image_size", "head_units", "dropout"),
@@ -71,14 +73,10 @@ class Facts:
             return metrics.read_json(path) if path.exists() else {}
 
         audit, evaluation = recorded("audit.json"), recorded("evaluation.json")
-        # Left over from other data, or from the stage before.
+        # Left over from other data.
         if audit.get("dataset") != source.name:
             audit = {}
-        evaluated = pathlib.Path(evaluation.get("model", "")).name
-        if (evaluated, evaluation.get("dataset")) != (
-            trained.path.name,
-            source.name,
-        ):
+        if not _is_of(evaluation, trained.path.name, report):
             evaluation = {}
         return cls(
             trained.path.name,
@@ -91,6 +89,23 @@ class Facts:
             evaluation,
             report,
         )
+
+
+def _is_of(
+    evaluation: dict[str, Any], model_file: str, report: dict[str, Any]
+) -> bool:
+    """Whether an evaluation is of the exported model, as far as can be told."""
+    if (
+        pathlib.Path(evaluation.get("model", "")).name != model_file
+        or evaluation["dataset"] != report["dataset"]
+    ):
+        return False
+    trained = report["formats"][0]["accuracy"]
+    # The same model on the same images, but for other hardware's rounding.
+    return (
+        evaluation["split"] != report["split"]
+        or abs(evaluation["accuracy"] - trained) < _SAME_ACCURACY
+    )
 
 
 def make_card(facts: Facts) -> str:
@@ -262,7 +277,12 @@ def _formats(facts: Facts) -> str:
 
 def _training(facts: Facts) -> str:
     flags = facts.run.get("flags", {})
-    rows = [[f"`{k}`", str(flags[k])] for k in _TRAINING_FLAGS if k in flags]
+    # Paths of the training's machine say nothing elsewhere.
+    rows = [
+        [f"`{k}`", pathlib.Path(str(flags[k])).name]
+        for k in _TRAINING_FLAGS
+        if k in flags
+    ]
     if not rows:
         return "## Training\n\nThis workdir holds no record of it."
     versions = facts.run.get("versions", {})

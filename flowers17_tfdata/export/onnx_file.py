@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 import pathlib
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
 
-from flowers17_tfdata.errors import UserError
+from flowers17_tfdata.errors import UserError, one_line
 from flowers17_tfdata.export.network import Network
 
 # The newest that tf2onnx writes; runtimes read all older ones.
@@ -35,17 +38,37 @@ def convert(network: Network, path: pathlib.Path) -> None:
 
     Its input `image` is float32 `[batch, image_size, image_size, 3]` in
     [0, 255], RGB; its output `probabilities` float32 `[batch, num_classes]`.
-    """
-    import tf2onnx
 
+    Raises:
+      UserError: the converter doesn't take this network.
+    """
     size = network.image_size
-    tf2onnx.convert.from_function(
-        tf.function(
-            lambda image: {"probabilities": network.probabilities(image)}
-        ),
-        [tf.TensorSpec([None, size, size, 3], tf.float32, "image")],
-        opset=_OPSET,
-        output_path=str(path),
+    module = tf.Module()
+    module.network = network
+    module.classify = tf.function(
+        lambda image: {"probabilities": network.probabilities(image)},
+        input_signature=[
+            tf.TensorSpec([None, size, size, 3], tf.float32, "image")
+        ],
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        tf.saved_model.save(module, folder, signatures=module.classify)
+        # Not tf2onnx.convert.from_function: it takes constants that a layer
+        # holds (Normalization's) for inputs.
+        command = [sys.executable, "-m", "tf2onnx.convert"]
+        command += ["--saved-model", folder, "--output", str(path)]
+        result = subprocess.run(
+            [*command, "--opset", str(_OPSET)], capture_output=True, text=True
+        )
+    if result.returncode or not path.exists():
+        last = result.stderr.strip().rpartition("\n")[2]
+        raise _refused(last)
+
+
+def _refused(reason: BaseException | str) -> UserError:
+    return UserError(
+        "--export_formats: onnx can't be made of this network "
+        f"({one_line(reason, 200)}): leave it out"
     )
 
 
@@ -56,14 +79,21 @@ def load(
 
     It maps uint8 `[n, image_size, image_size, 3]` in [0, 255] to float32
     `[n, num_classes]`.
+
+    Raises:
+      UserError: the converter made a file that doesn't run.
     """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = num_threads
-    session = onnxruntime.InferenceSession(
-        str(path), options, providers=["CPUExecutionProvider"]
-    )
+    try:
+        session = onnxruntime.InferenceSession(
+            str(path), options, providers=["CPUExecutionProvider"]
+        )
+    # Its errors have no common class but this.
+    except Exception as error:
+        raise _refused(error) from error
 
     def run(images: np.ndarray) -> np.ndarray:
         inputs = {"image": images.astype(np.float32)}

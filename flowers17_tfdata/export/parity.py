@@ -18,7 +18,7 @@ from flowers17_tfdata.results import terminal
 
 BATCH = 32
 _LATENCY_RUNS = 20
-_BATCH_RUNS = 5
+_BATCH_RUNS = 3
 
 # Largest difference of a probability to the float32 Keras model, for formats
 # that hold the same numbers. Kernels may add up in another order.

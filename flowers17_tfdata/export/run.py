@@ -163,7 +163,7 @@ def _export(
     )
     report = {
         folder.WRITTEN_BY: f"flowers17_tfdata {flowers17_tfdata.__version__}",
-        "model": str(trained.path),
+        "model": trained.path.name,
         "trained_precision": session.precision,
         "dataset": session.source.name,
         "split": split.name,

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import pathlib
+import sys
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import tensorflow as tf
@@ -99,7 +102,8 @@ def _convert(
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
         set_options(converter)
         try:
-            content = converter.convert()
+            with _without_notes():
+                content = converter.convert()
         # It raises whatever its parts do; its own error has no public name.
         except Exception as error:
             raise UserError(
@@ -107,6 +111,20 @@ def _convert(
                 f"({one_line(error, 200)}): leave it out"
             ) from error
     path.write_bytes(content)
+
+
+@contextlib.contextmanager
+def _without_notes() -> Iterator[None]:
+    """Drops what C++ code writes to standard error; errors are exceptions."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "w") as nothing:
+            os.dup2(nothing.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def load(
@@ -117,7 +135,10 @@ def load(
     It maps uint8 `[n, image_size, image_size, 3]` in [0, 255] to float32
     `[n, num_classes]`, an image at a time.
     """
-    interpreter = litert.Interpreter(str(path), num_threads=num_threads)
+    with _without_notes():
+        interpreter = litert.Interpreter(str(path), num_threads=num_threads)
+        # Or it would be at the first image.
+        interpreter.allocate_tensors()
     classify = interpreter.get_signature_runner("serving_default")
 
     def run(images: np.ndarray) -> np.ndarray:

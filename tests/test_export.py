@@ -488,6 +488,13 @@ def test_a_failure_leaves_the_earlier_export(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["export"]
 
 
+def test_a_failed_replacement_brings_the_earlier_export_back(tmp_path):
+    target = _ours(tmp_path / "export")
+    with pytest.raises(OSError), folder.replaced(target) as new:
+        new.rmdir()
+    assert [path.name for path in target.iterdir()] == ["parity.json"]
+
+
 def test_new_and_empty_folders_are_taken(tmp_path):
     (tmp_path / "empty").mkdir()
     for target in (tmp_path / "empty", tmp_path / "a" / "b"):

@@ -68,7 +68,13 @@ def replaced(target: pathlib.Path) -> Iterator[pathlib.Path]:
         check_target(target)
         if target.exists():
             target.rename(old)
-        new.rename(target)
+        try:
+            new.rename(target)
+        except OSError:
+            # Or it would go with the scratch folder.
+            if old.exists():
+                old.rename(target)
+            raise
 
 
 def size_megabytes(path: pathlib.Path) -> float:

@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import base64
-import http.server
 import json
 import pathlib
 import re
-import threading
+import shutil
+import signal
+import subprocess
+import sys
+import urllib.error
+import urllib.request
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from flowers17_tfdata.export import network, onnx_file, saved_model, tflite
+from flowers17_tfdata.export import (
+    network,
+    onnx_file,
+    saved_model,
+    serve,
+    tflite,
+)
 from flowers17_tfdata.export.usage import make_section
 from tests import fakes
 
@@ -25,6 +35,7 @@ NAMES = [f"class {k}" for k in range(fakes.NUM_CLASSES)]
 def export_folder(tmp_path_factory):
     """An export as its files, of a small random model, and a photograph."""
     folder = tmp_path_factory.mktemp("export")
+    shutil.copy(serve.__file__, folder)
     model = fakes.make_model()
     subject = network.Network(model, fakes.preprocess_input)
     saved_model.save(subject, NAMES, folder / "saved_model")
@@ -39,44 +50,65 @@ def export_folder(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def serving(export_folder):
-    """The port of a stand-in for TensorFlow Serving's REST interface."""
-    loaded = tf.saved_model.load(str(export_folder / "saved_model"))
-    serve = loaded.signatures["serving_default"]
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_POST(self):
-            assert self.path == "/v1/models/flowers17:predict"
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            files = [
-                base64.b64decode(instance["b64"], validate=True)
-                for instance in json.loads(body)["instances"]
-            ]
-            outputs = serve(image_bytes=tf.constant(files))
-            rows = [
-                {name: _plain(value[k]) for name, value in outputs.items()}
-                for k in range(len(files))
-            ]
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(json.dumps({"predictions": rows}).encode())
-
-        def log_message(self, *_):
-            pass
-
-    server = http.server.HTTPServer(("localhost", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield server.server_port
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    """The port of the exported serve.py, in a process of its own."""
+    with subprocess.Popen(
+        [sys.executable, "-I", "serve.py", "--port=0"],
+        cwd=export_folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as process:
+        address = process.stdout.readline()
+        yield int(re.search(r":(\d+)/", address)[1])
+        process.send_signal(signal.SIGINT)
+        process.wait(timeout=60)
+    assert process.returncode == 0
 
 
-def _plain(tensor: tf.Tensor) -> list:
-    values = tensor.numpy().tolist()
-    return [v.decode() if isinstance(v, bytes) else v for v in values]
+def _ask(port: int, path: str, body: bytes | None = None):
+    """Returns status and answer of a request; with a body, a POST."""
+    url = f"http://localhost:{port}/v1/models/{path}"
+    try:
+        with urllib.request.urlopen(url, data=body) as response:
+            return response.status, json.load(response)
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)
+
+
+def test_the_server_answers_several_files_and_bad_requests(
+    export_folder, serving
+):
+    photo = base64.b64encode((export_folder / "photo.jpg").read_bytes())
+    instance = {"b64": photo.decode()}
+    body = json.dumps({"instances": [instance, instance]}).encode()
+    status, answer = _ask(serving, "any:predict", body)
+    assert status == 200
+    for row in answer["predictions"]:
+        np.testing.assert_allclose(
+            row["probabilities"], _expected(export_folder), atol=1e-5
+        )
+        assert row["labels"][0] == NAMES[_expected(export_folder).argmax()]
+        assert row["scores"] == sorted(row["scores"], reverse=True)
+
+    status, answer = _ask(serving, "any/metadata")
+    assert (status, answer["class_names"]) == (200, NAMES)
+    assert _ask(serving, "any:predict")[0] == 404
+    broken = {"b64": base64.b64encode(b"no image").decode()}
+    for bad in (
+        b"no JSON",
+        b"{}",
+        b'{"instances": []}',
+        b'{"instances": [{"b64": "%"}]}',
+        b'{"instances": ["text"]}',
+        json.dumps({"instances": [broken]}).encode(),
+    ):
+        status, answer = _ask(serving, "any:predict", bad)
+        assert status == 400, bad
+        assert answer["error"]
+    # It lives on.
+    assert _ask(serving, "any:predict", body)[0] == 200
 
 
 def _blocks(text: str) -> list[str]:

@@ -182,11 +182,20 @@ not kept). Exported by {facts.report["written_by"]} from `{facts.model_file}`,
 all in float32 but for the formats that say otherwise."""
 
 
+def _origin(dataset: str) -> str:
+    if dataset.startswith("folder:"):
+        return (
+            f"`{dataset}`: class folders; the digits stand for the images, "
+            "their classes and their splits."
+        )
+    return f"`{dataset}` of TensorFlow Datasets."
+
+
 def _data(facts: Facts) -> str:
     rows = [[split, count] for split, count in facts.split_sizes.items()]
     lines = [
         "## Data",
-        f"`{facts.dataset}` of TensorFlow Datasets.",
+        _origin(facts.dataset),
         table(["split", "images"], rows),
         _leakage(facts.audit),
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import pathlib
+import shutil
 from collections.abc import Callable, Iterator
 
 import keras
@@ -36,6 +37,8 @@ from flowers17_tfdata.trained import TrainedModel
 
 LABELS = "labels.txt"
 _CALIBRATION_SPLIT = "train"
+# Goes along with the SavedModel: it imports nothing of this package.
+_SERVE_SCRIPT = pathlib.Path(__file__).with_name("serve.py")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,6 +199,7 @@ def _runner(
 def _write_saved_model(subject: _Subject, output: pathlib.Path) -> Exported:
     path = output / "saved_model"
     saved_model.save(subject.network, subject.class_names, path)
+    shutil.copy(_SERVE_SCRIPT, output)
     return Exported(
         "saved_model", path, saved_model.load(path), takes_files=True
     )

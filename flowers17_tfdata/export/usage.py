@@ -18,8 +18,8 @@ answer = serve(image_bytes=tf.constant([photo]))
 print(answer["labels"][0].numpy(), answer["scores"][0].numpy())
 ```
 
-TensorFlow Serving, with `-v "$PWD/saved_model:/models/classifier/1"` and
-`-e MODEL_NAME=classifier`, takes
+`python serve.py` serves it on this machine; TensorFlow Serving does with
+`-v "$PWD/saved_model:/models/classifier/1" -e MODEL_NAME=classifier`. Both take
 
 ```
 POST /v1/models/classifier:predict

@@ -9,6 +9,7 @@ import json
 import pathlib
 import subprocess
 import sys
+import types
 
 import keras
 import numpy as np
@@ -18,6 +19,7 @@ import yaml
 from PIL import Image
 
 from flowers17_tfdata import cli
+from flowers17_tfdata.config import Config, ExportConfig
 from flowers17_tfdata.data import decode
 from flowers17_tfdata.errors import UserError
 from flowers17_tfdata.export import (
@@ -29,6 +31,7 @@ from flowers17_tfdata.export import (
     parity,
     tflite,
 )
+from flowers17_tfdata.export.run import export_model
 from flowers17_tfdata.models import classifier
 from flowers17_tfdata.results import predictions, terminal
 from tests import fakes
@@ -462,6 +465,15 @@ def test_a_folder_of_other_files_is_refused(run, tmp_path, capsys):
     ]
     assert line.startswith(f"error: --export_dir {tmp_path} must be new")
     assert (tmp_path / "thesis.tex").read_text() == "x"
+
+
+def test_several_workers_are_refused(tmp_path):
+    session = types.SimpleNamespace(
+        config=Config(export=ExportConfig(export_dir=str(tmp_path / "x"))),
+        workers=types.SimpleNamespace(count=2),
+    )
+    with pytest.raises(UserError, match="goes with one worker; got 2"):
+        export_model(session)
 
 
 def test_a_file_is_refused(tmp_path):

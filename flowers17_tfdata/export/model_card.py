@@ -12,6 +12,7 @@ import pathlib
 from typing import Any
 
 from flowers17_tfdata.export import usage
+from flowers17_tfdata.models import classifier
 from flowers17_tfdata.results import metrics
 from flowers17_tfdata.session import Session
 from flowers17_tfdata.trained import TrainedModel
@@ -80,7 +81,8 @@ class Facts:
             evaluation = {}
         return cls(
             trained.path.name,
-            session.config.model.backbone,
+            # Not the flag: --model may name another.
+            classifier.get_backbone(trained.model).name,
             source.name,
             source.class_names,
             dict(source.split_sizes),

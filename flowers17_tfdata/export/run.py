@@ -43,7 +43,15 @@ _SERVE_SCRIPT = pathlib.Path(__file__).with_name("serve.py")
 
 @dataclasses.dataclass(frozen=True)
 class _Subject:
-    """What is exported."""
+    """What is exported.
+
+    Attributes:
+      model: the trained one, rebuilt in float32.
+      network: it, with preprocessing and softmax.
+      class_names: in the order of its outputs.
+      session: of this process.
+      preprocess: of the model's images.
+    """
 
     model: keras.Model
     network: Network
@@ -142,18 +150,7 @@ def _export(
     )
     reference = parity.classify_split(split, in_memory)
     of_trained = predictions.probabilities
-    rows = [
-        {
-            "format": "trained",
-            "file": trained.path.name,
-            "megabytes": round(folder.size_megabytes(trained.path), 2),
-            **parity.compare(
-                of_trained, predictions.labels, reference, of_trained
-            ),
-            "latency_ms": None,
-            "images_per_sec": None,
-        }
-    ]
+    rows = [_trained_row(trained, predictions, reference)]
     for name in config_lib.export_formats(session.config.export):
         terminal.say(f"export: {name}")
         with timings.measure(session.output, f"export: {name}"):
@@ -161,6 +158,34 @@ def _export(
             row = parity.measure(split, exported, reference, of_trained)
         parity.check(row, split.name)
         rows.append(row)
+    _write_papers(subject, trained, split, rows, output)
+    return rows
+
+
+def _trained_row(
+    trained: TrainedModel, predictions: Predictions, reference: np.ndarray
+) -> dict:
+    """Returns the table's row of the model as it was trained."""
+    of_trained = predictions.probabilities
+    return {
+        "format": "trained",
+        "file": trained.path.name,
+        "megabytes": round(folder.size_megabytes(trained.path), 2),
+        **parity.compare(of_trained, predictions.labels, reference, of_trained),
+        "latency_ms": None,
+        "images_per_sec": None,
+    }
+
+
+def _write_papers(
+    subject: _Subject,
+    trained: TrainedModel,
+    split: Split,
+    rows: list[dict],
+    output: pathlib.Path,
+) -> None:
+    """Writes the class names, the report and the model card."""
+    session = subject.session
     (output / LABELS).write_text(
         "".join(f"{name}\n" for name in subject.class_names), encoding="utf-8"
     )
@@ -179,7 +204,6 @@ def _export(
     metrics.write_json(output / folder.REPORT, report)
     card = model_card.make_card(model_card.Facts.read(session, trained, report))
     (output / model_card.FILE_NAME).write_text(card, encoding="utf-8")
-    return rows
 
 
 def _runner(

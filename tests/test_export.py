@@ -136,7 +136,7 @@ def test_the_folder_holds_every_format(run):
     assert {path.name for path in run.folder.iterdir()} == {
         *("saved_model", "model.keras", "model.onnx"),
         *("model_float16.tflite", "model_int8.tflite"),
-        *("labels.txt", "parity.json", "README.md"),
+        *("labels.txt", "parity.json", "README.md", "serve.py"),
     }
     # Nor is anything left beside it.
     assert [path for path in run.workdir.glob(".export*")] == []
@@ -303,6 +303,7 @@ def test_onnx_takes_batches(run):
 
 
 def test_onnx_of_a_network_with_constants(tmp_path):
+    keras.utils.set_random_seed(0)
     inputs = keras.Input((32, 32, 3))
     x = keras.layers.Normalization(
         mean=[1.0, 2.0, 3.0], variance=[4.0, 5.0, 6.0]
@@ -315,7 +316,8 @@ def test_onnx_of_a_network_with_constants(tmp_path):
     np.testing.assert_allclose(
         onnx_file.load(tmp_path / "model.onnx", 1)(images),
         subject.probabilities(tf.cast(images, tf.float32)),
-        atol=1e-5,
+        # Of logits up to 70.
+        atol=1e-4,
     )
 
 

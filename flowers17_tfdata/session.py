@@ -127,8 +127,23 @@ def open_session(config: Config) -> Iterator[Session]:
     _check_batch_size(config, strategy.num_replicas_in_sync)
     tfds.disable_progress_bar()
     terminal.say(f"{config.phase}: opening {config.data.dataset}")
+    with contextlib.ExitStack() as stack:
+        output = workdir
+        if not workers.is_chief:
+            folder = tempfile.TemporaryDirectory(prefix="flowers17_tfdata-")
+            output = pathlib.Path(stack.enter_context(folder))
+        source = _open_source(config, output)
+        config = dataclasses.replace(
+            config, input=_settle_input(config, workdir, source, workers)
+        )
+        yield Session(
+            config, workdir, output, strategy, workers, policy, source
+        )
+
+
+def _open_source(config: Config, output: pathlib.Path) -> Source:
     with (
-        timings.measure(workdir, "opening the data set"),
+        timings.measure(output, "opening the data set"),
         # TFDS announces what it prepares.
         terminal.other_output_as_details(),
         terminal.ScanProgress(None) as bar,
@@ -136,17 +151,7 @@ def open_session(config: Config) -> Iterator[Session]:
         source = sources.open_source(config.data, bar.scanned)
     for note in source.notes:
         terminal.say(note)
-    config = dataclasses.replace(
-        config, input=_settle_input(config, workdir, source, workers)
-    )
-    with contextlib.ExitStack() as stack:
-        output = workdir
-        if not workers.is_chief:
-            folder = tempfile.TemporaryDirectory(prefix="flowers17_tfdata-")
-            output = pathlib.Path(stack.enter_context(folder))
-        yield Session(
-            config, workdir, output, strategy, workers, policy, source
-        )
+    return source
 
 
 def _settle_input(

@@ -30,6 +30,12 @@ PHASES = (
 # They look at what a workdir holds, and take from its config.json what the
 # command line leaves open.
 PHASES_ON_A_RUN = ("evaluate", "predict", "export", "report", "folders")
+_OF_A_RUN = {
+    *("dataset", "data_dir", "split_fractions", "split_seed"),
+    *("image_size", "augmentation", "rotation", "shift", "zoom"),
+    *("horizontal_flip", "backbone", "fold_batch_norm"),
+    *("precision", "global_batch_size"),
+}
 STAGES = ("transfer", "finetune")
 EXPORT_FORMATS = (
     "saved_model",
@@ -515,8 +521,9 @@ def to_values(config: Config) -> dict[str, Any]:
 def recorded_values(workdir: str) -> dict[str, Any]:
     """Returns `{flag name: value}` of the run that a workdir holds.
 
-    Of the options that make the data, the input and the network what they
-    are; none where nothing was trained.
+    Of the options that make the data, its split, the input and the network
+    what they are; none where nothing was trained. Not `archive`: the data set
+    was prepared from it. Not what was settled for the machine.
 
     Raises:
       ConfigError: its config.json is damaged.
@@ -546,18 +553,11 @@ def recorded_values(workdir: str) -> dict[str, Any]:
 
 
 def _options_of_a_run() -> list[dataclasses.Field]:
-    fields = [
+    return [
         field
-        for config_class in (DataConfig, InputConfig, ModelConfig)
+        for _, config_class in groups()
         for field in options(config_class)
-        # Asked for by the training's command line, not this one's.
-        if field.name not in ("data_service", "model_summary", "plot_model")
-    ]
-    others = (*options(RuntimeConfig), *options(OptimizationConfig))
-    return fields + [
-        field
-        for field in others
-        if field.name in ("precision", "global_batch_size")
+        if field.name in _OF_A_RUN
     ]
 
 
@@ -623,7 +623,7 @@ def validate(config: Config) -> None:
         )
     if config.phase == "train" and config.evaluation.model:
         raise ConfigError(
-            "--model goes with --phase=evaluate alone: train evaluates the "
+            "--model does not go with --phase=train, which evaluates the "
             f"model that it trains; got {config.evaluation.model!r}"
         )
     if config.phase == "train" and config.model.init_from:
@@ -631,13 +631,44 @@ def validate(config: Config) -> None:
             "--init_from goes with --phase=finetune alone: train starts from "
             f"its own transfer stage; got {config.model.init_from!r}"
         )
-    if config.phase == "predict" and not config.predict.images:
+    _check_predict(config)
+    _check_home(config)
+    _check_data_service(config.input)
+    _check_devices(config)
+
+
+def _check_predict(config: Config) -> None:
+    if config.phase != "predict":
+        return
+    if not config.predict.images:
         raise ConfigError(
             "--images must name files, folders or globs for --phase=predict; "
             "got ''"
         )
-    _check_data_service(config.input)
-    _check_devices(config)
+    if config.runtime.launch_local:
+        raise ConfigError(
+            "--launch_local does not go with --phase=predict, which takes one "
+            f"process; got {config.runtime.launch_local}"
+        )
+    # Beyond the image and its mirror image, views are drawn at random.
+    if config.predict.tta > 2 and config.input.augmentation == "none":
+        raise ConfigError(
+            "--tta above 2 goes with --augmentation=affine or keras, whose "
+            f"ranges it draws from; got {config.predict.tta} and none"
+        )
+
+
+def _check_home(config: Config) -> None:
+    """Checks that every ~NAME in a path is somebody's."""
+    for name, value in to_values(config).items():
+        path = str(value).removeprefix("folder:")
+        if not path.startswith("~"):
+            continue
+        if os.path.expanduser(path) == path:
+            raise ConfigError(
+                f"--{name}: there is no home folder of "
+                f"{path.partition(os.sep)[0]}; got {value!r}"
+            )
 
 
 def _check_folder(config: Config) -> None:
@@ -654,6 +685,7 @@ def _check_folder(config: Config) -> None:
         ("workdir", config.workdir),
         ("data_dir", config.data.data_dir),
         ("folders_dir", config.folders.folders_dir),
+        ("export_dir", config.export.export_dir),
     ):
         if path and _lies_in(path, folder):
             raise ConfigError(

@@ -83,12 +83,15 @@ def parse(argv: list[str]) -> config_lib.Config:
             raise ConfigError(
                 f"every argument must be a --flag=value; got {rest[1]!r}"
             )
-        values["images"] = "\n".join(
-            filter(None, [values["images"], *rest[1:]])
-        )
+        named = filter(None, [*values["images"].split(","), *rest[1:]])
+        # The line break says that commas are parts of names.
+        values["images"] = "\n".join(named) + "\n"
     if values["phase"] in config_lib.PHASES_ON_A_RUN:
         given = {name for name in names if FLAGS[name].present}
         recorded = config_lib.recorded_values(values["workdir"])
+        if "dataset" in given:
+            # Of another data set, the run's split means nothing.
+            given |= {"split_fractions", "split_seed"}
         values |= {n: v for n, v in recorded.items() if n not in given}
     return config_lib.from_values(values)
 
@@ -172,8 +175,8 @@ def help_text(program: str, phase: str | None = None) -> str:
     if phase in config_lib.PHASES_ON_A_RUN:
         lines += [
             "",
-            f"{phase} takes the flags of data, input and model from the "
-            "workdir's\nconfig.json, unless they are given.",
+            f"{phase} takes the data set, the input and the network from the "
+            "workdir's\nconfig.json, unless flags say otherwise.",
         ]
     # The long list that is seldom needed comes last.
     groups = sorted(_flag_groups(), key=lambda group: group[0] == "runtime")

@@ -172,7 +172,7 @@ def _settle_input(
         options = dataclasses.replace(
             options, **{f: started[f] for f in auto if f in started}
         )
-    elif config.phase in ("evaluate", "report"):
+    elif config.phase in ("evaluate", "report", "export"):
         splits = (config.evaluation.split,)
     num_images = sum(source.split_sizes.get(split, 0) for split in splits)
     in_memory = examples.resolve_cache(options, num_images) == "memory"
@@ -213,7 +213,9 @@ def write_config(session: Session) -> None:
     flags |= {"precision": session.precision}
     for name in ("archive", "data_dir", "weights", "init_from"):
         # Later phases read them from here, in whatever folder they are run.
-        if pathlib.Path(flags[name]).expanduser().exists() and flags[name]:
+        # Not a folder that happens to be called imagenet.
+        reserved = flags[name] in ("", "imagenet", "none")
+        if not reserved and pathlib.Path(flags[name]).expanduser().exists():
             flags[name] = str(pathlib.Path(flags[name]).expanduser().resolve())
     prefix, _, folder = flags["dataset"].rpartition("folder:")
     if not prefix and folder != flags["dataset"]:

@@ -374,7 +374,11 @@ def _run_stage(
     classifier.save_classifier(
         model,
         session.output / session.model_path(stage).name,
-        session.source.class_names,
+        {
+            "class_names": list(session.source.class_names),
+            "dataset": session.source.name,
+            "trained_on": session.source.fingerprints("train"),
+        },
     )
     metrics.write_json(folder / "done.json", dataclasses.asdict(result))
     terminal.say(

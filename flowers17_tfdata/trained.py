@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
@@ -31,14 +31,21 @@ class TrainedModel:
     Attributes:
       path: of its `.keras` file.
       model: from preprocessed images to logits; batch-norm folded.
-      class_names: in the order of the logits; None: the file holds none.
+      extras: what was saved beside it: `class_names`, `dataset`,
+        `trained_on`; none of it in a file of another program.
       preprocess: from float32 images in [0, 255] to what the model takes.
     """
 
     path: pathlib.Path
     model: keras.Model
-    class_names: tuple[str, ...] | None
+    extras: Mapping[str, Any]
     preprocess: Callable[[tf.Tensor], tf.Tensor]
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """In the order of the logits; None: the file holds none."""
+        names = self.extras.get("class_names")
+        return None if names is None else tuple(map(str, names))
 
     @property
     def image_size(self) -> int:
@@ -61,7 +68,7 @@ def load_model(config: Config) -> TrainedModel:
     return TrainedModel(
         path,
         model,
-        classifier.read_class_names(path),
+        classifier.read_extras(path),
         backbones.get_preprocess(classifier.get_backbone(model).name),
     )
 
@@ -90,7 +97,7 @@ def load_model_for(session: Session) -> TrainedModel:
     with session.strategy.scope():
         trained = load_model(session.config)
     source = session.source
-    _check_same_images(session)
+    _check_not_trained_on(session, trained)
     classifier.check_classifier(
         trained.model,
         trained.path,
@@ -112,12 +119,30 @@ def load_model_for(session: Session) -> TrainedModel:
     return trained
 
 
-def _check_same_images(session: Session) -> None:
-    """Refuses a data set that was split in another way for training."""
-    path = session.workdir / "config.json"
-    if session.config.evaluation.model or not path.exists():
+def _check_not_trained_on(session: Session, trained: TrainedModel) -> None:
+    """Refuses images that the model was trained on, wherever they lie now.
+
+    The data set that it was trained on has splits that keep them apart; one
+    that changed, was renamed or copied since has other splits.
+    """
+    before, source = trained.extras.get("dataset", ""), session.source
+    split = session.config.evaluation.split
+    if before == source.name:
         return
-    session.check_unchanged(metrics.read_json(path).get("dataset", ""))
+    seen = set(trained.extras.get("trained_on", ()))
+    if split not in source.split_sizes or seen.isdisjoint(
+        source.fingerprints(split)
+    ):
+        return
+    # If it is the same folder, this tells what has changed.
+    session.check_unchanged(before)
+    again = sum(f in seen for f in source.fingerprints(split))
+    raise UserError(
+        f"--dataset {source.name}: {again} of the "
+        f"{source.split_sizes[split]} images in split {split} (by name and "
+        f"size) were trained on by {trained.path}: an accuracy on them would "
+        "measure memory"
+    )
 
 
 def read_class_names(config: Config, trained: TrainedModel) -> tuple[str, ...]:

@@ -111,7 +111,7 @@ def test_contradicting_flags():
         flags.parse(["main.py", "--feature_views=1", flag])
     with pytest.raises(ConfigError, match="--archive goes with"):
         flags.parse(["main.py", "--dataset=mnist", "--archive=x"])
-    with pytest.raises(ConfigError, match="--model goes with"):
+    with pytest.raises(ConfigError, match="--model does not go with"):
         flags.parse(["main.py", "--phase=train", "--model=x.keras"])
     with pytest.raises(ConfigError, match="--init_from goes with"):
         flags.parse(["main.py", "--phase=train", "--init_from=x.keras"])

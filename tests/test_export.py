@@ -57,7 +57,14 @@ class Run:
 
     def export(self, *flags: str) -> int:
         return cli.main(
-            ["main.py", "--phase=export", f"--workdir={self.workdir}", *flags]
+            [
+                "main.py",
+                "--phase=export",
+                f"--workdir={self.workdir}",
+                # A process may have one MirroredStrategy.
+                "--strategy=default",
+                *flags,
+            ]
         )
 
 
@@ -356,7 +363,7 @@ def test_onnx_without_its_packages_is_one_line(run, monkeypatch, capsys):
 
 def test_the_keras_file_is_a_classifier_of_this_program(run, capsys):
     path = run.folder / "model.keras"
-    assert classifier.read_class_names(path)[0] == "Buttercup"
+    assert classifier.read_extras(path)["class_names"][0] == "Buttercup"
     flags = [*run.flags, "--phase=evaluate", f"--model={path}"]
     flags += ["--precision=float32", f"--workdir={run.workdir / 'again'}"]
     assert cli.main(["main.py", *flags]) == 0

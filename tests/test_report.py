@@ -179,7 +179,7 @@ def test_names_are_text_and_never_markup(workdir, command, monkeypatch):
         return dataclasses.replace(source, class_names=names)
 
     monkeypatch.setattr(sources, "open_source", renamed)
-    monkeypatch.setattr(classifier, "read_class_names", lambda path: None)
+    monkeypatch.setattr(classifier, "read_extras", lambda path: {})
     (workdir / "audit.json").unlink()
     assert command(workdir, "--phase=prepare") == 0
     assert command(workdir, "--phase=report") == 0

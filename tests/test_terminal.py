@@ -24,6 +24,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 @pytest.fixture(autouse=True)
 def _normal_console():
+    terminal.configure("normal")
     yield
     terminal.configure("normal")
 

@@ -51,6 +51,14 @@ class Source:
         """
         raise NotImplementedError
 
+    def fingerprints(self, split: str) -> list[str]:
+        """Returns what tells the split's images in another data set, too.
+
+        Empty where nothing does.
+        """
+        del split
+        return []
+
     def scan(
         self, on_scanned: scan_lib.OnScanned | None = None
     ) -> scan_lib.Scan:

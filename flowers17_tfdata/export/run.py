@@ -6,7 +6,8 @@ import contextlib
 import dataclasses
 import pathlib
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import keras
 import numpy as np
@@ -49,6 +50,7 @@ class _Subject:
       model: the trained one, rebuilt in float32.
       network: it, with preprocessing and softmax.
       class_names: in the order of its outputs.
+      extras: what was saved beside the trained one.
       session: of this process.
       preprocess: of the model's images.
     """
@@ -56,6 +58,7 @@ class _Subject:
     model: keras.Model
     network: Network
     class_names: tuple[str, ...]
+    extras: Mapping[str, Any]
     session: Session
     preprocess: Callable
 
@@ -142,6 +145,7 @@ def _export(
         model,
         Network(model, trained.preprocess),
         session.source.class_names,
+        {**trained.extras, "class_names": list(session.source.class_names)},
         session,
         trained.preprocess,
     )
@@ -231,7 +235,7 @@ def _write_saved_model(subject: _Subject, output: pathlib.Path) -> Exported:
 
 def _write_keras(subject: _Subject, output: pathlib.Path) -> Exported:
     path = output / "model.keras"
-    classifier.save_classifier(subject.model, path, subject.class_names)
+    classifier.save_classifier(subject.model, path, subject.extras)
     loaded = classifier.load_classifier(path, "--export_dir")
     return Exported("keras", path, _runner(loaded, subject.preprocess))
 

@@ -6,7 +6,8 @@ import json
 import os
 import pathlib
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping
+from typing import Any
 
 import keras
 
@@ -98,33 +99,33 @@ def get_head(model: keras.Model) -> keras.Model:
 
 
 def save_classifier(
-    model: keras.Model, path: pathlib.Path, class_names: Sequence[str]
+    model: keras.Model, path: pathlib.Path, extras: Mapping[str, Any]
 ) -> None:
     """Saves a model as a whole `.keras` file or not at all.
 
     Args:
       model: a classifier.
       path: of the file.
-      class_names: in the order of the labels; `read_class_names` finds them.
+      extras: what `read_extras` returns, JSON-serializable; `class_names` in
+        the order of the labels among them.
     """
     # Keras wants the suffix; the rename makes it whole or absent.
     temporary = path.with_name("incomplete_" + path.name)
     model.save(temporary)
     with zipfile.ZipFile(temporary, "a") as archive:
-        extras = {"class_names": list(class_names)}
         archive.writestr(_EXTRAS, json.dumps(extras))
     os.replace(temporary, path)
 
 
-def read_class_names(path: str | pathlib.Path) -> tuple[str, ...] | None:
-    """Returns the class names that `save_classifier` put in a file, or None."""
+def read_extras(path: str | pathlib.Path) -> dict[str, Any]:
+    """Returns what `save_classifier` put beside a model; {} if another did."""
     path = pathlib.Path(os.path.expanduser(path))
     try:
         with zipfile.ZipFile(path) as archive:
             extras = json.loads(archive.read(_EXTRAS))
-            return tuple(str(name) for name in extras["class_names"])
-    except (OSError, KeyError, ValueError, TypeError, zipfile.BadZipFile):
-        return None
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile):
+        return {}
+    return extras if isinstance(extras, dict) else {}
 
 
 def load_classifier(path: str | pathlib.Path, flag: str) -> keras.Model:

@@ -24,6 +24,7 @@ from flowers17_tfdata.results import terminal
 from flowers17_tfdata.results.predictions import softmax
 from flowers17_tfdata.session import open_devices
 from flowers17_tfdata.trained import TrainedModel
+from flowers17_tfdata.training import cluster
 
 # Widths of the table are found from this many names.
 _NAMES_LOOKED_AT = 10_000
@@ -37,8 +38,14 @@ def predict(config: Config) -> None:
         told of before.
     """
     paths, count = image_files.find_images(config.predict.images, sys.stdin)
+    resolver = cluster.find_cluster()
+    if resolver is not None and cluster.own_place(resolver)[1]:
+        terminal.say("predict: worker 0 does it alone")
+        return
     # No cluster's environment must make this wait for other workers.
-    runtime = dataclasses.replace(config.runtime, strategy="default")
+    runtime = dataclasses.replace(
+        config.runtime, strategy="default", num_virtual_devices=0
+    )
     open_devices(dataclasses.replace(config, runtime=runtime))
     trained = trained_lib.load_model(config)
     class_names = trained_lib.read_class_names(config, trained)
@@ -174,7 +181,7 @@ def _open_output(name: str) -> Iterator[TextIO]:
         sys.stdout.flush()
         return
     path = pathlib.Path(name).expanduser()
-    temporary = path.with_name(f"incomplete_{path.name}")
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")
     try:
         with open(temporary, "w", encoding="utf-8", newline="") as stream:
             yield stream

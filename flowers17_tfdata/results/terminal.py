@@ -13,6 +13,7 @@ from typing import Any
 import rich.console
 import rich.progress
 import rich.table
+import rich.text
 
 # From here on, accuracy alone can look good while the small classes fail.
 _IMBALANCED = 3.0
@@ -94,14 +95,16 @@ def show_table(
         records = [dict(zip(columns, row, strict=True)) for row in rows]
         _print_json(title, {"rows": records})
         return
-    table = rich.table.Table(title=title, title_justify="left")
+    # Text, not str: names in brackets would be taken for markup.
+    text = rich.text.Text
+    table = rich.table.Table(title=text(title), title_justify="left")
     for k, name in enumerate(columns):
         numeric = bool(rows) and not isinstance(rows[0][k], str)
         table.add_column(
-            name, justify="right" if numeric else "left", no_wrap=k == 0
+            text(name), justify="right" if numeric else "left", no_wrap=k == 0
         )
     for row in rows:
-        table.add_row(*(_shown(value) for value in row))
+        table.add_row(*(text(_shown(value)) for value in row))
     get_console().print(table)
 
 

@@ -51,6 +51,17 @@ def place(
     return count, task_index + (chiefs if task_type == "worker" else 0)
 
 
+def own_place(
+    resolver: tf.distribute.cluster_resolver.ClusterResolver,
+) -> tuple[int, int]:
+    """Returns the number of workers, and which one this process is."""
+    return place(
+        resolver.cluster_spec().as_dict(),
+        resolver.task_type,
+        resolver.task_id,
+    )
+
+
 def _check_tf_config(text: str) -> None:
     """Raises a `ConfigError` if TF_CONFIG is not what its guide says.
 

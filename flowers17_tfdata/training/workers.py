@@ -25,11 +25,8 @@ class Workers:
         self._strategy = strategy
         self.count, self.index = 1, 0
         if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
-            resolver = strategy.cluster_resolver
-            self.count, self.index = cluster.place(
-                resolver.cluster_spec().as_dict(),
-                resolver.task_type,
-                resolver.task_id,
+            self.count, self.index = cluster.own_place(
+                strategy.cluster_resolver
             )
 
     @property

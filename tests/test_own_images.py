@@ -5,12 +5,13 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 
 import pytest
 
 from flowers17_tfdata import cli
 from flowers17_tfdata.results import metrics
-from tests.test_folder_source import write_classes
+from tests.test_folder_source import write_classes, write_picture
 
 
 @pytest.fixture
@@ -164,3 +165,30 @@ def test_a_file_that_vanishes_gets_one_line(run, photos, monkeypatch):
     assert "/rose/" in err
     assert "No such file" in err
     assert err.count("error: ") == 1
+
+
+def test_a_renamed_folder_with_the_training_s_images_is_refused(
+    run, tmp_path, photos
+):
+    assert run("--phase=transfer")[0] == 0
+    renamed = tmp_path / "renamed"
+    shutil.copytree(photos, renamed)
+    for k in range(8):
+        # Other images in between: another split of the old ones.
+        write_picture(renamed / "rose" / f"new{k}.jpg", 900 + k)
+    model = tmp_path / "work" / "model_transfer.keras"
+    for flags in ([], [f"--model={model}"]):
+        code, _, err = run(
+            "--phase=evaluate", f"--dataset=folder:{renamed}", *flags
+        )
+        assert code == 1
+        assert "were trained on by" in err
+    # What it was not trained on is evaluated, whatever its folder is called.
+    other = tmp_path / "elsewhere" / "photos"
+    for k in range(27):
+        name = ("rose", "lily", "x")[k % 3]
+        (other / name).mkdir(parents=True, exist_ok=True)
+        write_picture(other / name / f"other{k}.jpg", 500 + k)
+    code, out, err = run("--phase=evaluate", f"--dataset=folder:{other}")
+    assert code == 0, err
+    assert "test: accuracy" in out

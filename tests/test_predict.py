@@ -147,6 +147,28 @@ def test_other_kinds_of_images_are_taken(predict, tmp_path):
     assert len(out.splitlines()) == 1
 
 
+def test_named_and_listed_files_go_together(predict, trained, tmp_path):
+    first, second, third = (trained[1] / f"image_000{k}.jpg" for k in (1, 2, 3))
+    comma = tmp_path / "a,b.jpg"
+    comma.write_bytes(third.read_bytes())
+    _, out, _ = predict("--format=csv", f"--images={first},{second}", comma)
+    rows = list(csv.DictReader(io.StringIO(out)))
+    assert [r["file"] for r in rows] == [str(first), str(second), str(comma)]
+    _, out, _ = predict("--format=csv", "--num_virtual_devices=2", first)
+    assert len(out.splitlines()) == 2
+
+
+def test_only_worker_0_of_a_cluster_predicts(predict, trained, monkeypatch):
+    cluster = {"cluster": {"worker": ["localhost:1", "localhost:2"]}}
+    image = trained[1] / "image_0001.jpg"
+    for index, lines in ((0, 1), (1, 0)):
+        task = {"task": {"type": "worker", "index": index}}
+        monkeypatch.setenv("TF_CONFIG", json.dumps(cluster | task))
+        code, out, err = predict(image)
+        assert code == 0, err
+        assert len(out.splitlines()) == lines
+
+
 def test_top_k_and_threshold(predict, trained):
     image = trained[1] / "image_0001.jpg"
     code, out, _ = predict("--format=json", "--min_probability=1", image)
@@ -205,6 +227,13 @@ def test_tensorflow_adds_nothing_to_standard_error(tmp_path):
         (["--images=x.jpg", "--labels=no.txt"], 1, "--labels no.txt can't"),
         (["--images=x.jpg", "--output=/dev/null/x"], 1, "--output /dev/null/x"),
         (["--images=x.jpg", "--format=xml"], 2, "--format must be one of"),
+        (["--images=x.jpg", "--launch_local=2"], 2, "--launch_local does not"),
+        (
+            ["--images=x.jpg", "--tta=3", "--augmentation=none"],
+            2,
+            "--tta above 2 goes with",
+        ),
+        (["--images=~nobody_at_all/x"], 2, "--images: there is no home"),
     ],
 )
 def test_mistakes_get_one_line(predict, flags, code, expected):

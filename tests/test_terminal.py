@@ -68,6 +68,14 @@ def test_console_modes(capsys):
     )
 
 
+def test_names_in_brackets_are_shown(capsys):
+    names = ["rose [hybrid]", "[red]x", "a[/b]"]
+    terminal.show_table("[t]", ["[c]"], [[name] for name in names])
+    out = capsys.readouterr().out
+    for name in (*names, "[t]", "[c]"):
+        assert name in out
+
+
 def test_a_run_for_machines_prints_json_alone(
     tmp_path, data_dir, dummy_archive, tiny_backbone, capsys
 ):
@@ -207,6 +215,13 @@ def test_flags_of_a_run_come_from_its_workdir(tmp_path, capsys):
         "finetune_epochs": 99,
         "dataset": "oxford_flowers17/synthetic",
         "of_a_later_version": 1,
+        "precision": "float32",
+        "split_seed": 7,
+        # Not of the run: of its command line, or of its machine.
+        "archive": "gone.tgz",
+        "cache": "memory",
+        "augment_on": "device",
+        "seed": 5,
     }
     path.write_text(json.dumps({"flags": flags_of_run}))
 
@@ -218,6 +233,14 @@ def test_flags_of_a_run_come_from_its_workdir(tmp_path, capsys):
     assert config.data.dataset == "oxford_flowers17/synthetic"
     assert config.optimization.global_batch_size == 4
     assert config.optimization.finetune_epochs == 8
+    assert config.runtime.precision == "float32"
+    assert config.data.split_seed == 7
+    assert config.data.archive == ""
+    assert config.input.cache == config.input.augment_on == "auto"
+    # Of another data set, the split is its own.
+    other = parse("--phase=evaluate", "--dataset=folder:x")
+    assert other.data.split_seed == 0
+    assert other.input.image_size == 64
     # A training's flags are its command line's.
     assert parse("--phase=finetune").input.image_size == 299
 

@@ -63,16 +63,20 @@ class FolderSource(Source):
         return examples.map(load, num_parallel_calls=tf.data.AUTOTUNE)
 
     def fingerprints(self, split):
-        """Hashes of file names and sizes: they outlast a renamed folder."""
-        rows = zip(
-            self._scan.ids, self._scan.splits, self._file_sizes, strict=True
-        )
+        """Hashes of class, file name and size: they outlast a renamed root."""
+        scan = self._scan
         return [
             hashlib.blake2b(
-                f"{image_id.rpartition('/')[2]}\n{size}".encode(),
+                "\n".join(
+                    (
+                        self.class_names[scan.labels[k]],
+                        scan.ids[k].rpartition("/")[2],
+                        self._file_sizes[k],
+                    )
+                ).encode(),
                 digest_size=8,
             ).hexdigest()
-            for image_id, own_split, size in rows
+            for k, own_split in enumerate(scan.splits)
             if own_split == split
         ]
 

@@ -179,3 +179,29 @@ def test_directories_are_read_as_pillow_reads_them(entries, order, cut):
         _upright_pixels(tf.constant(encoded)),
         decode.decode_image(decode.upright(encoded)),
     )
+
+
+_XMP = b"""<?xpacket begin="" id="W5M0MpCehiHzreSzNTczkc9d"?>
+<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF
+xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description
+xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/></rdf:RDF>
+</x:xmpmeta>"""
+
+
+@pytest.mark.parametrize(
+    "segments",
+    [
+        [b"http://ns.adobe.com/xap/1.0/\0" + _XMP],
+        [
+            b"Exif\0\0" + _tiff("<", OTHERS),
+            b"http://ns.adobe.com/xap/1.0/\0" + _XMP,
+        ],
+        [b"Exif\0\0" + _tiff("<", [(0x0112, 4, 1, 6)])],
+        [b"Exif\0\0" + _tiff(">", [(0x0112, 3, 2, 6)])],
+    ],
+    ids=["xmp", "exif_and_xmp", "long", "two_values"],
+)
+def test_what_is_no_exif_orientation_is_none_on_both_sides(segments):
+    encoded = _with_segments(*(_segment(0xE1, s) for s in segments))
+    assert _read(encoded) == 1
+    assert decode.upright(encoded) == encoded

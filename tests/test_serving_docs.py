@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import http.client
 import json
 import pathlib
 import re
@@ -102,11 +103,19 @@ def test_the_server_answers_several_files_and_bad_requests(
         b'{"instances": []}',
         b'{"instances": [{"b64": "%"}]}',
         b'{"instances": ["text"]}',
+        b"[" * 100_000,
         json.dumps({"instances": [broken]}).encode(),
     ):
         status, answer = _ask(serving, "any:predict", bad)
         assert status == 400, bad
         assert answer["error"]
+    for length, expected in (("-1", 411), ("abc", 411), ("9" * 30, 413)):
+        connection = http.client.HTTPConnection("localhost", serving)
+        connection.putrequest("POST", "/v1/models/any:predict")
+        connection.putheader("Content-Length", length)
+        connection.endheaders()
+        assert connection.getresponse().status == expected
+        connection.close()
     # It lives on.
     assert _ask(serving, "any:predict", body)[0] == 200
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import concurrent.futures
 import io
 import os
+import struct
 import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
-from PIL import ExifTags, Image
+from PIL import Image
 
 from flowers17_tfdata.errors import one_line
 
@@ -26,6 +27,9 @@ _FORMATS = ("JPEG", "PNG", "GIF", "BMP")
 
 # Thumbnails are made of images reduced to no less than this, pixels.
 _THUMBNAIL_SOURCE = 256
+
+# Tag, type (SHORT) and count of a directory's entry.
+_ORIENTATION_ENTRY = [0x0112, 3, 1]
 
 # What turns the stored pixels as they were seen, by EXIF's orientation:
 # CIPA DC-008 (Exif 2.32), tag 0x0112.
@@ -75,15 +79,33 @@ def upright(encoded: bytes) -> bytes:
 
 
 def _orientation(image: Image.Image) -> int | None:
+    """Returns the orientation in a JPEG's EXIF; None: there is none.
+
+    Not by Pillow's `getexif`, which takes other types of the tag and what XMP
+    says: an exported model, which reads the same bytes in a graph
+    (`export.exif`), must turn the same pictures. A malformed directory says
+    nothing, as viewers have it.
+    """
     # Of a PNG, Pillow would decode all of it to look for a late EXIF chunk.
     if image.format == "PNG":
         return None
-    try:
-        return image.getexif().get(ExifTags.Base.Orientation)
-    # Pillow raises whatever malformed EXIF data leads it to. Viewers show such
-    # a picture as it is stored.
-    except Exception:
+    tiff = image.info.get("exif", b"").removeprefix(b"Exif\0\0")
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
+    if order is None:
         return None
+    try:
+        (first,) = struct.unpack_from(f"{order}I", tiff, 4)
+        (count,) = struct.unpack_from(f"{order}H", tiff, first)
+        for k in range(count):
+            *entry, value = struct.unpack_from(
+                f"{order}HHIHxx", tiff, first + 2 + 12 * k
+            )
+            if entry == _ORIENTATION_ENTRY:
+                return value
+    except struct.error:
+        # Cut short.
+        pass
+    return None
 
 
 def decode_image(encoded: tf.Tensor) -> tf.Tensor:

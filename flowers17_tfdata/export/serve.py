@@ -29,6 +29,9 @@ _MAX_BODY = 64 * 2**20
 class Handler(http.server.BaseHTTPRequestHandler):
     """`POST /v1/models/NAME:predict`; the server holds the model."""
 
+    # Of a connection that says nothing, seconds.
+    timeout = 30
+
     def do_GET(self):
         match = _PATH.fullmatch(self.path)
         if not match or match[1] == ":predict":
@@ -40,18 +43,27 @@ class Handler(http.server.BaseHTTPRequestHandler):
         match = _PATH.fullmatch(self.path)
         if not match or match[1] != ":predict":
             return self._answer(404, {"error": f"no {self.path} to POST to"})
-        length = int(self.headers.get("Content-Length") or 0)
-        if length > _MAX_BODY:
+        length = self.headers.get("Content-Length") or ""
+        # Digits alone: -1 would read for ever.
+        if not (length.isascii() and length.isdigit()):
+            return self._answer(411, {"error": "Content-Length is missing"})
+        if int(length[:20]) > _MAX_BODY:
             return self._answer(413, {"error": f"more than {_MAX_BODY} bytes"})
         try:
-            instances = json.loads(self.rfile.read(length))["instances"]
+            instances = json.loads(self.rfile.read(int(length)))["instances"]
             files = [
                 base64.b64decode(instance["b64"], validate=True)
                 for instance in instances
             ]
             if not files:
                 raise ValueError("no instances")
-        except (ValueError, KeyError, TypeError, binascii.Error) as error:
+        except (
+            ValueError,
+            KeyError,
+            TypeError,
+            RecursionError,
+            binascii.Error,
+        ) as error:
             form = 'the body must be {"instances": [{"b64": "..."}, ...]}'
             return self._answer(400, {"error": f"{form}: {error!r}"})
         try:

@@ -308,6 +308,8 @@ class _Source:
     name = "fake"
     check_split = sources.Source.check_split
 
+    class_names = tuple("abcdefghijklmnopqrst")
+
     def __init__(self, encoded):
         self._encoded = encoded
         self.split_sizes = {"train": len(encoded), "empty": 0}
@@ -384,3 +386,20 @@ def test_split_without_examples_is_refused(cache):
         _load([], cache, "empty")
     with pytest.raises(UserError, match="--split must be one of train, empty"):
         _load([], cache, "tset")
+
+
+def test_a_split_without_labels_is_refused():
+    class Unlabelled(sources.Source):
+        def read(self, split):
+            image = tf.io.encode_jpeg(tf.zeros([8, 8, 3], tf.uint8))
+            return tf.data.Dataset.from_tensors(
+                {"image": image, "label": np.int64(-1), "id": "x7"}
+            )
+
+    source = Unlabelled(
+        name="unlabelled", class_names=("a", "b"), split_sizes={"test": 1}
+    )
+    for cache in ("memory", "none"):
+        config = InputConfig(image_size=32, cache=cache)
+        with pytest.raises(UserError, match=r"split test: .* x7 has -1"):
+            examples.load_examples(source, "test", config)

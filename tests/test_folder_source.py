@@ -459,3 +459,27 @@ def test_a_folder_that_cannot_be_listed_is_not_passed_over(
     monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(UserError, match=r"can't be read.*private"):
         open_folder(flat)
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9", b"two\nlines"])
+def test_a_class_folder_whose_name_can_t_be_written_is_refused(
+    flat, open_folder, name
+):
+    folder = os.path.join(os.fsencode(flat), name)
+    os.mkdir(folder)
+    with pytest.raises(ConfigError, match="a class folder's name must be") as e:
+        open_folder(flat)
+    assert "\n" not in str(e.value)
+
+
+def test_images_in_a_folder_whose_name_is_not_utf8_are_passed_over(
+    flat, open_folder
+):
+    folder = os.path.join(os.fsencode(flat), b"rose", b"caf\xe9")
+    os.mkdir(folder)
+    picture = (flat / "rose" / "000.jpg").read_bytes()
+    with open(os.path.join(folder, b"x.jpg"), "wb") as file:
+        file.write(picture)
+    source = open_folder(flat)
+    assert any("names are not UTF-8" in note for note in source.notes)
+    assert sum(source.split_sizes.values()) == 30

@@ -273,3 +273,41 @@ def test_a_model_that_brings_code_is_refused(tmp_path):
     ) as error:
         classifier.load_classifier(path, "--model")
     assert "\n" not in str(error.value)
+
+
+def _foreign(tiny_backbone, *, size=32, channels=3, activation=None):
+    backbone = backbones.build_backbone(tiny_backbone, 32, "none")
+    inputs = keras.Input([size, size, channels])
+    x = inputs
+    if channels != 3:
+        x = keras.layers.Conv2D(3, 1)(x)
+    x = keras.layers.GlobalAveragePooling2D()(backbone(x))
+    return keras.Model(inputs, keras.layers.Dense(4, activation)(x))
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"activation": "softmax"}, "must give logits"),
+        ({"channels": 1}, "must take square RGB images"),
+        ({"size": None}, "must take square RGB images"),
+    ],
+)
+def test_other_models_are_refused_by_file(
+    tiny_backbone, tmp_path, changes, expected
+):
+    path = tmp_path / "foreign.keras"
+    _foreign(tiny_backbone, **changes).save(path)
+    with pytest.raises(UserError, match=expected) as error:
+        classifier.load_classifier(path, "--model")
+    assert str(error.value).startswith(f"--model {path}")
+    assert "\n" not in str(error.value)
+
+
+def test_a_model_on_an_unknown_backbone_is_refused(tmp_path):
+    inner = keras.Sequential([keras.Input([32, 32, 3]), keras.layers.Flatten()])
+    model = keras.Sequential([inner, keras.layers.Dense(4)])
+    path = tmp_path / "unknown.keras"
+    model.save(path)
+    with pytest.raises(UserError, match=r"--model .* has no backbone of keras"):
+        classifier.load_classifier(path, "--model")

@@ -169,6 +169,16 @@ def test_only_worker_0_of_a_cluster_predicts(predict, trained, monkeypatch):
         assert len(out.splitlines()) == lines
 
 
+def test_names_need_not_be_utf8(predict, trained, tmp_path):
+    name = os.fsdecode(os.path.join(os.fsencode(tmp_path), b"caf\xe9.jpg"))
+    shutil.copy(trained[1] / "image_0001.jpg", name)
+    for form in ("table", "csv", "json"):
+        code, out, err = predict(f"--format={form}", name)
+        assert code == 0, err
+        assert "caf\\" in out
+    assert json.loads(out)["file"] == name
+
+
 def test_top_k_and_threshold(predict, trained):
     image = trained[1] / "image_0001.jpg"
     code, out, _ = predict("--format=json", "--min_probability=1", image)

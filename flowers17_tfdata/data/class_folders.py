@@ -138,6 +138,11 @@ def _write_images(source: Source, folder: pathlib.Path) -> None:
             (folder / split / name).mkdir(parents=True)
         for example in source.read(split).as_numpy_iterator():
             data, image_id = example["image"], example["id"].decode()
+            if not 0 <= example["label"] < len(names):
+                raise UserError(
+                    f"{source.name}, split {split}: {image_id} has no label "
+                    f"({example['label']})"
+                )
             suffix = _suffix(data)
             if suffix is None:
                 raise UserError(

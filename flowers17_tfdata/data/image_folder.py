@@ -106,11 +106,18 @@ def _is_hidden(name: str) -> bool:
 
 
 def _folders_in(path: pathlib.Path) -> list[pathlib.Path]:
-    return sorted(
+    folders = sorted(
         child
         for child in path.iterdir()
         if child.is_dir() and not _is_hidden(child.name)
     )
+    for folder in folders:
+        if not (_is_unicode(folder.name) and folder.name.isprintable()):
+            raise ConfigError(
+                f"--dataset=folder:{path}: a class folder's name must be UTF-8 "
+                f"without control characters; got {os.fsencode(folder.name)!r}"
+            )
+    return folders
 
 
 def _split_folders(root: pathlib.Path) -> dict[str, pathlib.Path]:
@@ -210,7 +217,7 @@ class _Skipped:
             # A pipe, say: reading it would wait for ever. A dangling link is
             # told of with what can't be decoded.
             self._others["(no regular file)"] += 1
-        elif not _is_unicode(name):
+        elif not (_is_unicode(name) and _is_unicode(os.path.basename(folder))):
             self._unnamed += 1
         else:
             return True

@@ -275,7 +275,25 @@ def load_examples(source: Source, split: str, config: InputConfig) -> Examples:
         images, labels, ids = _spool(source, split, config.image_size)
     if not len(labels):
         raise UserError(f"{source.name} has no examples in split {split!r}")
+    check_labels(source, split, labels, ids)
     return Examples(images, np.asarray(labels, np.int64), tuple(ids))
+
+
+def check_labels(
+    source: Source, split: str, labels: list[int], ids: list[str]
+) -> None:
+    """Refuses a split without labels, which TFDS marks with -1.
+
+    Raises:
+      UserError: names the first example whose label is that of no class.
+    """
+    for label, name in zip(labels, ids, strict=True):
+        if not 0 <= label < len(source.class_names):
+            raise UserError(
+                f"{source.name}, split {split}: every example must have a "
+                f"label from 0 to {len(source.class_names) - 1}; {name} has "
+                f"{label}"
+            )
 
 
 def _decoded(source: Source, split: str, decode_fn):

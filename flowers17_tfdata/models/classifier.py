@@ -149,8 +149,49 @@ def load_classifier(path: str | pathlib.Path, flag: str) -> keras.Model:
             f"{flag} {path} can't be loaded as a .keras model: "
             f"{one_line(error, 160)}"
         ) from error
-    get_backbone(model)
+    _check_form(model, f"{flag} {path}")
     return model
+
+
+def _check_form(model: keras.Model, what: str) -> None:
+    """Checks that a model is what the rest of the package takes for one.
+
+    Raises:
+      UserError: starts with `what`, the flag and the file.
+    """
+    shape, outputs = model.input_shape, model.output_shape
+    if not (
+        isinstance(shape, tuple)
+        and len(shape) == 4
+        and isinstance(shape[1], int)
+        and shape[1:] == (shape[1], shape[1], 3)
+        and isinstance(outputs, tuple)
+        and len(outputs) == 2
+        and isinstance(outputs[1], int)
+    ):
+        raise UserError(
+            f"{what} must take square RGB images of one size and give one "
+            f"number a class; it takes {shape} and gives {outputs}"
+        )
+    last = model.layers[-1]
+    linear = keras.activations.linear
+    if isinstance(last, keras.layers.Softmax) or (
+        getattr(last, "activation", linear) is not linear
+    ):
+        raise UserError(
+            f"{what} must give logits; its last layer {last.name} has an "
+            "activation, which would be applied twice"
+        )
+    try:
+        known = backbones.available_backbones()
+        found = backbones.canonical_name(get_backbone(model).name) in known
+    except UserError:
+        found = False
+    if not found:
+        raise UserError(
+            f"{what} has no backbone of keras.applications inside, whose "
+            "preprocessing it would want: it was not saved by this program"
+        )
 
 
 def check_backbone(model: keras.Model, path: object, backbone: str) -> None:

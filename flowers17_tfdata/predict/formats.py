@@ -73,7 +73,8 @@ class _JsonWriter:
             ]
             row |= top[0] if top else {"label": None, "probability": None}
             row["top"] = top
-        print(json.dumps(row, ensure_ascii=False), file=self._stream)
+        # ASCII: a name that is not UTF-8 keeps its bytes as escapes.
+        print(json.dumps(row), file=self._stream)
 
 
 class _CsvWriter:
@@ -92,7 +93,8 @@ class _CsvWriter:
         for label, probability in prediction.classes:
             cells += [label, f"{probability:.6f}"]
         cells += [""] * (2 * self._top_k - len(cells))
-        self._writer.writerow([prediction.file, *cells, prediction.error])
+        name = _printable(prediction.file)
+        self._writer.writerow([name, *cells, prediction.error])
 
 
 class _TableWriter:
@@ -114,6 +116,10 @@ class _TableWriter:
         ]
         text = prediction.error and f"can't be read: {prediction.error}"
         text = text or "  ".join(cells) or "uncertain"
-        print(
-            f"{prediction.file:{self._file_width}}  {text}", file=self._stream
-        )
+        name = _printable(prediction.file)
+        print(f"{name:{self._file_width}}  {text}", file=self._stream)
+
+
+def _printable(name: str) -> str:
+    """Returns a file's name with what is not UTF-8 in it as escapes."""
+    return name.encode("utf-8", "backslashreplace").decode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import numpy as np
@@ -88,7 +89,9 @@ def make_dataset(
         )
 
     images = tf.data.Dataset.from_generator(
-        lambda: paths, output_signature=tf.TensorSpec([], tf.string)
+        # Bytes: names need not be UTF-8.
+        lambda: map(os.fsencode, paths),
+        output_signature=tf.TensorSpec([], tf.string),
     )
     images = images.map(
         load_in_graph,

@@ -47,6 +47,10 @@ class TrainedModel:
         names = self.extras.get("class_names")
         return None if names is None else tuple(map(str, names))
 
+    def was_trained_in(self, workdir: pathlib.Path) -> bool:
+        """Whether the workdir's record is that of this model's training."""
+        return self.path.resolve().parent == workdir.resolve()
+
     @property
     def image_size(self) -> int:
         """Height and width that the model takes, pixels."""

@@ -8,6 +8,7 @@ import pytest
 
 from flowers17_tfdata.data import decode, near_duplicates
 from flowers17_tfdata.data.oxford_flowers17 import splits
+from flowers17_tfdata.errors import UserError
 
 
 def _picture(seed: int) -> np.ndarray:
@@ -152,3 +153,12 @@ def test_of_a_crowd_of_equal_images_only_neighbours_are_paired():
     groups = splits.group_pairs(pairs, 1003)
     # One group of the thousand and the one beside it; the others are alone.
     assert sorted(np.bincount(groups).tolist()) == [1, 1, 1001]
+
+
+def test_too_many_pairs_are_one_line(monkeypatch):
+    monkeypatch.setattr(near_duplicates, "_MOST_PAIRS", 10)
+    rng = np.random.default_rng(0)
+    scene = rng.uniform(0, 255, [16, 17])
+    frames = scene + rng.normal(0, 2, [20, 16, 17])
+    with pytest.raises(UserError, match="keep some of each series"):
+        near_duplicates.find_near_duplicates(frames)

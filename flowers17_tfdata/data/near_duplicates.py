@@ -14,6 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from flowers17_tfdata.errors import UserError
+
 # Of 256 bits. Between the pairs of Oxford Flowers-17 that are copies (0 to 4;
 # with a border, 27) and the nearest pair of different photographs (69).
 MAX_DISTANCE = 32
@@ -29,6 +31,10 @@ _ROWS, _COLUMNS = 1024, 16384
 # move), only neighbours are paired: the group is the same, and a thousand
 # copies are not half a million pairs.
 _MOST_COPIES = 32
+
+
+# More than these, and their list would fill the memory.
+_MOST_PAIRS = 1_000_000
 
 
 class NearDuplicate(NamedTuple):
@@ -78,6 +84,12 @@ def find_near_duplicates(
     )
     best = dict.fromkeys(zip(*crowd, strict=True), 0)
     for first, second, distance in _close_pairs(plain, mirrored, max_distance):
+        if len(best) > _MOST_PAIRS:
+            raise UserError(
+                f"more than {_MOST_PAIRS} pairs of images are nearly identical "
+                "(frames of a film, a camera that did not move?): keep some "
+                "of each series, and leave the others out"
+            )
         pair = chosen[first], chosen[second]
         best[pair] = min(best.get(pair, distance), distance)
     return sorted(

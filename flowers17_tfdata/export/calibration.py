@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from flowers17_tfdata.data import decode
-from flowers17_tfdata.data.sources import Source
+from flowers17_tfdata.data.source import Source
 from flowers17_tfdata.results import terminal
 
 # Each takes the converter most of a second for an InceptionV3.

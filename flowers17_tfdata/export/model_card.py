@@ -74,6 +74,7 @@ class Facts:
             return metrics.read_json(path) if path.exists() else {}
 
         audit, evaluation = recorded("audit.json"), recorded("evaluation.json")
+        own = trained.was_trained_in(session.workdir)
         # Left over from other data.
         if audit.get("dataset") != source.name:
             audit = {}
@@ -86,7 +87,7 @@ class Facts:
             source.name,
             source.class_names,
             dict(source.split_sizes),
-            recorded("config.json"),
+            recorded("config.json") if own else {},
             audit,
             evaluation,
             report,

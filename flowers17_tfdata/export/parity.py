@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from flowers17_tfdata.data.sources import Source
+from flowers17_tfdata.data.source import Source
 from flowers17_tfdata.errors import UserError
 from flowers17_tfdata.export import folder
 from flowers17_tfdata.input.examples import Examples

@@ -16,7 +16,7 @@ import tensorflow as tf
 import flowers17_tfdata
 from flowers17_tfdata import config as config_lib
 from flowers17_tfdata import trained as trained_lib
-from flowers17_tfdata.errors import ConfigError, UserError
+from flowers17_tfdata.errors import ConfigError, UserError, one_line
 from flowers17_tfdata.export import (
     calibration,
     folder,
@@ -191,7 +191,8 @@ def _write_papers(
     """Writes the class names, the report and the model card."""
     session = subject.session
     (output / LABELS).write_text(
-        "".join(f"{name}\n" for name in subject.class_names), encoding="utf-8"
+        "".join(f"{one_line(name)}\n" for name in subject.class_names),
+        encoding="utf-8",
     )
     report = {
         folder.WRITTEN_BY: f"flowers17_tfdata {flowers17_tfdata.__version__}",

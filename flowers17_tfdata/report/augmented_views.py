@@ -3,30 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 
 import numpy as np
 import tensorflow as tf
 
 from flowers17_tfdata.config import InputConfig
-from flowers17_tfdata.data.sources import Source
+from flowers17_tfdata.data.source import Source
 from flowers17_tfdata.input import input_pipeline
 from flowers17_tfdata.input.examples import load_examples
 
 
-@dataclasses.dataclass(frozen=True)
-class _Sample:
-    """Some examples of a source's split, each labelled by its position."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Sample(Source):
+    """Some examples of a source's split, each a class of its own."""
 
-    name: str
-    split_sizes: Mapping[str, int]
     _examples: tf.data.Dataset
 
-    def check_split(self, split: str) -> None:
-        del split
-
-    def read(self, split: str) -> tf.data.Dataset:
-        del split
+    def read(self, split):
+        self.check_split(split)
         return self._examples
 
 
@@ -96,4 +90,9 @@ def _first_of_classes(source: Source, split: str, num_images: int) -> _Sample:
             "id": ids,
         }
     )
-    return _Sample(source.name, {split: len(images)}, examples)
+    return _Sample(
+        name=source.name,
+        class_names=tuple(map(str, range(len(images)))),
+        split_sizes={split: len(images)},
+        _examples=examples,
+    )

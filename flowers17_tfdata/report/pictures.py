@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 from flowers17_tfdata.data import decode
-from flowers17_tfdata.data.sources import Source
+from flowers17_tfdata.data.source import Source
 from flowers17_tfdata.errors import UserError
 
 _JPEG_QUALITY = 82

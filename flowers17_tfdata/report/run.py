@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import pathlib
 from typing import Any
@@ -76,6 +77,9 @@ def _make_context(
     predictions: Predictions,
 ) -> dict[str, Any]:
     record = read_record(session.workdir)
+    if not trained.was_trained_in(session.workdir):
+        # Its flags, curves and times are another model's.
+        record = dataclasses.replace(record, config=None, stages=[], parts={})
     flags = record.config["flags"] if record.config else {}
     names, split = session.source.class_names, evaluation["split"]
     backbone = classifier.get_backbone(trained.model).name

@@ -32,7 +32,7 @@ PHASES = (
 PHASES_ON_A_RUN = ("evaluate", "predict", "export", "report", "folders")
 _OF_A_RUN = {
     *("dataset", "data_dir", "split_fractions", "split_seed"),
-    *("image_size", "augmentation", "rotation", "shift", "zoom"),
+    *("image_size", "augmentation", "rotation", "shift", "zoom", "crop"),
     *("horizontal_flip", "backbone", "fold_batch_norm"),
     *("precision", "global_batch_size"),
 }
@@ -105,6 +105,12 @@ class InputConfig:
     image_size: int = option(
         299, "Height and width of the network's input, pixels.", at_least=32
     )
+    train_image_size: int = option(
+        0,
+        "Height and width of augmented training images, pixels; 0: "
+        "--image_size. Smaller ones train faster.",
+        at_least=0,
+    )
     cache: str = option(
         "auto",
         "memory: decode once, keep resized uint8 images (3 * image_size^2 "
@@ -155,6 +161,14 @@ class InputConfig:
     )
     zoom: float = option(
         0.2, "Zoom range: scale in [1-zoom, 1+zoom].", at_least=0, at_most=0.9
+    )
+    crop: float = option(
+        1.0,
+        "Random resized crop: each training image shows a part of its image, "
+        "of an area in [crop, 1] of it and an aspect ratio in [3/4, 4/3]; 1: "
+        "all of it.",
+        at_least=0.05,
+        at_most=1,
     )
     horizontal_flip: bool = option(True, "Flip half of the images.")
 
@@ -261,6 +275,14 @@ class OptimizationConfig:
         0.0,
         "Clip the all-reduced gradient to this global norm; 0: do not clip.",
         at_least=0,
+    )
+    ema_decay: float = option(
+        0.0,
+        "Validate and save an exponential moving average of the weights, "
+        "which keeps this much of itself at each step; 0: the weights "
+        "themselves.",
+        at_least=0,
+        at_most=0.9999,
     )
 
 
@@ -612,6 +634,7 @@ def validate(config: Config) -> None:
             f"--augmentation={config.input.augmentation} and "
             f"{config.input.feature_views} views"
         )
+    _check_train_image_size(config.input)
     if not config.workdir:
         raise ConfigError("--workdir must name a folder; got ''")
     if not config.data.dataset:
@@ -635,6 +658,15 @@ def validate(config: Config) -> None:
     _check_home(config)
     _check_data_service(config.input)
     _check_devices(config)
+
+
+def _check_train_image_size(config: InputConfig) -> None:
+    size = config.train_image_size
+    if size and not 32 <= size <= config.image_size:
+        raise ConfigError(
+            "--train_image_size must be 0 or from 32 to --image_size "
+            f"({config.image_size}); got {size}"
+        )
 
 
 def _check_predict(config: Config) -> None:

@@ -29,6 +29,7 @@ from flowers17_tfdata.models import (
     classifier,
     folding,
     freeze,
+    resizing,
 )
 from flowers17_tfdata.results import metrics, model_views, terminal, timings
 from flowers17_tfdata.session import (
@@ -187,7 +188,7 @@ def _feature_data(
         # Computing them takes all workers.
         found = session.workers.all(arrays is not None)
         if not found:
-            arrays = _extract_views(session, splits, images, extractor, stop)
+            arrays = _extract_views(session, splits, extractor, stop)
             feature_cache.save(session.output / name, arrays)
     terminal.say(
         f"transfer: features of {config.input.feature_views} view(s) "
@@ -227,14 +228,14 @@ def _views_key(config: Config) -> dict[str, Any]:
     if config.input.feature_views == 1:
         # The clean one.
         return {}
-    drawn = dataclasses.asdict(config.input) | {"input_threads": 0}
+    drawn = dataclasses.asdict(config.input)
+    drawn |= {"input_threads": 0, "train_image_size": 0}
     return drawn | {"seed": config.runtime.seed}
 
 
 def _extract_views(
     session: Session,
     splits: _Splits,
-    images: StageData,
     extractor: keras.Model,
     stop: StopRequest,
 ) -> dict[str, np.ndarray]:
@@ -242,11 +243,17 @@ def _extract_views(
     preprocess = backbones.get_preprocess(config.model.backbone)
     size = config.optimization.global_batch_size
 
+    # Of the size that the head will meet.
+    options = dataclasses.replace(config.input, train_image_size=0)
+    device_stage = input_pipeline.make_device_stage(
+        options, preprocess, session.compute_dtype
+    )
+
     def extract(examples: Examples, view: int, title: str) -> np.ndarray:
         batches = session.strategy.distribute_datasets_from_function(
             lambda context: input_pipeline.make_eval_dataset(
                 examples,
-                config.input,
+                options,
                 preprocess,
                 global_batch_size=size,
                 compute_dtype=session.compute_dtype,
@@ -259,7 +266,7 @@ def _extract_views(
             extractor,
             session.strategy,
             batches,
-            images.device_stage,
+            device_stage,
             title=f"features of {title}",
             num_steps=input_pipeline.steps_per_epoch(
                 examples.num_examples, size
@@ -344,11 +351,12 @@ def _run_stage(
     folder.mkdir(parents=True, exist_ok=True)
     checkpoints.write_resume_key(folder, key)
     data, trained, steps_per_call = _image_data(session, splits), model, 1
+    training_model = resizing.training_model(model, config.input)
     on_features = stage == "transfer" and config.input.feature_views > 0
     if on_features:
         data = _feature_data(session, splits, data, model, stop)
         with session.strategy.scope():
-            trained = classifier.get_head(model)
+            trained, training_model = classifier.get_head(model), None
         steps_per_call = _HEAD_STEPS_PER_CALL
     elif tf.config.list_physical_devices("GPU"):
         steps_per_call = _GPU_STEPS_PER_CALL
@@ -359,6 +367,7 @@ def _run_stage(
         trained,
         session.strategy,
         data,
+        training_model,
         steps_per_call,
         xla_update=on_features,
         stop=stop,
@@ -402,6 +411,7 @@ def _build_stage_model(session: Session, stage: str) -> keras.Model:
                 num_classes=num_classes,
                 seed=config.runtime.seed,
             )
+            model = resizing.for_training(model, config.input)
             freeze.freeze_all(classifier.get_backbone(model))
             return model
         path = config.model.init_from or session.model_path("transfer")
@@ -420,6 +430,7 @@ def _build_stage_model(session: Session, stage: str) -> keras.Model:
         folds = config.model.fold_batch_norm and folding.is_functional(model)
         if pretrained and folds:
             model = folding.fold_batch_norm(model)
+        model = resizing.for_training(model, config.input)
         unfreeze = config.model.unfreeze_from
         if unfreeze == "auto" and not pretrained:
             # Nothing in a random network is worth freezing.

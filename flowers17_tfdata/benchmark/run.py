@@ -157,8 +157,8 @@ def _model_rows(
     name = config.model.unfreeze_from
     whole = stages.unfreeze(stages.build_model(session), "all")
     partly = stages.unfreeze(stages.build_model(session), name)
-    trainer = stages.make_trainer(session, whole)
-    fine_tuner = stages.make_trainer(session, partly)
+    trainer = stages.make_image_trainer(session, whole)
+    fine_tuner = stages.make_image_trainer(session, partly)
     matmul = ceilings.make_matmul(session.compute_dtype)
     replicas = session.strategy.num_replicas_in_sync
     # Logical devices share one processor.

@@ -17,7 +17,13 @@ from flowers17_tfdata.input import augmentation, feature_cache, input_pipeline
 from flowers17_tfdata.input.examples import Examples
 from flowers17_tfdata.input.feature_cache import Features
 from flowers17_tfdata.input.input_pipeline import Batch
-from flowers17_tfdata.models import backbones, classifier, folding, freeze
+from flowers17_tfdata.models import (
+    backbones,
+    classifier,
+    folding,
+    freeze,
+    resizing,
+)
 from flowers17_tfdata.session import Session
 from flowers17_tfdata.training import loop, optimizers
 from flowers17_tfdata.training.trainer import Trainer
@@ -181,7 +187,7 @@ def build_model(session: Session) -> keras.Model:
         )
         if config.fold_batch_norm:
             model = folding.fold_batch_norm(model)
-        return model
+        return resizing.for_training(model, session.config.input)
 
 
 def unfreeze(model: keras.Model, name: str) -> keras.Model:
@@ -192,10 +198,22 @@ def unfreeze(model: keras.Model, name: str) -> keras.Model:
     return model
 
 
+def make_image_trainer(
+    session: Session,
+    model: keras.Model,
+    device_stage: Callable[[Batch], tf.Tensor] = lambda batch: batch.inputs,
+) -> Trainer:
+    """Builds the trainer of a classifier that `build_model` made."""
+    with session.strategy.scope():
+        reduced = resizing.training_model(model, session.config.input)
+    return make_trainer(session, model, device_stage, reduced)
+
+
 def make_trainer(
     session: Session,
     model: keras.Model,
     device_stage: Callable[[Batch], tf.Tensor] = lambda batch: batch.inputs,
+    training_model: keras.Model | None = None,
     xla_update: bool = False,
 ) -> Trainer:
     """Builds a trainer with the fine-tune stage's optimizer."""
@@ -215,6 +233,7 @@ def make_trainer(
         strategy=session.strategy,
         global_batch_size=options.global_batch_size,
         optimizer=optimizer,
+        training_model=training_model,
         device_stage=device_stage,
         xla=loop.uses_xla(config.runtime.xla),
         xla_update=xla_update and config.runtime.xla != "off",
@@ -257,7 +276,8 @@ def make_step(
 ) -> Callable[[], float]:
     """Training steps, on synthetic images or on `batches`."""
     if batches is None:
-        batches = _synthetic_batches(session, trainer.model.input_shape[1:])
+        shape = trainer.training_model.input_shape[1:]
+        batches = _synthetic_batches(session, shape)
     steps = steps_per_call(session)
 
     def call() -> int:
@@ -289,7 +309,7 @@ def make_training(
     )
     iterator = iter(batches)
     step = make_step(
-        session, make_trainer(session, model, device_stage), iterator
+        session, make_image_trainer(session, model, device_stage), iterator
     )
 
     def run() -> float:

@@ -13,6 +13,12 @@ from flowers17_tfdata.config import InputConfig
 # Uniform numbers that one image's transform is made from.
 _NUM_DRAWS = 6
 
+# Of a crop's sides to each other.
+_LARGEST_ASPECT = 4 / 3
+
+# Keeps the crops' random stream apart from that of the rest.
+_CROP_STREAM = 2
+
 
 @keras.saving.register_keras_serializable(package="flowers17_tfdata")
 class RandomAffine(keras.layers.Layer):
@@ -25,13 +31,19 @@ class RandomAffine(keras.layers.Layer):
 
     With c the image centre, output pixel p shows input point
     `c + R diag(zx, zy) F (p - c) + t`, R the rotation, z the zoom, F the
-    flip, t the shift: the composition of Keras's ImageDataGenerator.
+    flip, t the shift: the composition of Keras's ImageDataGenerator. A crop is
+    one more zoom and shift: of relative area A and aspect ratio r it has sides
+    sqrt(A r) and sqrt(A / r) (at most 1) and lies anywhere within the image (C.
+    Szegedy et al., "Going deeper with convolutions", CVPR 2015, section 6).
 
     Args:
       rotation: largest angle, degrees, in either direction.
       shift: largest shift, as a fraction of height and of width.
       zoom: zx and zy are uniform in [1 - zoom, 1 + zoom].
       horizontal_flip: whether half of the images are mirrored.
+      crop: least area of a crop, as a fraction of the image's; areas are
+        uniform in [crop, 1], aspect ratios log-uniform in [3/4, 4/3]. 1: no
+        crops.
       **kwargs: of `keras.layers.Layer`. Computes in float32 whatever the
         dtype policy: half precision would move pixels.
 
@@ -45,6 +57,7 @@ class RandomAffine(keras.layers.Layer):
         shift: float = 0.1,
         zoom: float = 0.2,
         horizontal_flip: bool = True,
+        crop: float = 1.0,
         **kwargs: Any,
     ):
         kwargs.setdefault("dtype", "float32")
@@ -53,6 +66,7 @@ class RandomAffine(keras.layers.Layer):
         self.shift = shift
         self.zoom = zoom
         self.horizontal_flip = horizontal_flip
+        self.crop = crop
 
     def draw(
         self,
@@ -88,9 +102,37 @@ class RandomAffine(keras.layers.Layer):
         dy = (2 * dy - 1) * self.shift * height
         zx = 1 + (2 * zx - 1) * self.zoom
         zy = 1 + (2 * zy - 1) * self.zoom
+        if self.crop < 1:
+            width_scale, height_scale, x, y = self._draw_crops(
+                seed, epoch, num_examples
+            )
+            zx, zy = zx * width_scale, zy * height_scale
+            dx += x * (1 - width_scale) / 2 * width
+            dy += y * (1 - height_scale) / 2 * height
         if self.horizontal_flip:
             zx = tf.where(flip < 0.5, -zx, zx)
         return affine_rows(angle, dx, dy, zx, zy, height, width)
+
+    def _draw_crops(self, seed, epoch, num_examples):
+        """Returns sides and positions (in [-1, 1]) of crops, `[n]` each."""
+        uniform = tf.random.stateless_uniform(
+            [num_examples, 4],
+            tf.stack(
+                [
+                    tf.cast(seed, tf.int64) + _CROP_STREAM * 2**32,
+                    tf.cast(epoch, tf.int64),
+                ]
+            ),
+        )
+        area, aspect, x, y = tf.unstack(uniform, axis=1)
+        area = self.crop + (1 - self.crop) * area
+        aspect = tf.exp((2 * aspect - 1) * math.log(_LARGEST_ASPECT))
+        return (
+            tf.minimum(tf.sqrt(area * aspect), 1.0),
+            tf.minimum(tf.sqrt(area / aspect), 1.0),
+            2 * x - 1,
+            2 * y - 1,
+        )
 
     def call(self, images, transforms):
         return keras.ops.image.affine_transform(
@@ -110,6 +152,7 @@ class RandomAffine(keras.layers.Layer):
             "shift": self.shift,
             "zoom": self.zoom,
             "horizontal_flip": self.horizontal_flip,
+            "crop": self.crop,
         }
 
 
@@ -143,6 +186,27 @@ def affine_rows(
     b2 = cy + dy - b0 * cx - b1 * cy
     zero = tf.zeros_like(angle)
     return tf.stack([a0, a1, a2, b0, b1, b2, zero, zero], axis=1)
+
+
+def before_resize(transforms: tf.Tensor, scale: float) -> tf.Tensor:
+    """Makes maps from points of an image maps from points of its reduction.
+
+    One resampling then transforms and reduces.
+
+    Args:
+      transforms: float32 `[batch, 8]`, see `RandomAffine.draw`.
+      scale: size of the image over that of its reduction.
+
+    Returns:
+      float32 `[batch, 8]`.
+    """
+    a0, a1, a2, b0, b1, b2, c0, c1 = tf.unstack(transforms, axis=1)
+    # Pixel centres lie at half-integers when sizes are scaled.
+    offset = (scale - 1) / 2
+    a2 += (a0 + a1) * offset
+    b2 += (b0 + b1) * offset
+    a0, a1, b0, b1 = (c * scale for c in (a0, a1, b0, b1))
+    return tf.stack([a0, a1, a2, b0, b1, b2, c0, c1], axis=1)
 
 
 class KerasStack:
@@ -205,5 +269,9 @@ class KerasStack:
 def make_affine(config: InputConfig) -> RandomAffine:
     """Returns the layer with the ranges of the flags."""
     return RandomAffine(
-        config.rotation, config.shift, config.zoom, config.horizontal_flip
+        config.rotation,
+        config.shift,
+        config.zoom,
+        config.horizontal_flip,
+        config.crop,
     )

@@ -169,6 +169,7 @@ def make_train_dataset(
 def _batch_maker(files, config, preprocess, compute_dtype):
     """Returns `make_batch(indices, weights, transforms) -> Batch`."""
     size = config.image_size
+    reduced = input_pipeline.train_image_size(config)
     paths, labels = tf.constant(files.paths), tf.constant(files.labels)
     affine = augmentation.make_affine(config)
     on_device = input_pipeline.resolve_augment_on(config) == "device"
@@ -184,7 +185,7 @@ def _batch_maker(files, config, preprocess, compute_dtype):
         if not on_device:
             images = tf.cast(images, tf.float32)
             if transforms.shape[1]:
-                images = affine(images, transforms)
+                images = affine(images, transforms)[:, :reduced, :reduced]
             images = tf.cast(preprocess(images), compute_dtype)
             transforms = tf.zeros([indices.shape[0], 0])
         return Batch(images, tf.gather(labels, indices), weights, transforms)

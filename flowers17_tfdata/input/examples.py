@@ -39,7 +39,10 @@ class Images(Protocol):
     """Random access to the images of a split."""
 
     def read(
-        self, indices: np.ndarray, transforms: np.ndarray | None
+        self,
+        indices: np.ndarray,
+        transforms: np.ndarray | None,
+        size: int | None = None,
     ) -> np.ndarray:
         """Reads a batch.
 
@@ -47,9 +50,10 @@ class Images(Protocol):
           indices: int64 `[batch]`, positions in the split.
           transforms: float32 `[batch, 8]`, see `RandomAffine.draw`; None: the
             images as evaluation sees them.
+          size: height and width of what transforms make; None: image_size.
 
         Returns:
-          uint8 `[batch, image_size, image_size, 3]` in [0, 255].
+          uint8 `[batch, size, size, 3]` in [0, 255].
         """
 
     def digest(self) -> str:
@@ -80,10 +84,11 @@ class DecodedImages:
 
     pixels: np.ndarray
 
-    def read(self, indices, transforms):
+    def read(self, indices, transforms, size=None):
         if transforms is None:
             return self.pixels[indices]
-        batch = np.empty([len(indices), *self.pixels.shape[1:]], np.uint8)
+        size = size or self.pixels.shape[1]
+        batch = np.empty([len(indices), size, size, 3], np.uint8)
         for k, index in enumerate(indices):
             warp_affine(self.pixels[index], transforms[k], out=batch[k])
         return batch
@@ -113,21 +118,22 @@ class EncodedImages:
     ratios: np.ndarray
     image_size: int
 
-    def read(self, indices, transforms):
-        size = self.image_size
+    def read(self, indices, transforms, size=None):
+        full = self.image_size
+        size = full if transforms is None else size or full
         batch = np.empty([len(indices), size, size, 3], np.uint8)
         for k, index in enumerate(indices):
             start = self.ends[index - 1] if index else 0
             encoded = self.data[start : self.ends[index]].tobytes()
             if transforms is None:
-                batch[k] = decode.decode_and_resize(encoded, size)
+                batch[k] = decode.decode_and_resize(encoded, full)
                 continue
             image = decode.decode_reduced(encoded, self.ratios[index])
             height, width = image.shape[:2]
-            if max(height, width) > _LONGEST * size:
-                image = decode.resize_host(image, size)
-                height = width = size
-            transform = after_resize(transforms[k], width / size, height / size)
+            if max(height, width) > _LONGEST * full:
+                image = decode.resize_host(image, full)
+                height = width = full
+            transform = after_resize(transforms[k], width / full, height / full)
             warp_affine(image, transform, out=batch[k])
         return batch
 

@@ -29,6 +29,9 @@ from flowers17_tfdata.input.examples import Examples
 # epoch's end can stall for tens of seconds.
 _PREFETCHED_BATCHES = 2
 
+# A transform that leaves images as they are.
+_IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0)
+
 # Keeps the order's random stream apart from the augmentation's.
 _ORDER_STREAM = 1
 
@@ -94,7 +97,8 @@ def make_device_stage(
     """Returns what is left of the pipeline for the device to do.
 
     Args:
-      config: augmentation, and where it runs.
+      config: augmentation, and where it runs; `train_image_size`, the size of
+        the images that it augments.
       preprocess: from float32 in [0, 255] to the backbone's range.
       compute_dtype: of the model.
 
@@ -103,16 +107,23 @@ def make_device_stage(
     """
     if resolve_augment_on(config) == "host":
         return lambda batch: batch.inputs
-    affine = augmentation.make_affine(config)
+    affine, size = augmentation.make_affine(config), train_image_size(config)
     normalize = make_normalize(preprocess, compute_dtype)
 
     def finish(batch: Batch) -> tf.Tensor:
         images = batch.inputs
         if batch.transforms.shape[-1]:
-            images = affine(images, batch.transforms)
+            # The op makes images of the size that it takes; a reduction fills
+            # the corner that it starts in.
+            images = affine(images, batch.transforms)[:, :size, :size]
         return normalize(images)
 
     return finish
+
+
+def train_image_size(config: InputConfig) -> int:
+    """Returns the height and width of augmented training images, pixels."""
+    return config.train_image_size or config.image_size
 
 
 def steps_per_epoch(num_examples: int, global_batch_size: int) -> int:
@@ -241,6 +252,7 @@ def make_epoch_plan(
       batches, see `Batch`.
     """
     size, affine = config.image_size, augmentation.make_affine(config)
+    scale = size / train_image_size(config)
 
     def plan(epoch: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         order = epoch_order(num_examples, seed, epoch)
@@ -249,8 +261,12 @@ def make_epoch_plan(
         )
         if config.augmentation == "affine":
             drawn = affine.draw(seed, epoch, num_examples, size, size)
+        elif scale != 1:
+            drawn = tf.tile(tf.constant([_IDENTITY]), [num_examples, 1])
         else:
             drawn = tf.zeros([num_examples, 0])
+        if scale != 1:
+            drawn = augmentation.before_resize(drawn, scale)
         return indices, weights, tf.gather(drawn, indices)
 
     return plan
@@ -344,17 +360,21 @@ def make_eval_dataset(
 
 def _batch_maker(examples, config, preprocess, compute_dtype):
     """Returns `make_batch(indices, weights, transforms, augment) -> Batch`."""
-    size, labels = config.image_size, tf.constant(examples.labels)
+    labels = tf.constant(examples.labels)
     on_host = resolve_augment_on(config) == "host"
     normalize = make_normalize(preprocess, compute_dtype)
-
-    def read(indices, transforms):
-        warps = on_host and transforms.shape[1]
-        return examples.images.read(indices, transforms if warps else None)
 
     def make_batch(indices, weights, transforms, augment=lambda x: x) -> Batch:
         # Python, but for microseconds an image: OpenCV and the decoder let
         # other threads run meanwhile.
+        warps = on_host and transforms.shape[1]
+        size = config.image_size if not warps else train_image_size(config)
+
+        def read(indices, transforms):
+            return examples.images.read(
+                indices, transforms if warps else None, size
+            )
+
         images = tf.numpy_function(
             read, [indices, transforms], tf.uint8, stateful=False
         )

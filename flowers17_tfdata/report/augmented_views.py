@@ -47,6 +47,8 @@ def make_views(
       uint8 `[images, 1 + views, image_size, image_size, 3]`; the first of each
       row is the picture as evaluation sees it.
     """
+    # To be looked at beside the picture: of its size, whatever training's is.
+    config = dataclasses.replace(config, train_image_size=0)
     sample = _first_of_classes(source, split, num_images)
     examples = load_examples(sample, split, config)
     num_images = examples.num_examples

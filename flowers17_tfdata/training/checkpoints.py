@@ -260,24 +260,35 @@ class StageCheckpoints:
                 f"{self._latest.directory}: {one_line(reason)}"
             ) from error
 
-    def save(self, accuracy: float, loss: float, seconds: float) -> None:
-        """Records one more finished epoch; keeps its weights if they are best.
+    def save_if_best(self, accuracy: float, loss: float) -> None:
+        """Keeps the model's weights as they are now, if none were better.
+
+        To be called before `save` records the epoch: a kill in between
+        repeats it.
+
+        Raises:
+          UserError: the checkpoint can't be written.
+        """
+        before = (self.best_accuracy.numpy(), -self.best_loss.numpy())
+        if (accuracy, -loss) <= before:
+            return
+        epoch = int(self.epoch.numpy()) + 1
+        self.best_epoch.assign(epoch)
+        self.best_accuracy.assign(accuracy)
+        self.best_loss.assign(loss)
+        with self._writing():
+            self._best.save(checkpoint_number=epoch)
+
+    def save(self, seconds: float) -> None:
+        """Records one more finished epoch.
 
         Raises:
           UserError: the checkpoint can't be written.
         """
         self.epoch.assign_add(1)
         self.seconds.assign_add(seconds)
-        epoch = int(self.epoch.numpy())
         self._set_progress(0, tf.zeros([4]), 0.0)
-        before = (self.best_accuracy.numpy(), -self.best_loss.numpy())
         with self._writing():
-            if (accuracy, -loss) > before:
-                self.best_epoch.assign(epoch)
-                self.best_accuracy.assign(accuracy)
-                self.best_loss.assign(loss)
-                self._best.save(checkpoint_number=epoch)
-            # After the best one: a kill in between repeats the epoch.
             self._latest.save()
         self._workers.barrier()
 

@@ -80,6 +80,8 @@ class Stage:
         What it takes is what `data` gives: images, or features.
       strategy: the current one.
       data: train and validation split.
+      training_model: shares the layers of `model`, for training images of
+        another size; None: `model` itself.
       steps_per_call: training steps between two looks of Python at the
         device, where `--steps_per_call` leaves it open.
       xla_update: compile the optimizer's update (see `Trainer`).
@@ -96,6 +98,7 @@ class Stage:
         model: keras.Model,
         strategy: tf.distribute.Strategy,
         data: StageData,
+        training_model: keras.Model | None = None,
         steps_per_call: int = 1,
         xla_update: bool = False,
         stop: StopRequest | None = None,
@@ -133,6 +136,7 @@ class Stage:
             strategy=strategy,
             global_batch_size=self._batch_size,
             optimizer=optimizer,
+            training_model=training_model,
             label_smoothing=options.label_smoothing,
             global_clip_norm=options.global_clip_norm,
             device_stage=data.device_stage,
@@ -201,11 +205,15 @@ class Stage:
     ) -> None:
         totals, train_secs = self._train_epoch(epoch, batches)
         start = time.perf_counter()
-        if self._calibrates and self._trains_batch_norm:
-            # Trained on the batches' own statistics; evaluated, and saved,
-            # with those of the data under the weights as they are now.
-            self._calibrate()
-        validation = evaluate(self._eval_step, validation_batches)
+        with self._trainer.averaged_weights():
+            if self._calibrates and self._trains_batch_norm:
+                # Trained on the batches' own statistics; evaluated, and saved,
+                # with those of the data under the weights as they are now.
+                self._calibrate()
+            validation = evaluate(self._eval_step, validation_batches)
+            self._checkpoints.save_if_best(
+                validation["accuracy"], validation["loss"]
+            )
         examples = float(totals.examples)
         step = (epoch + 1) * self._steps_per_epoch
         line = {
@@ -224,9 +232,7 @@ class Stage:
         # Before the checkpoint: a line too many is dropped when the epoch
         # runs again; a missing one would never come back.
         writer.write(line)
-        self._checkpoints.save(
-            validation["accuracy"], validation["loss"], line["seconds"]
-        )
+        self._checkpoints.save(line["seconds"])
         self._saved_at = time.monotonic()
         terminal.say(
             f"{self.name} epoch {epoch + 1}/{self._epochs}: "

@@ -43,18 +43,21 @@ def make_optimizer(
     Args:
       name: of the optimizer.
       learning_rate: by step.
-      config: momentum and weight decay.
+      config: momentum, weight decay, moving average of the weights.
       scale_loss: whether to wrap it for dynamic loss scaling (float16).
     """
+    average = {"use_ema": bool(config.ema_decay)}
+    if config.ema_decay:
+        average["ema_momentum"] = config.ema_decay
     if name == "sgd":
         optimizer = keras.optimizers.SGD(
-            learning_rate, momentum=config.momentum
+            learning_rate, momentum=config.momentum, **average
         )
     elif name == "adam":
-        optimizer = keras.optimizers.Adam(learning_rate)
+        optimizer = keras.optimizers.Adam(learning_rate, **average)
     else:
         optimizer = keras.optimizers.AdamW(
-            learning_rate, weight_decay=config.weight_decay
+            learning_rate, weight_decay=config.weight_decay, **average
         )
         # Decay pulls towards 0; for an offset or a scale that is no prior.
         optimizer.exclude_from_weight_decay(var_names=["bias", "beta", "gamma"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -42,6 +43,12 @@ class EvalTotals(NamedTuple):
     confusion: tf.Tensor
 
 
+def averages_weights(optimizer: keras.optimizers.Optimizer) -> bool:
+    """Whether an optimizer keeps a moving average of the weights."""
+    # Loss scaling wraps the one that does.
+    return getattr(optimizer, "inner_optimizer", optimizer).use_ema
+
+
 class Trainer:
     """Trains and evaluates one model under one strategy.
 
@@ -57,6 +64,7 @@ class Trainer:
         strategy: tf.distribute.Strategy,
         global_batch_size: int,
         optimizer: keras.optimizers.Optimizer | None = None,
+        training_model: keras.Model | None = None,
         label_smoothing: float = 0.0,
         global_clip_norm: float = 0.0,
         device_stage: Callable[[Batch], tf.Tensor] = lambda batch: batch.inputs,
@@ -71,6 +79,8 @@ class Trainer:
           strategy: the current one.
           global_batch_size: images a step over all replicas.
           optimizer: built in the strategy's scope; None: evaluation only.
+          training_model: shares the layers of `model`, for training images of
+            another size; None: `model` itself.
           label_smoothing: of the training loss, in [0, 1).
           global_clip_norm: of the all-reduced gradient; 0: no clipping.
           device_stage: from a replica's `Batch` to the model's inputs; see
@@ -83,6 +93,7 @@ class Trainer:
           deterministic: `enable_op_determinism` was called.
         """
         self.model = model
+        self.training_model = training_model or model
         self.strategy = strategy
         self.optimizer = optimizer
         self.global_batch_size = global_batch_size
@@ -116,6 +127,26 @@ class Trainer:
             with strategy.scope():
                 # Now, not in the first step: a checkpoint restores into it.
                 optimizer.build(model.trainable_variables)
+
+    @contextlib.contextmanager
+    def averaged_weights(self) -> Iterator[None]:
+        """Puts the weights' moving average into the model, for a while.
+
+        Does nothing where the optimizer keeps none.
+        """
+        if not averages_weights(self.optimizer):
+            yield
+            return
+        variables = self.model.trainable_variables
+        with self.strategy.scope():
+            trained = [keras.ops.convert_to_numpy(v) for v in variables]
+            self.optimizer.finalize_variable_values(variables)
+        try:
+            yield
+        finally:
+            with self.strategy.scope():
+                for variable, value in zip(variables, trained, strict=True):
+                    variable.assign(value)
 
     @tf.function
     def train_step(self, batch: Batch) -> TrainTotals:
@@ -195,15 +226,15 @@ class Trainer:
 
     def _gradients_and_totals(self, inputs, labels, weights, loss_scale):
         with tf.GradientTape() as tape:
-            logits = self.model(inputs, training=True)
+            logits = self.training_model(inputs, training=True)
             losses = self._losses(
                 labels, weights, logits, self._label_smoothing
             )
             loss = tf.reduce_sum(losses) / self.global_batch_size
-            if self.model.losses:
+            if self.training_model.losses:
                 # Regularization is once a step, not once a replica.
                 loss += (
-                    tf.add_n(self.model.losses)
+                    tf.add_n(self.training_model.losses)
                     / self.strategy.num_replicas_in_sync
                 )
             loss *= loss_scale

@@ -162,3 +162,50 @@ def test_layer_has_the_ranges_of_the_flags():
     np.testing.assert_array_equal(_draw(layer, 3), _draw(expected, 3))
     rows = _draw(layer, 100)
     assert np.all(rows[:, 0] * rows[:, 4] - rows[:, 1] * rows[:, 3] > 0)
+
+
+def test_crops_have_the_areas_and_aspects_and_lie_within_the_image():
+    layer = augmentation.RandomAffine(0, 0, 0, False, crop=0.3)
+    rows = layer.draw(1, tf.constant(2, tf.int64), 4000, 200, 100).numpy()
+    a0, a1, a2, b0, b1, b2 = rows[:, :6].T
+    np.testing.assert_array_equal([a1, b0], 0)
+    area, aspect = a0 * b1, a0 / b1
+    assert 0.3 <= area.min() < 0.32 and area.max() > 0.97
+    assert 0.75 <= aspect.min() < 0.77 and 1.3 < aspect.max() <= 4 / 3 + 1e-5
+    # A side can't be longer than the image's.
+    assert max(a0.max(), b1.max()) <= 1
+    # Borders of the first and the last pixel shown.
+    left, right = a2 - a0 / 2, a2 + a0 * 99.5
+    top, bottom = b2 - b1 / 2, b2 + b1 * 199.5
+    assert min(left.min(), top.min()) > -0.51
+    assert right.max() < 99.51 and bottom.max() < 199.51
+    # Anywhere: some touch each border.
+    assert left.min() < 0.5 and right.max() > 98.5
+
+
+def test_crops_leave_the_other_draws_as_they_are():
+    ranges = {"rotation": 30, "shift": 0, "zoom": 0}
+    whole = _draw(augmentation.RandomAffine(**ranges), 50)
+    crops = _draw(augmentation.RandomAffine(**ranges, crop=0.5), 50)
+    again = _draw(augmentation.RandomAffine(**ranges, crop=0.5), 50, epoch=3)
+
+    def angle(rows):
+        flip = np.sign(np.linalg.det(rows[:, [[0, 1], [3, 4]]]))
+        return np.arctan2(rows[:, 3] * flip, rows[:, 0] * flip)
+
+    np.testing.assert_allclose(angle(crops), angle(whole), atol=1e-5)
+    assert np.all(np.abs(crops - again).max(axis=1) > 0)
+
+
+def test_before_resize_shows_the_points_between():
+    row = np.arange(6, dtype=np.float32).reshape(1, 1, 6, 1)
+    image = np.repeat(row, 6, axis=1)
+    identity = tf.constant([[1, 0, 0, 0, 1, 0, 0, 0]], tf.float32)
+    transforms = augmentation.before_resize(identity, 2.0)
+    reduced = augmentation.RandomAffine()(image, transforms)[0, :3, :3, 0]
+    # Of six pixels, each of three lies between two.
+    np.testing.assert_allclose(reduced, [[0.5, 2.5, 4.5]] * 3, atol=1e-5)
+    mirrored = tf.constant([[-1, 0, 5, 0, 1, 0, 0, 0]], tf.float32)
+    transforms = augmentation.before_resize(mirrored, 2.0)
+    reduced = augmentation.RandomAffine()(image, transforms)[0, :3, :3, 0]
+    np.testing.assert_allclose(reduced, [[4.5, 2.5, 0.5]] * 3, atol=1e-5)

@@ -381,3 +381,54 @@ def test_where_there_is_a_gpu_it_augments(monkeypatch, gpus):
     assert resolve(augmentation="keras") == "host"
     assert resolve(augment_on="host") == "host"
     assert resolve(augment_on="device") == "device"
+
+
+REDUCED = fakes.IMAGE_SIZE // 2
+
+
+@pytest.mark.parametrize("augmentation", ["affine", "keras", "none"])
+def test_training_images_can_be_smaller_than_evaluations(augmentation):
+    config = dataclasses.replace(
+        PLAIN, augmentation=augmentation, train_image_size=REDUCED
+    )
+    (trained,) = _train(NUM_EXAMPLES, config).take(1)
+    assert trained.inputs.shape[1:] == (REDUCED, REDUCED, 3)
+    # Every pixel is the image's index: whatever the resampling.
+    order = input_pipeline.epoch_order(
+        NUM_EXAMPLES, 3, tf.constant(0, tf.int64)
+    )
+    np.testing.assert_allclose(trained.inputs[:, 1, 1, 0], order, atol=1e-3)
+    (evaluated,) = _eval(NUM_EXAMPLES, config)
+    assert evaluated.inputs.shape[1:3] == (fakes.IMAGE_SIZE,) * 2
+
+
+@pytest.mark.parametrize("crop", [0.3, 1.0])
+def test_host_and_device_make_the_same_smaller_images(crop):
+    images = fakes.make_smooth_examples(8)
+    shown = []
+    for config in (HOST, DEVICE):
+        config = dataclasses.replace(
+            config, train_image_size=REDUCED, crop=crop
+        )
+        batches = input_pipeline.make_train_dataset(
+            images, config, _identity, global_batch_size=8, seed=1
+        )
+        (batch,) = batches.take(1)
+        stage = input_pipeline.make_device_stage(config, _identity)
+        shown.append(stage(batch))
+    assert shown[0].shape == shown[1].shape == (8, REDUCED, REDUCED, 3)
+    difference = np.abs(shown[0] - shown[1])
+    assert difference.mean() < 0.6 and difference.max() < 4
+
+
+def test_a_smaller_image_shows_what_the_resized_one_would():
+    images = fakes.make_smooth_examples(4)
+    config = dataclasses.replace(PLAIN, train_image_size=REDUCED)
+    batches = input_pipeline.make_train_dataset(
+        images, config, _identity, global_batch_size=4, seed=1
+    )
+    (batch,) = batches.take(1)
+    order = input_pipeline.epoch_order(4, 1, tf.constant(0, tf.int64))
+    pixels = tf.gather(images.images.pixels, order)
+    expected = tf.image.resize(pixels, [REDUCED, REDUCED])
+    assert np.abs(batch.inputs - expected).max() < 2

@@ -22,6 +22,7 @@ from flowers17_tfdata.config import (
 from flowers17_tfdata.errors import ConfigError, Preempted, UserError
 from flowers17_tfdata.input import input_pipeline
 from flowers17_tfdata.models import classifier
+from flowers17_tfdata.results import evaluate as evaluate_lib
 from flowers17_tfdata.results import metrics
 from flowers17_tfdata.training import checkpoints, loop, optimizers
 from flowers17_tfdata.training.preemption import StopRequest
@@ -113,14 +114,16 @@ class _Killed(Exception):
 
 
 @pytest.mark.parametrize("moment", ["in_epoch_3", "before_checkpoint_3"])
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize(
+    ("optimizer", "ema_decay"), [("sgd", 0.0), ("adamw", 0.0), ("adamw", 0.9)]
+)
 def test_interrupted_run_resumes_to_bit_equal_weights(
-    tmp_path, monkeypatch, moment, optimizer
+    tmp_path, monkeypatch, moment, optimizer, ema_decay
 ):
     config = dataclasses.replace(
         CONFIG,
         optimization=dataclasses.replace(
-            OPTIMIZATION, transfer_optimizer=optimizer
+            OPTIMIZATION, transfer_optimizer=optimizer, ema_decay=ema_decay
         ),
     )
     whole = _stage(tmp_path / "whole", config)
@@ -590,3 +593,30 @@ def test_resume_with_a_changed_flag_is_refused(tmp_path):
     # The other stage's flags may change.
     key = _key("transfer", finetune_epochs=9)
     checkpoints.check_resume_key(folder, key, tmp_path)
+
+
+def test_the_average_is_validated_and_kept_and_training_goes_on(tmp_path):
+    """The best checkpoint holds the average; the last one the weights."""
+
+    def run(name, decay):
+        optimization = dataclasses.replace(OPTIMIZATION, ema_decay=decay)
+        config = dataclasses.replace(CONFIG, optimization=optimization)
+        stage = _stage(tmp_path / name, config)
+        stage.run()
+        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        return stage, [json.loads(line) for line in lines]
+
+    _, plain_lines = run("plain", 0.0)
+    averaged, averaged_lines = run("averaged", 0.9)
+    for a, b in zip(plain_lines, averaged_lines, strict=True):
+        # It does not touch the training.
+        assert a["train_loss"] == b["train_loss"]
+    assert (
+        plain_lines[-1]["validation_loss"]
+        != averaged_lines[-1]["validation_loss"]
+    )
+    # What `run` leaves in the model validates as the best epoch did.
+    batches = averaged._validation_batches()
+    loss = evaluate_lib.evaluate(averaged._trainer.eval_step, batches)["loss"]
+    best = int(averaged._checkpoints.best_epoch.numpy())
+    assert loss == pytest.approx(averaged_lines[best - 1]["validation_loss"])

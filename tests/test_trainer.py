@@ -363,3 +363,44 @@ def test_compiled_update_changes_nothing_but_rounding(strategy, clip):
         trainer.train_steps(_iterate(strategy, batches), tf.constant(3))
     assert int(compiled.optimizer.iterations.numpy()) == 3
     _assert_close(plain, compiled, atol=1e-5)
+
+
+def test_averaged_weights_are_those_of_the_steps(strategy):
+    decay = 0.8
+
+    def optimizer(rate):
+        return keras.optimizers.SGD(rate, use_ema=True, ema_momentum=decay)
+
+    trainer = _trainer(strategy, optimizer)
+    average = None
+    for seed in range(4):
+        batch = fakes.make_batch(BATCH, seed=seed)
+        if strategy is not tf.distribute.get_strategy():
+            batch = _split(strategy, batch)
+        trainer.train_step(batch)
+        now = _weights(trainer)
+        if average is None:
+            average = now
+        average = [
+            decay * a + (1 - decay) * w
+            for a, w in zip(average, now, strict=True)
+        ]
+    with trainer.averaged_weights():
+        inside = _weights(trainer)
+        if strategy is not tf.distribute.get_strategy():
+            for variable in trainer.model.trainable_variables:
+                a, b = strategy.experimental_local_results(variable.value)
+                np.testing.assert_array_equal(a, b)
+    for a, b in zip(inside, average, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+    for a, b in zip(_weights(trainer), now, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_without_an_average_the_weights_are_the_models():
+    trainer = _trainer()
+    trainer.train_step(fakes.make_batch(BATCH))
+    before = _weights(trainer)
+    with trainer.averaged_weights():
+        for a, b in zip(_weights(trainer), before, strict=True):
+            np.testing.assert_array_equal(a, b)

@@ -130,7 +130,7 @@ class EncodedImages:
                 continue
             image = decode.decode_reduced(encoded, self.ratios[index])
             height, width = image.shape[:2]
-            if max(height, width) > _LONGEST * full:
+            if max(height, width) > _LONGEST * size:
                 image = decode.resize_host(image, full)
                 height = width = full
             transform = after_resize(transforms[k], width / full, height / full)

@@ -1,0 +1,79 @@
+"""A network that trains on smaller images than it evaluates."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from flowers17_tfdata.config import InputConfig, ModelConfig
+from flowers17_tfdata.models import classifier, freeze, resizing
+from flowers17_tfdata.training.trainer import Trainer
+from tests import fakes
+
+SIZES = InputConfig(image_size=fakes.IMAGE_SIZE, train_image_size=24)
+
+
+@pytest.fixture
+def model(tiny_backbone) -> keras.Model:
+    config = ModelConfig(backbone=tiny_backbone, weights="none", head_units=8)
+    return classifier.build_classifier(
+        config, image_size=fakes.IMAGE_SIZE, num_classes=5, seed=0
+    )
+
+
+def test_one_size_needs_no_second_model(model):
+    for train_size in (0, fakes.IMAGE_SIZE):
+        config = InputConfig(
+            image_size=fakes.IMAGE_SIZE, train_image_size=train_size
+        )
+        assert resizing.for_training(model, config) is model
+        assert resizing.training_model(model, config) is None
+
+
+def test_it_computes_the_same_and_takes_both_sizes(model):
+    rebuilt = resizing.for_training(model, SIZES)
+    images = np.random.default_rng(0).normal(
+        size=[2, fakes.IMAGE_SIZE, fakes.IMAGE_SIZE, 3]
+    )
+    np.testing.assert_array_equal(rebuilt(images), model(images))
+    assert rebuilt.input_shape == model.input_shape
+    reduced = resizing.training_model(rebuilt, SIZES)
+    assert reduced.input_shape == (None, 24, 24, 3)
+    assert reduced(images[:, :24, :24]).shape == (2, 5)
+
+
+def test_training_the_one_trains_the_other(model):
+    rebuilt = resizing.for_training(model, SIZES)
+    freeze.unfreeze_from(
+        classifier.get_backbone(rebuilt), "block2", keep_batch_norm=True
+    )
+    reduced = resizing.training_model(rebuilt, SIZES)
+    for ours, theirs in zip(
+        reduced.trainable_variables, rebuilt.trainable_variables, strict=True
+    ):
+        assert ours is theirs
+    trainer = Trainer(
+        model=rebuilt,
+        training_model=reduced,
+        strategy=tf.distribute.get_strategy(),
+        global_batch_size=8,
+        optimizer=keras.optimizers.SGD(0.1),
+    )
+    batch = fakes.make_batch(8)
+    batch = batch._replace(labels=batch.labels % 5)
+    before = float(trainer.eval_step(batch).loss)
+    small = batch._replace(inputs=batch.inputs[:, :24, :24])
+    trainer.train_step(small)
+    assert float(trainer.eval_step(batch).loss) != before
+
+
+def test_the_saved_model_takes_evaluations_size(model, tmp_path):
+    rebuilt = resizing.for_training(model, SIZES)
+    path = tmp_path / "model.keras"
+    classifier.save_classifier(rebuilt, path, {"class_names": list("abcde")})
+    loaded = classifier.load_classifier(path, "--model")
+    assert loaded.input_shape[1] == fakes.IMAGE_SIZE
+    images = np.ones([1, fakes.IMAGE_SIZE, fakes.IMAGE_SIZE, 3], np.float32)
+    np.testing.assert_array_equal(loaded(images), model(images))

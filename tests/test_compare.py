@@ -252,13 +252,18 @@ def test_two_recipes_over_two_runs(compare, runs, monkeypatch):
     )
 
 
-def test_the_better_one_is_named_first(compare):
+def test_the_better_one_is_named_first(compare, runs):
     flags = ("--compare=runs/notebook_0", "--baseline=runs/ours_0")
     code, out, err = compare(*flags)
     assert code == 0, err
-    # 2 (1 + 24 + 276 + 2024 + 10626) / 2^24.
-    assert "runs/ours_0 is better than runs/notebook_0 by 16.0 points" in out
-    assert "p = 0.0015)" in out
+    written = json.loads((runs / "comparison" / "comparison.json").read_text())
+    low, high = (100 * x for x in written["pooled"]["difference_interval"])
+    assert low < high < 0
+    # p is 2 (1 + 24 + 276 + 2024 + 10626) / 2^24.
+    assert (
+        "runs/ours_0 is better than runs/notebook_0 by 16.0 points (95 % "
+        f"interval {-high:.1f} to {-low:.1f}, p = 0.0015)"
+    ) in out
     # One pair is all there is.
     assert "all compared" not in out
 
@@ -272,6 +277,14 @@ def test_a_difference_that_chance_explains(compare, runs):
     assert (
         "test: the difference between runs/a and runs/b (0.0 points, 95 % "
         "interval 0.0 to 0.0, p = 1.0000) is within what chance explains"
+    ) in out
+    # Two images more: in a tenth of the draws they are not there. No "-0.0".
+    _write(runs / "b", ids, [True] * 10)
+    code, out, _ = compare("--compare=runs/a", "--baseline=runs/b")
+    assert code == 0
+    assert (
+        "test: the difference between runs/b and runs/a (20.0 points, 95 % "
+        "interval 0.0 to 50.0, p = 0.5000) is within what chance explains"
     ) in out
 
 
@@ -424,7 +437,11 @@ def test_files_that_do_not_fit_end_in_one_line(compare, runs):
     assert "every id must be there once" in err
     assert "image_4 is there 2 times" in err
     path = runs / "a" / "predictions_test.npz"
-    np.savez(path, ids=np.array(ids), labels=labels[1:], logits=np.ones([3, 3]))
-    assert "holds 100 ids, labels [99], logits [3, 3]" in error(*both)
+    for num_labels, shape in ((99, [100, 3]), (100, [99, 3]), (100, [100, 0])):
+        np.savez(
+            path, ids=ids, labels=labels[:num_labels], logits=np.ones(shape)
+        )
+        expected = f"holds 100 ids, labels [{num_labels}], logits {shape}"
+        assert expected in error(*both)
     path.write_bytes(b"PK\x03\x04 cut short")
     assert "predictions_test.npz can't be read" in error(*both)

@@ -445,3 +445,15 @@ def test_files_that_do_not_fit_end_in_one_line(compare, runs):
         assert expected in error(*both)
     path.write_bytes(b"PK\x03\x04 cut short")
     assert "predictions_test.npz can't be read" in error(*both)
+
+
+def test_only_worker_0_of_a_cluster_compares(compare, runs, monkeypatch):
+    task = {"type": "worker", "index": 1}
+    cluster = {"worker": ["localhost:1", "localhost:2"]}
+    monkeypatch.setenv(
+        "TF_CONFIG", json.dumps({"cluster": cluster, "task": task})
+    )
+    code, out, err = compare(*_BOTH)
+    assert code == 0, err
+    assert out == "compare: worker 0 does it alone\n"
+    assert not (runs / "comparison").exists()

@@ -25,6 +25,7 @@ PHASES = (
     "export",
     "report",
     "folders",
+    "compare",
     "benchmark",
 )
 # They look at what a workdir holds, and take from its config.json what the
@@ -378,7 +379,8 @@ class RuntimeConfig:
     )
     seed: int = option(
         0,
-        "Seed of initialization, order, augmentation and dropout.",
+        "Seed of initialization, order, augmentation and dropout, and of "
+        "what --phase=compare draws.",
         at_least=0,
         at_most=2**31 - 1,
     )
@@ -393,7 +395,9 @@ class EvaluationConfig:
         "Saved .keras classifier ('': the workdir's model_finetune.keras, "
         "else model_transfer.keras).",
     )
-    split: str = option("test", "Split to evaluate, or to report on.")
+    split: str = option(
+        "test", "Split to evaluate, to report on, or to compare on."
+    )
     assert_accuracy_at_least: float = option(
         0.0,
         "Exit with 3 if the accuracy is lower.",
@@ -468,6 +472,22 @@ class FoldersConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class CompareConfig:
+    """The runs that `--phase=compare` sets side by side."""
+
+    compare: str = option(
+        "",
+        "Workdirs of evaluated runs, comma-separated: folders, globs "
+        "('runs/ours_*').",
+    )
+    baseline: str = option(
+        "",
+        "As many workdirs to compare them with, the first with the first, and "
+        "so on (what a glob matches is sorted).",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class BenchmarkConfig:
     """How long `--phase=benchmark` measures."""
 
@@ -497,6 +517,7 @@ class Config:
     predict: PredictConfig = dataclasses.field(default_factory=PredictConfig)
     export: ExportConfig = dataclasses.field(default_factory=ExportConfig)
     folders: FoldersConfig = dataclasses.field(default_factory=FoldersConfig)
+    compare: CompareConfig = dataclasses.field(default_factory=CompareConfig)
     benchmark: BenchmarkConfig = dataclasses.field(
         default_factory=BenchmarkConfig
     )
@@ -655,6 +676,7 @@ def validate(config: Config) -> None:
             f"its own transfer stage; got {config.model.init_from!r}"
         )
     _check_predict(config)
+    _check_compare(config)
     _check_home(config)
     _check_data_service(config.input)
     _check_devices(config)
@@ -687,6 +709,23 @@ def _check_predict(config: Config) -> None:
         raise ConfigError(
             "--tta above 2 goes with --augmentation=affine or keras, whose "
             f"ranges it draws from; got {config.predict.tta} and none"
+        )
+
+
+def _check_compare(config: Config) -> None:
+    if config.phase != "compare":
+        return
+    for name in ("compare", "baseline"):
+        value = getattr(config.compare, name)
+        if not value.strip(", "):
+            raise ConfigError(
+                f"--{name} must name workdirs of evaluated runs for "
+                f"--phase=compare; got {value!r}"
+            )
+    if config.runtime.launch_local:
+        raise ConfigError(
+            "--launch_local does not go with --phase=compare, which takes one "
+            f"process; got {config.runtime.launch_local}"
         )
 
 

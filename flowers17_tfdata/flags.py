@@ -107,6 +107,7 @@ _GROUPS_OF_PHASE = {
     "export": {"data", "evaluation", "export"},
     "report": {"data", "evaluation"},
     "folders": {"data", "folders"},
+    "compare": {"evaluation", "compare"},
     "benchmark": {"data", "input", "model", "optimization", "benchmark"},
 }
 
@@ -121,6 +122,7 @@ phases:
   export     SavedModel that takes JPEGs, Keras, TFLite, ONNX
   report     one HTML page that shows a run
   folders    the splits as class folders, for other programs
+  compare    two recipes, image by image, over all their runs
   benchmark  how fast each part is, beside stock Keras"""
 
 _EXAMPLES = """\

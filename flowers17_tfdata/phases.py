@@ -57,8 +57,8 @@ def run(config: Config) -> None:
         # Else Keras draws a bar of its own when it downloads weights.
         keras.utils.disable_interactive_logging()
     with _errors_in_one_line(config):
-        if config.phase == "predict":
-            predict(config)
+        if config.phase in _PHASES_WITHOUT_DATA:
+            _PHASES_WITHOUT_DATA[config.phase](config)
         else:
             _run_on_data(config)
 
@@ -242,6 +242,16 @@ def folders(session: Session) -> None:
     else:
         terminal.say(f"class folders are in {path} already")
 
+
+def compare(config: Config) -> None:
+    """Compares two recipes; see `compare.run`."""
+    from flowers17_tfdata.compare import run as compare_run
+
+    compare_run.compare(config)
+
+
+# Of a configuration alone: they don't open the data set.
+_PHASES_WITHOUT_DATA = {"predict": predict, "compare": compare}
 
 _PHASES = {
     "prepare": prepare,

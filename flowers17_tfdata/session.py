@@ -119,7 +119,7 @@ def open_session(config: Config) -> Iterator[Session]:
     Raises:
       UserError: any of it can't be had.
     """
-    workdir = _make_workdir(config.workdir)
+    workdir = make_workdir(config.workdir)
     # Checked before minutes of data preparation and of training.
     backbones.get_preprocess(config.model.backbone)
     model_views.check_can_plot(config.model)
@@ -193,7 +193,12 @@ def _check_batch_size(config: Config, num_replicas: int) -> None:
         )
 
 
-def _make_workdir(path: str) -> pathlib.Path:
+def make_workdir(path: str) -> pathlib.Path:
+    """Makes `--workdir`, and tries whether it can be written.
+
+    Raises:
+      UserError: it can't.
+    """
     workdir = pathlib.Path(path).expanduser()
     try:
         workdir.mkdir(parents=True, exist_ok=True)

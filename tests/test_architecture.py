@@ -27,9 +27,10 @@ MAY_IMPORT = {
     "predict": _PACKAGES | {"session", "trained"},
     "export": _PACKAGES | {"session", "trained"},
     "report": _PACKAGES | {"session", "trained"},
+    "compare": {"config", "results", "session", "training"},
     "phases": _PACKAGES
     | {"session", "stages", "trained", "predict", "export", "report"}
-    | {"benchmark"},
+    | {"compare", "benchmark"},
     "benchmark": _PACKAGES | {"session", "stages"},
     "launcher": set(),
     "data_server": set(),

@@ -108,6 +108,7 @@ def test_help_of_a_phase_shows_its_flags_alone(phase, capsys):
     for flag, phases in {
         "--images=": {"predict"},
         "--export_formats=": {"export"},
+        "--baseline=": {"compare"},
         "--finetune_epochs=": {"transfer", "finetune", "train", "benchmark"},
         "--workdir=": set(PHASES),
     }.items():

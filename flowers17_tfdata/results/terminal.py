@@ -18,6 +18,9 @@ import rich.text
 # From here on, accuracy alone can look good while the small classes fail.
 _IMBALANCED = 3.0
 
+# Of a comparison, as `comparison.json` names them.
+_SIDES = ("compare", "baseline")
+
 _mode = "normal"
 _on_stderr = False
 
@@ -250,3 +253,80 @@ def show_evaluation(evaluation: Mapping[str, Any]) -> None:
             for name in ("split", "num_examples", "accuracy", "loss")
         },
     )
+
+
+def show_comparison(comparison: Mapping[str, Any]) -> None:
+    """Prints the contents of `comparison.json`."""
+    pairs, pooled = comparison["pairs"], comparison["pooled"]
+    title = f"{comparison['split']} split, {pooled['num_images']} images"
+    if _mode == "json":
+        _print_json(title, {"rows": pairs})
+    else:
+        rows = [row for pair in pairs for row in _pair_rows(pair)]
+        if len(pairs) > 1:
+            names = {"compare": "all compared", "baseline": "all baselines"}
+            rows += _pair_rows({**pooled, **names})
+        columns = ["workdir", "accuracy, %", "alone", "points", "p"]
+        show_table(title, columns, rows)
+    say(
+        f"{comparison['split']}: {_verdict(comparison)}",
+        split=comparison["split"],
+        **pooled,
+    )
+
+
+def _pair_rows(figures: Mapping[str, Any]) -> list[list[Any]]:
+    """Returns a row for each of the two; the first has what is of both."""
+    rows = []
+    for name in _SIDES:
+        accuracy = _points(figures[f"{name}_accuracy"])
+        # Of all pairs together there is none.
+        if f"{name}_interval" in figures:
+            accuracy += f" ({_span(figures[f'{name}_interval'])})"
+        alone = figures[f"only_{name}_right"]
+        rows.append([figures[name], accuracy, alone, "", ""])
+    interval = _span(figures["difference_interval"])
+    rows[0][3:] = [
+        f"{_points(figures['difference'])} ({interval})",
+        _p_value(figures["p_value"]).removeprefix("= ").replace(" ", ""),
+    ]
+    return rows
+
+
+def _verdict(comparison: Mapping[str, Any]) -> str:
+    """Says in a sentence which of the two is better, if one is."""
+    pooled, pairs = comparison["pooled"], comparison["pairs"]
+    # One run goes by its name, several by how they were named.
+    source = pairs[0] if len(pairs) == 1 else comparison
+    names = [source[name] for name in _SIDES]
+    difference, interval = pooled["difference"], pooled["difference_interval"]
+    if difference < 0:
+        # Told from the side of the better one.
+        names.reverse()
+        difference, interval = -difference, [-x for x in interval[::-1]]
+    figures = (
+        f"95 % interval {_span(interval)}, p {_p_value(pooled['p_value'])}"
+    )
+    if pooled["beyond_chance"]:
+        return (
+            f"{names[0]} is better than {names[1]} by {_points(difference)} "
+            f"points ({figures})"
+        )
+    return (
+        f"the difference between {names[0]} and {names[1]} "
+        f"({_points(difference)} points, {figures}) is within what chance "
+        "explains"
+    )
+
+
+def _points(share: float) -> str:
+    # Adding 0 makes a rounded -0.0 one without a sign.
+    return f"{round(100 * share, 1) + 0.0:.1f}"
+
+
+def _span(interval: Sequence[float]) -> str:
+    return " to ".join(map(_points, interval))
+
+
+def _p_value(p: float) -> str:
+    return f"= {p:.4f}" if p >= 0.0001 else "< 0.0001"

@@ -1,0 +1,1 @@
+"""Two recipes, set side by side over their runs."""

@@ -1,0 +1,45 @@
+"""The phase `compare`."""
+
+from __future__ import annotations
+
+from flowers17_tfdata.compare import answers, workdirs
+from flowers17_tfdata.config import Config
+from flowers17_tfdata.results import comparison as comparison_lib
+from flowers17_tfdata.results import metrics, terminal
+from flowers17_tfdata.session import make_workdir
+from flowers17_tfdata.training import cluster
+
+
+def compare(config: Config) -> None:
+    """Compares two recipes on a split; writes `comparison.json`.
+
+    Of what `--phase=evaluate` has written: no data set is needed, and no
+    model.
+
+    Raises:
+      UserError: the runs can't be found, read or paired.
+    """
+    resolver = cluster.find_cluster()
+    if resolver is not None and cluster.own_place(resolver)[1]:
+        terminal.say("compare: worker 0 does it alone")
+        return
+    split, seed = config.evaluation.split, config.runtime.seed
+    folders = workdirs.find_pairs(config.compare, split)
+    pairs = answers.read_pairs(folders, split)
+    comparison = {
+        "split": split,
+        "compare": config.compare.compare,
+        "baseline": config.compare.baseline,
+        "seed": seed,
+        "num_resamples": comparison_lib.NUM_RESAMPLES,
+        "pairs": [
+            {"compare": str(compared), "baseline": str(baseline)}
+            | comparison_lib.summarize_pair(pair, seed)
+            for (compared, baseline), pair in zip(folders, pairs, strict=True)
+        ],
+        "pooled": comparison_lib.summarize_all(pairs, seed),
+    }
+    path = make_workdir(config.workdir) / "comparison.json"
+    metrics.write_json(path, comparison)
+    terminal.show_comparison(comparison)
+    terminal.say(f"comparison written to {path}")

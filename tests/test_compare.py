@@ -1,0 +1,459 @@
+"""`--phase=compare`: its statistics, its pairs, what it says, how it fails."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+from flowers17_tfdata import cli
+from flowers17_tfdata.data import sources
+from flowers17_tfdata.results import comparison, predictions, terminal
+from flowers17_tfdata.results.comparison import PairedAnswers
+from flowers17_tfdata.results.predictions import Predictions
+
+
+def _answers(only_compared, only_baseline, both=0, neither=0, prefix="image"):
+    """One pair of runs with these numbers of images."""
+    numbers = [only_compared, only_baseline, both, neither]
+    ids = tuple(f"{prefix}_{k}" for k in range(sum(numbers)))
+    compared = np.repeat([True, False, True, False], numbers)
+    baseline = np.repeat([False, True, True, False], numbers)
+    return PairedAnswers(ids, compared, baseline)
+
+
+@pytest.mark.parametrize(
+    ("only_compared", "only_baseline", "p"),
+    [
+        # 2 (1 + 12 + 66) / 2^12.
+        (10, 2, 158 / 4096),
+        (2, 10, 158 / 4096),
+        # 2 (1 + 5) / 2^5.
+        (4, 1, 12 / 32),
+        (5, 0, 2 / 32),
+        (3, 3, 1.0),
+        (0, 0, 1.0),
+    ],
+)
+def test_mcnemar_by_hand(only_compared, only_baseline, p):
+    assert comparison.mcnemar_p(only_compared, only_baseline) == pytest.approx(
+        p, rel=1e-12
+    )
+    # Of one pair, the pooled test is the same.
+    figures = comparison.summarize_all(
+        [_answers(only_compared, only_baseline, both=7)], seed=0
+    )
+    assert figures["p_value"] == pytest.approx(p, rel=1e-12)
+
+
+def test_sign_flips_by_hand():
+    # Of +-3 +-1 +-1: 5 and -5 of eight sums are as far from 0.
+    assert comparison.sign_flip_p(np.array([3, 1, 1])) == pytest.approx(2 / 8)
+    # 3 - 1 - 1 = 1: all of +-1, +-3, +-5 are as far.
+    assert comparison.sign_flip_p(np.array([3, -1, -1])) == pytest.approx(1)
+    # +-2 +-1 +-1: 4, 2, 2, 0 and their negatives; 2 or more: six of eight.
+    assert comparison.sign_flip_p(np.array([2, 1, -1, 0])) == pytest.approx(
+        6 / 8
+    )
+
+
+def test_sign_flips_agree_with_random_ones():
+    rng = np.random.default_rng(0)
+    differences = rng.integers(-2, 4, 60)
+    signs = rng.choice([-1, 1], [100_000, 60])
+    as_far = np.abs(signs @ differences) >= abs(differences.sum())
+    # Four standard errors of the share.
+    assert comparison.sign_flip_p(differences) == pytest.approx(
+        as_far.mean(), abs=4 * np.sqrt(0.25 / 100_000)
+    )
+
+
+def test_an_image_in_several_pairs_counts_once():
+    one = _answers(30, 12, both=150, neither=8)
+    others = [_answers(30, 12, both=150, neither=8, prefix=p) for p in "abc"]
+    alone = comparison.summarize_all([one], seed=3)
+    shared = comparison.summarize_all([one, one, one], seed=3)
+    apart = comparison.summarize_all(others, seed=3)
+    assert alone["num_images"] == shared["num_images"] == 200
+    assert apart["num_images"] == shared["num_examples"] == 600
+    for name in ("difference", "difference_interval", "p_value"):
+        assert shared[name] == pytest.approx(alone[name]), name
+    # Three times the images: an interval narrower by the root of three.
+    width = np.diff(alone["difference_interval"])[0]
+    ratio = width / np.diff(apart["difference_interval"])[0]
+    assert ratio == pytest.approx(np.sqrt(3), rel=0.1)
+    assert apart["p_value"] < alone["p_value"] / 10
+
+
+def test_clusters_are_summed_by_id():
+    one = PairedAnswers(("a", "b"), np.array([True, False]), np.zeros(2, bool))
+    two = PairedAnswers(
+        ("c", "a"), np.array([False, True]), np.array([True, False])
+    )
+    differences, counts = comparison.cluster([one, two])
+    assert differences.tolist() == [2, 0, -1]
+    assert counts.tolist() == [2, 1, 1]
+
+
+def test_the_bootstrap_interval_is_that_of_theory():
+    # Large enough for the normal one: p1 - p2 of matched pairs, Agresti,
+    # "Categorical Data Analysis" (2002), section 10.1.
+    b, c, n = 300, 200, 4000
+    differences = np.repeat([1, -1, 0], [b, c, n - b - c])
+    half = 1.96 * np.sqrt(b + c - (b - c) ** 2 / n) / n
+    interval = comparison.bootstrap_interval(
+        differences, np.ones(n, np.int64), seed=0
+    )
+    centre = (b - c) / n
+    np.testing.assert_allclose(
+        interval, [centre - half, centre + half], atol=0.03 * half * 2
+    )
+
+
+def test_the_bootstrap_weighs_clusters_by_their_size():
+    # Of images with three answers the one alone is right; of the others, both.
+    differences, counts = np.repeat([[3, 0], [3, 1]], 50, axis=1)
+    low, high = comparison.bootstrap_interval(differences, counts, seed=0)
+    assert low < 150 / 200 < high
+    assert high - low < 0.2
+
+
+def test_the_seed_decides_the_interval():
+    pair = [_answers(30, 12, both=150, neither=8)]
+    first = comparison.summarize_all(pair, seed=1)
+    assert comparison.summarize_all(pair, seed=1) == first
+    intervals = {
+        tuple(comparison.summarize_all(pair, seed)["difference_interval"])
+        for seed in range(5)
+    }
+    assert len(intervals) > 1
+
+
+def test_more_than_chance_takes_both():
+    assert comparison.summarize_all([_answers(30, 8)], 0)["beyond_chance"]
+    assert comparison.summarize_all([_answers(8, 30)], 0)["beyond_chance"]
+    assert not comparison.summarize_all([_answers(9, 8)], 0)["beyond_chance"]
+    # The interval of five images that all agree has no width; p is 0.0625.
+    assert not comparison.summarize_all([_answers(5, 0)], 0)["beyond_chance"]
+    assert not comparison.summarize_all([_answers(0, 0, 9)], 0)["beyond_chance"]
+
+
+def test_figures_of_a_pair():
+    figures = comparison.summarize_pair(_answers(10, 2, both=80, neither=8), 0)
+    assert figures["compare_accuracy"] == pytest.approx(0.9)
+    assert figures["baseline_accuracy"] == pytest.approx(0.82)
+    assert figures["difference"] == pytest.approx(0.08)
+    assert (figures["only_compare_right"], figures["only_baseline_right"]) == (
+        10,
+        2,
+    )
+    # Wilson's of 90 and 82 of 100.
+    assert figures["compare_interval"] == pytest.approx(
+        [0.8256, 0.9448], abs=5e-5
+    )
+    assert figures["baseline_interval"] == pytest.approx(
+        [0.7333, 0.8830], abs=5e-5
+    )
+    low, high = figures["difference_interval"]
+    assert 0 < low < 0.08 < high < 0.16
+
+
+def _write(workdir, ids, right, *, split="test", labels=None):
+    """Makes a workdir that says of each id whether it was told rightly."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    if labels is None:
+        labels = [int(i.rpartition("_")[2]) % 3 for i in ids]
+    labels = np.asarray(labels, np.int64)
+    logits = np.zeros([len(ids), 3], np.float32)
+    answers = np.where(right, labels, (labels + 1) % 3)
+    logits[np.arange(len(ids)), answers] = 5.0
+    predictions.save(
+        predictions.predictions_path(workdir, split),
+        Predictions(tuple(ids), labels, logits),
+    )
+
+
+@pytest.fixture
+def runs(tmp_path, monkeypatch):
+    """The current folder, with runs/{ours,notebook}_{0,1}, evaluated.
+
+    Of 100 images each, 90 of them in both; the second recipe's in another
+    order.
+    """
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    for k, numbers in enumerate([(20, 4, 70, 6), (15, 5, 70, 10)]):
+        answers = _answers(*numbers)
+        ids = np.array([f"image_{10 * k + i}" for i in range(100)])
+        _write(pathlib.Path(f"runs/ours_{k}"), ids, answers.compared)
+        order = rng.permutation(100)
+        _write(
+            pathlib.Path(f"runs/notebook_{k}"),
+            ids[order],
+            answers.baseline[order],
+        )
+    yield tmp_path / "runs"
+    terminal.configure("normal")
+
+
+@pytest.fixture
+def compare(runs, capsys):
+    """Returns `compare(*flags) -> (exit code, stdout, stderr)`."""
+
+    def compare(*flags):
+        code = cli.main(
+            ["main.py", "--phase=compare", "--workdir=runs/comparison", *flags]
+        )
+        out, err = capsys.readouterr()
+        assert "Traceback" not in err
+        return code, out, err
+
+    return compare
+
+
+_BOTH = ("--compare=runs/ours_*", "--baseline=runs/notebook_*")
+
+
+def test_two_recipes_over_two_runs(compare, runs, monkeypatch):
+    monkeypatch.setattr(sources, "open_source", None)
+    monkeypatch.setenv("COLUMNS", "80")
+    code, out, err = compare(*_BOTH)
+    assert code == 0, err
+    written = json.loads((runs / "comparison" / "comparison.json").read_text())
+    assert [(p["compare"], p["baseline"]) for p in written["pairs"]] == [
+        ("runs/ours_0", "runs/notebook_0"),
+        ("runs/ours_1", "runs/notebook_1"),
+    ]
+    # By id, whatever the order in the files.
+    counts = [
+        (p["only_compare_right"], p["only_baseline_right"])
+        for p in written["pairs"]
+    ]
+    assert counts == [(20, 4), (15, 5)]
+    pooled = written["pooled"]
+    assert (pooled["num_examples"], pooled["num_images"]) == (200, 110)
+    assert pooled["difference"] == pytest.approx(0.13)
+    # Images 0 to 9, 10 to 19, 20 to 23, 24, 25 to 29.
+    differences = np.repeat([1, 2, 0, 1, -1], [10, 10, 4, 1, 5])
+    assert pooled["p_value"] == comparison.sign_flip_p(differences)
+    assert pooled["p_value"] > 2 * comparison.mcnemar_p(35, 9)
+    assert written["num_resamples"] == 10_000
+    low, high = (100 * x for x in pooled["difference_interval"])
+    assert out.splitlines()[-2] == (
+        "test: runs/ours_* is better than runs/notebook_* by 13.0 points "
+        f"(95 % interval {low:.1f} to {high:.1f}, p = {pooled['p_value']:.4f})"
+    )
+    assert "all baselines" in out
+    assert max(map(len, out.splitlines()[:-2])) <= 80
+    assert out.splitlines()[-1] == (
+        "comparison written to runs/comparison/comparison.json"
+    )
+
+
+def test_the_better_one_is_named_first(compare, runs):
+    flags = ("--compare=runs/notebook_0", "--baseline=runs/ours_0")
+    code, out, err = compare(*flags)
+    assert code == 0, err
+    written = json.loads((runs / "comparison" / "comparison.json").read_text())
+    low, high = (100 * x for x in written["pooled"]["difference_interval"])
+    assert low < high < 0
+    # p is 2 (1 + 24 + 276 + 2024 + 10626) / 2^24.
+    assert (
+        "runs/ours_0 is better than runs/notebook_0 by 16.0 points (95 % "
+        f"interval {-high:.1f} to {-low:.1f}, p = 0.0015)"
+    ) in out
+    # One pair is all there is.
+    assert "all compared" not in out
+
+
+def test_a_difference_that_chance_explains(compare, runs):
+    ids = [f"image_{k}" for k in range(10)]
+    _write(runs / "a", ids, [True] * 8 + [False] * 2)
+    _write(runs / "b", ids, [True] * 8 + [False] * 2)
+    code, out, _ = compare("--compare=runs/a", "--baseline=runs/b")
+    assert code == 0
+    assert (
+        "test: the difference between runs/a and runs/b (0.0 points, 95 % "
+        "interval 0.0 to 0.0, p = 1.0000) is within what chance explains"
+    ) in out
+    # Two images more: in a tenth of the draws they are not there. No "-0.0".
+    _write(runs / "b", ids, [True] * 10)
+    code, out, _ = compare("--compare=runs/a", "--baseline=runs/b")
+    assert code == 0
+    assert (
+        "test: the difference between runs/b and runs/a (20.0 points, 95 % "
+        "interval 0.0 to 50.0, p = 0.5000) is within what chance explains"
+    ) in out
+
+
+def test_json_lines(compare, runs):
+    code, out, err = compare(*_BOTH, "--console=json", "--seed=5")
+    assert code == 0, err
+    table, verdict, where = [json.loads(line) for line in out.splitlines()]
+    written = json.loads((runs / "comparison" / "comparison.json").read_text())
+    assert written["seed"] == 5
+    assert table["rows"] == written["pairs"]
+    assert verdict.items() >= written["pooled"].items()
+    assert "comparison.json" in where["message"]
+
+
+def test_lists_and_other_splits(compare, runs):
+    ids = ["image_1", "image_2"]
+    for name in ("ours_0", "notebook_0", "with, comma"):
+        _write(runs / name, ids, [True, False], split="validation")
+    # The glob leaves out what was not evaluated on the split, and says so.
+    code, out, err = compare(
+        *("--compare=runs/ours_*,runs/with, comma", "--split=validation"),
+        "--baseline=runs/notebook_0",
+    )
+    assert code == 1
+    assert err == "error: --compare: there is no folder runs/with\n"
+    assert (
+        "compare: runs/ours_1 holds no predictions_validation.npz: left out"
+        in out
+    )
+    code, out, err = compare(
+        *("--compare=runs/with, comma", "--baseline=runs/notebook_*"),
+        "--split=validation",
+    )
+    assert code == 0, err
+    code, out, err = compare(
+        "--compare=runs/ours_1,runs/ours_0",
+        "--baseline=runs/notebook_1, runs/notebook_0",
+    )
+    assert code == 0, err
+    pairs = json.loads((runs / "comparison" / "comparison.json").read_text())
+    assert [p["compare"] for p in pairs["pairs"]] == [
+        "runs/ours_1",
+        "runs/ours_0",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "expected"),
+    [
+        (_BOTH[:1], 2, "--baseline must name workdirs of evaluated runs for "),
+        (_BOTH[1:], 2, "--compare must name workdirs of evaluated runs for "),
+        (
+            (*_BOTH, "--launch_local=2"),
+            2,
+            "--launch_local does not go with --phase=compare",
+        ),
+        (
+            ("--compare=runs/x_*", _BOTH[1]),
+            2,
+            "--compare: a pattern must match workdirs; got 'runs/x_*'",
+        ),
+        (
+            (*_BOTH, "--split=train"),
+            1,
+            "--compare: none of the 2 folders that 'runs/ours_*' matches holds "
+            "predictions_train.npz: evaluate them first (--phase=evaluate "
+            "--split=train --workdir=runs/ours_0)",
+        ),
+        (
+            (_BOTH[0], "--baseline=runs/notebook_0,runs"),
+            1,
+            "--baseline: runs holds no predictions_test.npz: evaluate it first "
+            "(--phase=evaluate --split=test --workdir=runs)",
+        ),
+        (
+            (_BOTH[0], "--baseline=runs/none"),
+            1,
+            "--baseline: there is no folder runs/none",
+        ),
+        (
+            (_BOTH[0], "--baseline=runs/notebook_0"),
+            2,
+            "--compare and --baseline must name as many workdirs; got 2 "
+            "(runs/ours_0, runs/ours_1) and 1 (runs/notebook_0)",
+        ),
+        (
+            ("--compare=runs/ours_0", "--baseline=runs/./ours_0"),
+            2,
+            "got runs/ours_0 in both",
+        ),
+        (
+            (
+                "--compare=runs/ours_0,runs/ours_*",
+                "--baseline=runs/notebook_0,runs/notebook_*",
+            ),
+            2,
+            "must name each pair once; got runs/ours_0 with runs/notebook_0",
+        ),
+        (
+            ("--compare=runs/ours_0", "--baseline=runs/notebook_1"),
+            1,
+            "runs/ours_0 and runs/notebook_1 must have the same images in test "
+            "(one data set, one --split_seed); 10 are in the first alone, 10 "
+            "in the second alone, e.g. image_0",
+        ),
+    ],
+)
+def test_mistakes_end_in_one_line(compare, runs, flags, code, expected):
+    got, _, err = compare(*flags)
+    assert got == code
+    assert len(err.splitlines()) == 1
+    assert err.startswith("error: ")
+    assert expected in err
+    assert not (runs / "comparison").exists()
+
+
+def test_files_that_do_not_fit_end_in_one_line(compare, runs):
+    ids = [f"image_{k}" for k in range(100)]
+    both = ("--compare=runs/ours_0", "--baseline=runs/a")
+
+    def error(*flags):
+        code, _, err = compare(*flags)
+        assert code == 1
+        assert len(err.splitlines()) == 1
+        return err
+
+    # A superset.
+    _write(runs / "a", [*ids, "image_100"], [True] * 101)
+    err = error(*both)
+    assert "; 0 are in the first alone, 1 in the second alone, e.g. " in err
+    assert err.endswith(" image_100\n")
+    labels = [k % 3 for k in range(100)]
+    labels[7] = 0
+    _write(runs / "a", ids, [True] * 100, labels=labels)
+    assert (
+        "runs/ours_0 and runs/a must have the same labels in test; 1 differ, "
+        "e.g. image_7: 1 and 0"
+    ) in error(*both)
+    # Of another data set, whose names are the same.
+    _write(runs / "c", ids, [True] * 100, labels=[0] * 100)
+    _write(runs / "d", ids, [True] * 100, labels=[0] * 100)
+    assert (
+        "all pairs must be of one data set; the label of image_1 is 1 in "
+        "runs/ours_0, 0 in runs/c"
+    ) in error(
+        "--compare=runs/ours_0,runs/c", "--baseline=runs/notebook_0,runs/d"
+    )
+    _write(runs / "a", [*ids[:99], "image_4"], [True] * 100)
+    err = error(*both)
+    assert "every id must be there once" in err
+    assert "image_4 is there 2 times" in err
+    path = runs / "a" / "predictions_test.npz"
+    for num_labels, shape in ((99, [100, 3]), (100, [99, 3]), (100, [100, 0])):
+        np.savez(
+            path, ids=ids, labels=labels[:num_labels], logits=np.ones(shape)
+        )
+        expected = f"holds 100 ids, labels [{num_labels}], logits {shape}"
+        assert expected in error(*both)
+    path.write_bytes(b"PK\x03\x04 cut short")
+    assert "predictions_test.npz can't be read" in error(*both)
+
+
+def test_only_worker_0_of_a_cluster_compares(compare, runs, monkeypatch):
+    task = {"type": "worker", "index": 1}
+    cluster = {"worker": ["localhost:1", "localhost:2"]}
+    monkeypatch.setenv(
+        "TF_CONFIG", json.dumps({"cluster": cluster, "task": task})
+    )
+    code, out, err = compare(*_BOTH)
+    assert code == 0, err
+    assert out == "compare: worker 0 does it alone\n"
+    assert not (runs / "comparison").exists()

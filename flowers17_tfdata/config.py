@@ -183,6 +183,11 @@ class ModelConfig:
         "Any keras.applications classifier, e.g. inception_v3, xception, "
         "resnet50v2, mobilenet_v2, efficientnetv2-b0, vgg16.",
     )
+    backbone_end: str = option(
+        "",
+        "Last backbone layer that is used, e.g. mixed7, block_12_add; '': all "
+        "of them. A shorter network is faster, and may know enough.",
+    )
     weights: str = option(
         "imagenet",
         "Backbone weights: imagenet (downloaded), none (random), or the path "

@@ -65,13 +65,17 @@ def get_preprocess(name: str) -> Callable[[tf.Tensor], tf.Tensor]:
     return preprocess
 
 
-def build_backbone(name: str, image_size: int, weights: str) -> keras.Model:
+def build_backbone(
+    name: str, image_size: int, weights: str, end: str = ""
+) -> keras.Model:
     """Builds a backbone without its top and loads its weights.
 
     Args:
       name: e.g. `inception_v3`; case, `_` and `-` don't matter.
       image_size: height and width, pixels.
-      weights: `imagenet`, `none`, or a file that `load_weights` reads.
+      weights: `imagenet`, `none`, or a file that `load_weights` reads, of the
+        whole backbone.
+      end: the last layer that is kept; '': all are.
 
     Returns:
       Model from `[batch, image_size, image_size, 3]` to a feature map. The
@@ -79,7 +83,7 @@ def build_backbone(name: str, image_size: int, weights: str) -> keras.Model:
       tells which preprocessing it wants.
 
     Raises:
-      ConfigError: no such backbone, or the size is too small for it.
+      ConfigError: no such backbone or layer, or the size is too small for it.
       UserError: the weights can't be had or are another architecture's.
     """
     constructor = _constructor(name)
@@ -113,7 +117,27 @@ def build_backbone(name: str, image_size: int, weights: str) -> keras.Model:
         ) from error
     if weights not in ("imagenet", "none"):
         _load_weights(backbone, name, weights)
-    return backbone
+    return _cut(backbone, end) if end else backbone
+
+
+def _cut(backbone: keras.Model, end: str) -> keras.Model:
+    """Returns a backbone up to a layer, under the same name."""
+    maps = [layer.name for layer in backbone.layers if _is_map(layer)]
+    if end not in maps:
+        blocks = [n for n in maps if n.startswith("mixed")] or maps
+        raise ConfigError(
+            f"--backbone_end must be a layer of {backbone.name} that gives a "
+            f"feature map ({', '.join(blocks[:24])}); got {end!r}"
+            f"{did_you_mean(end, maps)}"
+        )
+    return keras.Model(
+        backbone.inputs, backbone.get_layer(end).output, name=backbone.name
+    )
+
+
+def _is_map(layer: keras.layers.Layer) -> bool:
+    is_input = isinstance(layer, keras.layers.InputLayer)
+    return not is_input and len(layer.output.shape) == 4
 
 
 def _check_weights_file(path: str, name: str) -> None:

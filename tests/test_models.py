@@ -311,3 +311,26 @@ def test_a_model_on_an_unknown_backbone_is_refused(tmp_path):
     model.save(path)
     with pytest.raises(UserError, match=r"--model .* has no backbone of keras"):
         classifier.load_classifier(path, "--model")
+
+
+def test_a_backbone_can_end_earlier(tiny_backbone):
+    whole = backbones.build_backbone(tiny_backbone, 32, "none")
+    cut = backbones.build_backbone(tiny_backbone, 32, "none", "block1_relu")
+    assert cut.name == whole.name
+    assert cut.layers[-1].name == "block1_relu"
+    assert cut.output_shape == whole.get_layer("block1_relu").output.shape
+    for name in ("block1_rely", "flatten", cut.layers[0].name):
+        with pytest.raises(ConfigError, match=r"--backbone_end .*block1_relu"):
+            backbones.build_backbone(tiny_backbone, 32, "none", name)
+
+
+def test_a_shorter_backbone_keeps_the_weights_of_the_whole(
+    tiny_backbone, tiny_weights
+):
+    whole = backbones.build_backbone(tiny_backbone, 32, tiny_weights)
+    cut = backbones.build_backbone(
+        tiny_backbone, 32, tiny_weights, "block1_relu"
+    )
+    images = np.ones([1, 32, 32, 3], np.float32)
+    middle = keras.Model(whole.input, whole.get_layer("block1_relu").output)
+    np.testing.assert_array_equal(cut(images), middle(images))

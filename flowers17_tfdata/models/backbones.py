@@ -131,7 +131,7 @@ def _cut(backbone: keras.Model, end: str) -> keras.Model:
             f"{did_you_mean(end, maps)}"
         )
     return keras.Model(
-        backbone.inputs, backbone.get_layer(end).output, name=backbone.name
+        backbone.input, backbone.get_layer(end).output, name=backbone.name
     )
 
 

@@ -86,6 +86,7 @@ class Stage:
       stop: whether to save and stop.
       output: where this process writes, if it isn't the chief.
       workers: of the strategy.
+      schedule: learning rate by step, instead of the stage's own.
     """
 
     def __init__(
@@ -101,6 +102,7 @@ class Stage:
         stop: StopRequest | None = None,
         output: pathlib.Path | None = None,
         workers: Workers | None = None,
+        schedule: keras.optimizers.schedules.LearningRateSchedule | None = None,
     ):
         self.name = name
         self._config = config
@@ -115,7 +117,7 @@ class Stage:
         self._steps_per_epoch = input_pipeline.steps_per_epoch(
             data.num_examples, self._batch_size
         )
-        self._schedule = optimizers.learning_rate_schedule(
+        self._schedule = schedule or optimizers.learning_rate_schedule(
             options,
             getattr(options, f"{name}_learning_rate"),
             self._epochs,
@@ -191,6 +193,26 @@ class Stage:
             validation_loss=float(self._checkpoints.best_loss.numpy()),
             seconds=float(self._checkpoints.seconds.numpy()),
         )
+
+    def try_steps(self, num_steps: int) -> Iterator[tuple[float, float]]:
+        """Takes the stage's first steps one by one; saves nothing.
+
+        Args:
+          num_steps: how many at most.
+
+        Yields:
+          A step's learning rate, and the mean training loss of its batch
+          before the weights move by it, nats. The same rate again where loss
+          scaling left a step out.
+        """
+        if self._calibrates:
+            self._calibrate()
+        batches = iter(self._train_batches(0, 0))
+        for _ in range(num_steps):
+            rate = float(self._trainer.optimizer.learning_rate)
+            totals = self._trainer.train_steps(batches, tf.constant(1))
+            self._stop.alive()
+            yield rate, float(totals.loss) / float(totals.examples)
 
     def _run_epoch(
         self,

@@ -29,7 +29,8 @@ MAY_IMPORT = {
     "report": _PACKAGES | {"session", "trained"},
     "phases": _PACKAGES
     | {"session", "stages", "trained", "predict", "export", "report"}
-    | {"benchmark"},
+    | {"benchmark", "find_lr"},
+    "find_lr": _PACKAGES | {"session", "stages", "report"},
     "benchmark": _PACKAGES | {"session", "stages"},
     "launcher": set(),
     "data_server": set(),

@@ -26,16 +26,27 @@ PHASES = (
     "report",
     "folders",
     "compare",
+    "find_lr",
     "benchmark",
 )
 # They look at what a workdir holds, and take from its config.json what the
 # command line leaves open.
-PHASES_ON_A_RUN = ("evaluate", "predict", "export", "report", "folders")
+PHASES_ON_A_RUN = (
+    *("evaluate", "predict", "export", "report", "folders"),
+    "find_lr",
+)
 _OF_A_RUN = {
     *("dataset", "data_dir", "split_fractions", "split_seed"),
     *("image_size", "augmentation", "rotation", "shift", "zoom", "crop"),
     *("horizontal_flip", "backbone", "fold_batch_norm"),
     *("precision", "global_batch_size"),
+}
+# `find_lr` trains as the run's stage does: by all of its options, but those
+# that were of the machine, of the moment, or for the eye.
+_GROUPS_OF_A_STAGE = ("data", "input", "model", "optimization")
+_NOT_OF_A_STAGE = {
+    *("archive", "cache", "augment_on", "input_threads", "data_service"),
+    *("model_summary", "plot_model"),
 }
 STAGES = ("transfer", "finetune")
 EXPORT_FORMATS = (
@@ -249,6 +260,14 @@ class OptimizationConfig:
     )
     finetune_learning_rate: float = option(
         3e-4, "Peak learning rate of the fine-tune stage.", above=0
+    )
+    finetune_lowest_rate: float = option(
+        1.0,
+        "Discriminative learning rates: that of the lowest trained layer, as "
+        "a fraction of the head's; it rises geometrically in between. 1: all "
+        "alike.",
+        above=0,
+        at_most=1,
     )
     schedule: str = option(
         "cosine",
@@ -493,6 +512,30 @@ class CompareConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class FindLrConfig:
+    """What `--phase=find_lr` tries."""
+
+    find_lr_stage: str = option(
+        "finetune", "Stage to find a learning rate for.", choices=STAGES
+    )
+    find_lr_steps: int = option(
+        100,
+        "Training steps, each at a higher learning rate than the last one.",
+        at_least=20,
+        at_most=10000,
+    )
+    find_lr_from: float = option(
+        1e-6, "Learning rate of the first step.", above=0
+    )
+    find_lr_to: float = option(
+        1.0,
+        "Learning rate of the last step, where the loss doesn't diverge "
+        "before.",
+        above=0,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class BenchmarkConfig:
     """How long `--phase=benchmark` measures."""
 
@@ -523,6 +566,7 @@ class Config:
     export: ExportConfig = dataclasses.field(default_factory=ExportConfig)
     folders: FoldersConfig = dataclasses.field(default_factory=FoldersConfig)
     compare: CompareConfig = dataclasses.field(default_factory=CompareConfig)
+    find_lr: FindLrConfig = dataclasses.field(default_factory=FindLrConfig)
     benchmark: BenchmarkConfig = dataclasses.field(
         default_factory=BenchmarkConfig
     )
@@ -566,12 +610,13 @@ def to_values(config: Config) -> dict[str, Any]:
     return values
 
 
-def recorded_values(workdir: str) -> dict[str, Any]:
+def recorded_values(workdir: str, phase: str) -> dict[str, Any]:
     """Returns `{flag name: value}` of the run that a workdir holds.
 
     Of the options that make the data, its split, the input and the network
-    what they are; none where nothing was trained. Not `archive`: the data set
-    was prepared from it. Not what was settled for the machine.
+    what they are, for `find_lr` the training too; none where nothing was
+    trained. Not `archive`: the data set was prepared from it. Not what was
+    settled for the machine.
 
     Raises:
       ConfigError: its config.json is damaged.
@@ -588,7 +633,7 @@ def recorded_values(workdir: str) -> dict[str, Any]:
             "delete it, and pass the run's flags"
         ) from error
     kept = {}
-    for field in _options_of_a_run():
+    for field in _options_of_a_run(phase):
         value = recorded.get(field.name, field.default)
         if type(value) is not type(field.default):
             raise ConfigError(
@@ -600,12 +645,18 @@ def recorded_values(workdir: str) -> dict[str, Any]:
     return kept
 
 
-def _options_of_a_run() -> list[dataclasses.Field]:
+def _options_of_a_run(phase: str) -> list[dataclasses.Field]:
+    names = set(_OF_A_RUN)
+    if phase == "find_lr":
+        classes = dict(groups())
+        for group in _GROUPS_OF_A_STAGE:
+            names |= {field.name for field in options(classes[group])}
+        names = names - _NOT_OF_A_STAGE | {"seed"}
     return [
         field
         for _, config_class in groups()
         for field in options(config_class)
-        if field.name in _OF_A_RUN
+        if field.name in names
     ]
 
 
@@ -682,6 +733,7 @@ def validate(config: Config) -> None:
         )
     _check_predict(config)
     _check_compare(config)
+    _check_find_lr(config.find_lr)
     _check_home(config)
     _check_data_service(config.input)
     _check_devices(config)
@@ -731,6 +783,14 @@ def _check_compare(config: Config) -> None:
         raise ConfigError(
             "--launch_local does not go with --phase=compare, which takes one "
             f"process; got {config.runtime.launch_local}"
+        )
+
+
+def _check_find_lr(config: FindLrConfig) -> None:
+    if not config.find_lr_from < config.find_lr_to:
+        raise ConfigError(
+            "--find_lr_from must be below --find_lr_to; got "
+            f"{config.find_lr_from:g} and {config.find_lr_to:g}"
         )
 
 

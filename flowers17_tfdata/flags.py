@@ -88,7 +88,9 @@ def parse(argv: list[str]) -> config_lib.Config:
         values["images"] = "\n".join(named) + "\n"
     if values["phase"] in config_lib.PHASES_ON_A_RUN:
         given = {name for name in names if FLAGS[name].present}
-        recorded = config_lib.recorded_values(values["workdir"])
+        recorded = config_lib.recorded_values(
+            values["workdir"], values["phase"]
+        )
         if "dataset" in given:
             # Of another data set, the run's split means nothing.
             given |= {"split_fractions", "split_seed"}
@@ -108,6 +110,7 @@ _GROUPS_OF_PHASE = {
     "report": {"data", "evaluation"},
     "folders": {"data", "folders"},
     "compare": {"evaluation", "compare"},
+    "find_lr": {"data", "input", "model", "optimization", "find_lr"},
     "benchmark": {"data", "input", "model", "optimization", "benchmark"},
 }
 
@@ -123,6 +126,7 @@ phases:
   report     one HTML page that shows a run
   folders    the splits as class folders, for other programs
   compare    two recipes, image by image, over all their runs
+  find_lr    a learning rate for a stage, by a range test
   benchmark  how fast each part is, beside stock Keras"""
 
 _EXAMPLES = """\
@@ -175,10 +179,12 @@ def help_text(program: str, phase: str | None = None) -> str:
         _EXAMPLES.format(program=program),
     ]
     if phase in config_lib.PHASES_ON_A_RUN:
+        taken = "the data set, the input and the network from the workdir's"
+        if phase == "find_lr":
+            taken = "what the run was trained with from the workdir's"
         lines += [
             "",
-            f"{phase} takes the data set, the input and the network from the "
-            "workdir's\nconfig.json, unless flags say otherwise.",
+            f"{phase} takes {taken}\nconfig.json, unless flags say otherwise.",
         ]
     # The long list that is seldom needed comes last.
     groups = sorted(_flag_groups(), key=lambda group: group[0] == "runtime")

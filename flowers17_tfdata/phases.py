@@ -31,7 +31,7 @@ from flowers17_tfdata.stages import train_stages
 from flowers17_tfdata.training import checkpoints
 
 # Phases that write what another run of them would write at the same time.
-_LOCKING = ("prepare", "train", *config_lib.STAGES)
+_LOCKING = ("prepare", "train", "find_lr", *config_lib.STAGES)
 
 # What a collective ends with when one of its workers died.
 _LOST_WORKER = (
@@ -253,6 +253,14 @@ def compare(config: Config) -> None:
 # Of a configuration alone: they don't open the data set.
 _PHASES_WITHOUT_DATA = {"predict": predict, "compare": compare}
 
+
+def find_lr(session: Session) -> None:
+    """Writes `find_lr.html`; see `find_lr.run`."""
+    from flowers17_tfdata.find_lr.run import run_range_test
+
+    run_range_test(session)
+
+
 _PHASES = {
     "prepare": prepare,
     "transfer": transfer,
@@ -262,5 +270,6 @@ _PHASES = {
     "export": export,
     "report": report,
     "folders": folders,
+    "find_lr": find_lr,
     "benchmark": benchmark,
 }

@@ -166,7 +166,7 @@ def _settle_input(
     not change its result. Workers do alike: in memory where all have it.
     """
     options, splits = config.input, TRAINING_SPLITS
-    if config.phase in ("train", *config_lib.STAGES):
+    if config.phase in ("train", "find_lr", *config_lib.STAGES):
         started = checkpoints.started_with(workdir)
         auto = [f for f in _SETTLED if getattr(options, f) == "auto"]
         options = dataclasses.replace(

@@ -350,30 +350,7 @@ def _run_stage(
     model_views.show(model, stage, session.output, config.model)
     folder.mkdir(parents=True, exist_ok=True)
     checkpoints.write_resume_key(folder, key)
-    data, trained, steps_per_call = _image_data(session, splits), model, 1
-    training_model = resizing.training_model(model, config.input)
-    on_features = stage == "transfer" and config.input.feature_views > 0
-    if on_features:
-        data = _feature_data(session, splits, data, model, stop)
-        with session.strategy.scope():
-            trained, training_model = classifier.get_head(model), None
-        steps_per_call = _HEAD_STEPS_PER_CALL
-    elif tf.config.list_physical_devices("GPU"):
-        steps_per_call = _GPU_STEPS_PER_CALL
-    runner = Stage(
-        stage,
-        config,
-        session.workdir,
-        trained,
-        session.strategy,
-        data,
-        training_model,
-        steps_per_call,
-        xla_update=on_features,
-        stop=stop,
-        output=session.output,
-        workers=session.workers,
-    )
+    runner = _make_stage(session, stage, splits, model, stop)
     with timings.measure(session.output, f"{stage}: epochs"):
         result = runner.run()
     trains_batch_norm = stage == "finetune" and _calibrates(session)
@@ -400,6 +377,72 @@ def _run_stage(
     session.workers.barrier()
 
 
+def _make_stage(
+    session: Session,
+    stage: str,
+    splits: _Splits,
+    model: keras.Model,
+    stop: StopRequest,
+    schedule: keras.optimizers.schedules.LearningRateSchedule | None = None,
+) -> Stage:
+    """Chooses what a stage trains, and on what; see `Stage`."""
+    config = session.config
+    data, trained, steps_per_call = _image_data(session, splits), model, 1
+    training_model = resizing.training_model(model, config.input)
+    on_features = stage == "transfer" and config.input.feature_views > 0
+    if on_features:
+        data = _feature_data(session, splits, data, model, stop)
+        with session.strategy.scope():
+            trained, training_model = classifier.get_head(model), None
+        steps_per_call = _HEAD_STEPS_PER_CALL
+    elif tf.config.list_physical_devices("GPU"):
+        steps_per_call = _GPU_STEPS_PER_CALL
+    lowest, rate_scales = config.optimization.finetune_lowest_rate, None
+    if stage == "finetune" and lowest < 1:
+        rate_scales = freeze.learning_rate_scales(model, lowest)
+    return Stage(
+        stage,
+        config,
+        session.workdir,
+        trained,
+        session.strategy,
+        data,
+        training_model,
+        rate_scales,
+        steps_per_call,
+        xla_update=on_features,
+        stop=stop,
+        output=session.output,
+        workers=session.workers,
+        schedule=schedule,
+    )
+
+
+def open_stage(
+    session: Session,
+    stage: str,
+    schedule: keras.optimizers.schedules.LearningRateSchedule,
+) -> Stage:
+    """Makes a stage as its phase does, for `Stage.try_steps`.
+
+    Nothing of its training is read or written: it starts anew. Of the
+    workdir's files the features are used, or computed and kept for the stage.
+
+    Args:
+      session: of the process.
+      stage: `transfer` or `finetune`.
+      schedule: learning rate by step, instead of the stage's own.
+
+    Raises:
+      UserError: what the stage starts from isn't there.
+    """
+    # Before the images: it may be missing.
+    model = _build_stage_model(session, stage)
+    splits = _load_splits(session)
+    stop = StopRequest()
+    return _make_stage(session, stage, splits, model, stop, schedule)
+
+
 def _build_stage_model(session: Session, stage: str) -> keras.Model:
     config = session.config
     num_classes = len(session.source.class_names)
@@ -417,8 +460,8 @@ def _build_stage_model(session: Session, stage: str) -> keras.Model:
         path = config.model.init_from or session.model_path("transfer")
         if not pathlib.Path(path).exists() and not config.model.init_from:
             raise UserError(
-                f"--phase=finetune needs {path}: run --phase=transfer in this "
-                "--workdir first, or pass --init_from"
+                f"--phase={config.phase} needs {path}: run --phase=transfer in "
+                "this --workdir first, or pass --init_from"
             )
         model = classifier.load_classifier(path, "--init_from")
         classifier.check_classifier(

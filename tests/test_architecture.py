@@ -30,7 +30,8 @@ MAY_IMPORT = {
     "compare": {"config", "results", "session", "training"},
     "phases": _PACKAGES
     | {"session", "stages", "trained", "predict", "export", "report"}
-    | {"compare", "benchmark"},
+    | {"benchmark", "compare", "find_lr"},
+    "find_lr": _PACKAGES | {"session", "stages", "report"},
     "benchmark": _PACKAGES | {"session", "stages"},
     "launcher": set(),
     "data_server": set(),

@@ -564,6 +564,7 @@ def _key(stage, **values):
         ("num_virtual_devices", 2, []),
         ("split", "validation", []),
         ("benchmark_runs", 1, []),
+        ("find_lr_steps", 20, []),
         ("feature_views", 2, ["transfer"]),
         ("unfreeze_from", "all", ["finetune"]),
         ("augment_on", "device", ["transfer", "finetune"]),

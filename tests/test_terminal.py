@@ -109,7 +109,9 @@ def test_help_of_a_phase_shows_its_flags_alone(phase, capsys):
         "--images=": {"predict"},
         "--export_formats=": {"export"},
         "--baseline=": {"compare"},
-        "--finetune_epochs=": {"transfer", "finetune", "train", "benchmark"},
+        "--finetune_epochs=": {
+            *("transfer", "finetune", "train", "find_lr", "benchmark"),
+        },
         "--workdir=": set(PHASES),
     }.items():
         assert (f"\n  {flag}" in text) == (phase in phases), flag

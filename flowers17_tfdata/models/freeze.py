@@ -9,6 +9,7 @@ import keras
 from flowers17_tfdata.errors import ConfigError
 from flowers17_tfdata.models import batch_norm
 from flowers17_tfdata.models.backbones import canonical_name
+from flowers17_tfdata.models.classifier import get_backbone
 
 # Where `auto` unfreezes: below lie generic edges and textures, and more than
 # a third of the training step's cost.
@@ -54,6 +55,36 @@ def unfreeze_from(
     if keep_batch_norm:
         for layer in batch_norm.batch_norm_layers(backbone):
             layer.trainable = False
+
+
+def learning_rate_scales(model: keras.Model, lowest: float) -> list[float]:
+    """Returns each trainable variable's share of the learning rate.
+
+    Discriminative fine-tuning (J. Howard and S. Ruder, "Universal language
+    model fine-tuning", ACL 2018, section 3.2): what lower layers know is more
+    general, and should change less.
+
+    Args:
+      model: a classifier, its layers frozen or not.
+      lowest: of the lowest layer that trains, in (0, 1]. From there the share
+        rises geometrically, layer by layer, to 1 in the head.
+
+    Returns:
+      In the order of `model.trainable_variables`.
+    """
+    layers = get_backbone(model).layers
+    position = {
+        id(variable): k
+        for k, layer in enumerate(layers)
+        for variable in layer.trainable_variables
+    }
+    first, last = min(position.values(), default=len(layers)), len(layers)
+    return [
+        lowest ** ((last - position[id(v)]) / (last - first))
+        if id(v) in position
+        else 1.0
+        for v in model.trainable_variables
+    ]
 
 
 def _matching_layers(

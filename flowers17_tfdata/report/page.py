@@ -11,12 +11,13 @@ import markupsafe
 import plotly.offline
 
 
-def render(context: Mapping[str, Any]) -> str:
+def render(context: Mapping[str, Any], template: str = "report.html") -> str:
     """Returns the page: one HTML file that requests nothing from anywhere.
 
     Args:
-      context: what `templates/report.html` names. Every text in it is escaped:
-        class and file names come from users' folders.
+      context: what the template names. Every text in it is escaped: class and
+        file names come from users' folders.
+      template: of those in `templates/`.
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("flowers17_tfdata.report"),
@@ -36,7 +37,7 @@ def render(context: Mapping[str, Any]) -> str:
         source, *_ = environment.loader.get_source(environment, name)
         return markupsafe.Markup(source)
 
-    return environment.get_template("report.html").render(
+    return environment.get_template(template).render(
         **context,
         css=read("report.css"),
         dark_css=read("dark.css"),

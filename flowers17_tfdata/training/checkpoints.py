@@ -45,6 +45,7 @@ _FREE_TO_CHANGE = {
     *(f.name for f in config_lib.options(config_lib.ExportConfig)),
     *(f.name for f in config_lib.options(config_lib.FoldersConfig)),
     *(f.name for f in config_lib.options(config_lib.CompareConfig)),
+    *(f.name for f in config_lib.options(config_lib.FindLrConfig)),
     *(f.name for f in config_lib.options(config_lib.BenchmarkConfig)),
 }
 _OF_STAGE = {

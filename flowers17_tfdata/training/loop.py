@@ -7,7 +7,7 @@ import functools
 import math
 import pathlib
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import keras
 import tensorflow as tf
@@ -82,12 +82,15 @@ class Stage:
       data: train and validation split.
       training_model: shares the layers of `model`, for training images of
         another size; None: `model` itself.
+      rate_scales: each trainable variable's share of the learning rate; None:
+        all of it.
       steps_per_call: training steps between two looks of Python at the
         device, where `--steps_per_call` leaves it open.
       xla_update: compile the optimizer's update (see `Trainer`).
       stop: whether to save and stop.
       output: where this process writes, if it isn't the chief.
       workers: of the strategy.
+      schedule: learning rate by step, instead of the stage's own.
     """
 
     def __init__(
@@ -99,11 +102,13 @@ class Stage:
         strategy: tf.distribute.Strategy,
         data: StageData,
         training_model: keras.Model | None = None,
+        rate_scales: Sequence[float] | None = None,
         steps_per_call: int = 1,
         xla_update: bool = False,
         stop: StopRequest | None = None,
         output: pathlib.Path | None = None,
         workers: Workers | None = None,
+        schedule: keras.optimizers.schedules.LearningRateSchedule | None = None,
     ):
         self.name = name
         self._config = config
@@ -118,7 +123,7 @@ class Stage:
         self._steps_per_epoch = input_pipeline.steps_per_epoch(
             data.num_examples, self._batch_size
         )
-        self._schedule = optimizers.learning_rate_schedule(
+        self._schedule = schedule or optimizers.learning_rate_schedule(
             options,
             getattr(options, f"{name}_learning_rate"),
             self._epochs,
@@ -130,6 +135,7 @@ class Stage:
                 self._schedule,
                 options,
                 scale_loss=keras.config.dtype_policy().name == "mixed_float16",
+                rate_scales=rate_scales,
             )
         self._trainer = Trainer(
             model=model,
@@ -195,6 +201,26 @@ class Stage:
             validation_loss=float(self._checkpoints.best_loss.numpy()),
             seconds=float(self._checkpoints.seconds.numpy()),
         )
+
+    def try_steps(self, num_steps: int) -> Iterator[tuple[float, float]]:
+        """Takes the stage's first steps one by one; saves nothing.
+
+        Args:
+          num_steps: how many at most.
+
+        Yields:
+          A step's learning rate, and the mean training loss of its batch
+          before the weights move by it, nats. The same rate again where loss
+          scaling left a step out.
+        """
+        if self._calibrates:
+            self._calibrate()
+        batches = iter(self._train_batches(0, 0))
+        for _ in range(num_steps):
+            rate = float(self._trainer.optimizer.learning_rate)
+            totals = self._trainer.train_steps(batches, tf.constant(1))
+            self._stop.alive()
+            yield rate, float(totals.loss) / float(totals.examples)
 
     def _run_epoch(
         self,

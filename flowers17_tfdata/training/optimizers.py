@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import keras
 
 from flowers17_tfdata.config import OptimizationConfig
@@ -37,6 +39,7 @@ def make_optimizer(
     config: OptimizationConfig,
     *,
     scale_loss: bool,
+    rate_scales: Sequence[float] | None = None,
 ) -> keras.optimizers.Optimizer:
     """Builds `sgd` (with momentum), `adam` or `adamw`.
 
@@ -45,18 +48,22 @@ def make_optimizer(
       learning_rate: by step.
       config: momentum, weight decay, moving average of the weights.
       scale_loss: whether to wrap it for dynamic loss scaling (float16).
+      rate_scales: each variable's share of the learning rate, in their order;
+        None: all of it. Weight decay goes by the whole rate.
     """
     average = {"use_ema": bool(config.ema_decay)}
     if config.ema_decay:
         average["ema_momentum"] = config.ema_decay
     if name == "sgd":
-        optimizer = keras.optimizers.SGD(
+        optimizer = _scaled(keras.optimizers.SGD, rate_scales)(
             learning_rate, momentum=config.momentum, **average
         )
     elif name == "adam":
-        optimizer = keras.optimizers.Adam(learning_rate, **average)
+        optimizer = _scaled(keras.optimizers.Adam, rate_scales)(
+            learning_rate, **average
+        )
     else:
-        optimizer = keras.optimizers.AdamW(
+        optimizer = _scaled(keras.optimizers.AdamW, rate_scales)(
             learning_rate, weight_decay=config.weight_decay, **average
         )
         # Decay pulls towards 0; for an offset or a scale that is no prior.
@@ -64,3 +71,21 @@ def make_optimizer(
     if scale_loss:
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
     return optimizer
+
+
+def _scaled(
+    optimizer_class: type[keras.optimizers.Optimizer],
+    scales: Sequence[float] | None,
+) -> type[keras.optimizers.Optimizer]:
+    """Returns the class with a learning rate for each variable."""
+    if scales is None:
+        return optimizer_class
+
+    class Scaled(optimizer_class):
+        def update_step(self, gradient, variable, learning_rate):
+            scale = scales[self._get_variable_index(variable)]
+            super().update_step(gradient, variable, learning_rate * scale)
+
+    # Checkpoints name variables by it.
+    Scaled.__name__ = optimizer_class.__name__
+    return Scaled

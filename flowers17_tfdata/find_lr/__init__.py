@@ -1,0 +1,1 @@
+"""The phase `find_lr`: a learning rate for a stage, by a range test."""

@@ -1,0 +1,366 @@
+"""The learning-rate range test: its curve, its schedule, its phase."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pathlib
+
+import filelock
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from flowers17_tfdata import cli, flags
+from flowers17_tfdata.config import FindLrConfig
+from flowers17_tfdata.find_lr import run as run_lib
+from flowers17_tfdata.find_lr.curve import (
+    Curve,
+    looked_at,
+    still_falls,
+    suggest,
+)
+from flowers17_tfdata.training import strategy
+
+STEPS = 100
+RATES = np.geomspace(1e-6, 1.0, STEPS)
+
+
+def _curve(smoothed, rates=RATES) -> Curve:
+    """A curve whose smoothed loss is given, not averaged."""
+    curve = Curve()
+    curve.rates = list(rates)
+    curve.losses = curve.smoothed = [float(x) for x in smoothed]
+    return curve
+
+
+def _slopes(corners: dict[int, float]) -> np.ndarray:
+    """Losses on straight lines, over the step, through `{step: loss}`."""
+    return np.interp(np.arange(STEPS), list(corners), list(corners.values()))
+
+
+def test_smoothed_loss_is_a_mean_with_falling_weights():
+    rng = np.random.default_rng(0)
+    losses = rng.uniform(2, 3, STEPS)
+    curve = Curve()
+    for rate, loss in zip(RATES, losses, strict=True):
+        curve.add(rate, loss)
+    assert curve.ended == ""
+    for k in (0, 1, 50, 99):
+        weights = 0.98 ** np.arange(k, -1, -1)
+        expected = np.average(losses[: k + 1], weights=weights)
+        assert curve.smoothed[k] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("height", "ended"), [(3.9, ""), (4.1, "diverged")])
+def test_four_times_the_minimum_ends_it(height, ended):
+    curve = Curve()
+    for rate in RATES[:50]:
+        curve.add(rate, 1.0)
+    # What the next loss must be for the average to be `height`.
+    weight = 0.02 / (1 - 0.98**51)
+    curve.add(RATES[50], 1 + (height - 1) / weight)
+    assert curve.smoothed[-1] == pytest.approx(height)
+    assert curve.ended == ended
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf"), -float("inf")])
+def test_a_loss_that_is_no_number_ends_it_and_is_not_kept(loss):
+    curve = Curve()
+    curve.add(1e-6, 1.0)
+    curve.add(1e-5, loss)
+    assert curve.ended == "not finite"
+    assert (curve.rates, curve.losses, curve.smoothed) == ([1e-6], [1.0], [1.0])
+
+
+def test_a_step_that_loss_scaling_left_out_does_not_count():
+    curve = Curve()
+    for rate, loss in [(1e-6, 3.0), (1e-6, 9.0), (1e-5, 3.0)]:
+        curve.add(rate, loss)
+    assert curve.rates == [1e-6, 1e-5]
+    assert curve.smoothed == pytest.approx([3.0, 3.0])
+
+
+def test_suggestions_of_a_curve_with_known_answers():
+    # Flat, slow fall, fast fall from 60 to 62, slow fall, rise.
+    losses = _slopes({0: 3, 29: 3, 60: 2.7, 62: 2.0, 80: 1.9, 99: 6})
+    found = suggest(_curve(losses), STEPS)
+    # 52 losses, from step 29 to step 80, each lower than the one before it.
+    assert found["valley"] == pytest.approx(RATES[54])
+    assert found["steepest"] in (RATES[60], RATES[61])
+    assert found["minimum"] == pytest.approx(RATES[80] / 10)
+
+
+def test_a_rise_within_the_valley_does_not_end_it():
+    losses = _slopes({0: 3, 29: 3, 80: 1, 99: 6})
+    losses[50] += 0.1
+    found = suggest(_curve(losses), STEPS)
+    # The step that is too high is left out.
+    assert found["valley"] in RATES[54:57]
+
+
+def test_the_recovery_from_a_rise_is_no_descent():
+    losses = _slopes({0: 3, 30: 3, 50: 2, 60: 9, 85: 2.5, 99: 9})
+    found = suggest(_curve(losses), STEPS)
+    assert RATES[30] <= found["steepest"] < RATES[50]
+    # 21 losses from step 30 to step 50; the recovery has 25.
+    assert found["valley"] == pytest.approx(RATES[40])
+    assert found["minimum"] == pytest.approx(RATES[50] / 10)
+
+
+def test_the_first_tenth_and_the_last_steps_are_not_looked_at():
+    losses = _slopes({0: 3, 29: 3, 80: 1, 99: 6})
+    losses[9], losses[95] = 0.1, 0.2
+    found = suggest(_curve(losses), STEPS)
+    assert found["minimum"] == pytest.approx(RATES[80] / 10)
+    losses[10] = 0.1
+    assert suggest(_curve(losses), STEPS) == {}
+
+
+@pytest.mark.parametrize("kept", [0, 3, 16, STEPS])
+def test_no_suggestion_where_the_loss_does_not_fall(kept):
+    losses = np.linspace(2, 3, STEPS)[:kept]
+    assert suggest(_curve(losses, RATES[:kept]), STEPS) == {}
+
+
+def test_a_loss_that_still_falls_asks_for_higher_rates():
+    assert still_falls(_curve(_slopes({0: 3, 99: 1})), STEPS)
+    assert not still_falls(_curve(_slopes({0: 3, 80: 1, 99: 6})), STEPS)
+    assert not still_falls(Curve(), STEPS)
+    assert looked_at(Curve(), STEPS) == slice(10, 10)
+
+
+def test_the_schedule_goes_from_the_first_rate_to_the_last():
+    options = FindLrConfig(find_lr_steps=20, find_lr_from=1e-5, find_lr_to=1e-1)
+    schedule = run_lib.rising_rates(options)
+    rates = [float(schedule(step)) for step in range(20)]
+    np.testing.assert_allclose(rates, np.geomspace(1e-5, 1e-1, 20), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("flag", "expected"),
+    [
+        ("--find_lr_stage=train", "--find_lr_stage must be one of transfer"),
+        ("--find_lr_steps=19", "--find_lr_steps must be at least 20; got 19"),
+        ("--find_lr_from=0", "--find_lr_from must be a number above 0; got 0"),
+        ("--find_lr_to=nan", "--find_lr_to must be a number above 0; got nan"),
+        (
+            "--find_lr_from=1",
+            "--find_lr_from must be below --find_lr_to; got 1 and 1",
+        ),
+    ],
+)
+def test_bad_flags_exit_2_with_one_line(flag, expected, capsys):
+    assert cli.main(["main.py", "--phase=find_lr", flag]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert expected in err
+
+
+@pytest.fixture
+def run(tmp_path, data_dir, dummy_archive, tiny_backbone, capsys):
+    """Returns `run(workdir, *flags) -> (exit code, stdout, stderr)`."""
+
+    def run(workdir, *flags):
+        code = cli.main(
+            [
+                "main.py",
+                f"--workdir={tmp_path / workdir}",
+                f"--data_dir={data_dir}",
+                # A second mirrored one in a process would not do.
+                "--strategy=default",
+                *flags,
+            ]
+        )
+        return code, *capsys.readouterr()
+
+    run.flags = [
+        f"--archive={dummy_archive}",
+        f"--backbone={tiny_backbone}",
+        *("--weights=none", "--image_size=32", "--head_units=16"),
+        *("--global_batch_size=32", "--transfer_epochs=2"),
+        "--finetune_epochs=1",
+    ]
+    return run
+
+
+def _files(workdir: pathlib.Path) -> dict[str, str]:
+    """Returns the digest of each file but those of the test, and the log."""
+    own = {"find_lr.json", "find_lr.html", "timings.jsonl"}
+    return {
+        str(path.relative_to(workdir)): hashlib.sha256(
+            path.read_bytes()
+        ).hexdigest()
+        for path in workdir.rglob("*")
+        if path.is_file() and path.name not in own
+    }
+
+
+def test_finetune_of_a_run_is_tried_and_nothing_else_changes(run, tmp_path):
+    code, _, err = run("a", "--phase=transfer", *run.flags)
+    assert code == 0, err
+    before = _files(tmp_path / "a")
+    # The workdir tells the rest.
+    code, out, err = run(
+        "a",
+        "--phase=find_lr",
+        *("--find_lr_steps=40", "--find_lr_from=1e-5", "--find_lr_to=1e3"),
+    )
+    assert code == 0, err
+    assert _files(tmp_path / "a") == before
+    result = json.loads((tmp_path / "a" / "find_lr.json").read_text())
+    assert result["stage"] == "finetune"
+    assert result["flags"]["global_batch_size"] == 32
+    assert result["flags"]["backbone"] == "tiny_net"
+    # At a rate of 1000 it can't but diverge.
+    assert result["ended"] in ("diverged", "not finite")
+    rates = result["rates"]
+    assert len(rates) == len(result["losses"]) == len(result["smoothed"])
+    np.testing.assert_allclose(
+        rates, np.geomspace(1e-5, 1e3, 40)[: len(rates)], rtol=1e-4
+    )
+    assert rates[0] < result["suggestion"] < rates[-1]
+    assert result["suggestion"] == result["suggestions"]["valley"]
+    assert f"find_lr: {result['flag']} (valley;" in out
+    assert str(tmp_path / "a" / "find_lr.html") in out
+
+    text = (tmp_path / "a" / "find_lr.html").read_text()
+    assert result["flag"] in text
+    assert "chart-find-lr" in text
+    assert "default-src 'none'" in text
+    # The stage itself takes what was found.
+    code, _, err = run("a", "--phase=finetune", *run.flags, result["flag"])
+    assert code == 0, err
+
+
+@pytest.mark.parametrize("stage", ["transfer", "finetune"])
+def test_the_losses_are_the_stages_own(run, tmp_path, stage):
+    """So are model, statistics, images, their order and augmentation."""
+    flags = [*run.flags, "--feature_views=0"]
+    flags += ["--class_weights=balanced", "--transfer_epochs=1"]
+    if stage == "finetune":
+        assert run("a", "--phase=transfer", *flags)[0] == 0
+    # One epoch of 25 steps, at rates that move nothing.
+    code, _, err = run(
+        "a",
+        "--phase=find_lr",
+        f"--find_lr_stage={stage}",
+        *flags,
+        *("--find_lr_steps=25", "--find_lr_from=1e-10", "--find_lr_to=1e-9"),
+    )
+    assert code in (0, 1), err
+    losses = _result(tmp_path / "a")["losses"]
+    rate = f"--{stage}_learning_rate=1e-9"
+    code, _, err = run("a", f"--phase={stage}", *flags, rate)
+    assert code == 0, err
+    lines = (tmp_path / "a" / "metrics.jsonl").read_text().splitlines()
+    expected = json.loads(lines[-1])["train_loss"]
+    assert np.mean(losses) == pytest.approx(expected, rel=1e-5)
+
+
+def _result(workdir: pathlib.Path) -> dict:
+    return json.loads((workdir / "find_lr.json").read_text())
+
+
+@pytest.mark.parametrize("views", [0, 1])
+def test_transfer_is_tried_before_anything_is_trained(run, tmp_path, views):
+    code, out, err = run(
+        "a",
+        "--phase=find_lr",
+        "--find_lr_stage=transfer",
+        "--console=json",
+        f"--feature_views={views}",
+        *run.flags,
+        *("--find_lr_steps=60", "--find_lr_to=10"),
+    )
+    assert code == 0, err
+    result = _result(tmp_path / "a")
+    assert result["flag"].startswith("--transfer_learning_rate=")
+    lines = [json.loads(line) for line in out.splitlines()]
+    (line,) = [line for line in lines if "suggestion" in line]
+    assert line["suggestion"] == result["suggestion"]
+    # The features are of the stage: it will find them.
+    kept = {name.split("/")[0] for name in _files(tmp_path / "a")}
+    assert kept <= {".lock", "features"}
+    assert ("features" in kept) == (views > 0)
+
+
+def test_two_replicas_see_the_losses_of_one(
+    run, tmp_path, monkeypatch, mirrored_strategy
+):
+    """On images; without what a replica draws or measures for itself."""
+    flags = [*run.flags, "--phase=find_lr", "--find_lr_stage=transfer"]
+    flags += ["--feature_views=0", "--dropout=0"]
+    flags += ["--find_lr_steps=30", "--find_lr_to=1e-2"]
+    for name, chosen in (
+        ("one", tf.distribute.get_strategy()),
+        ("two", mirrored_strategy),
+    ):
+        monkeypatch.setattr(strategy, "get_strategy", lambda _, s=chosen: s)
+        code, _, err = run(name, *flags)
+        assert code == 0, err
+    one, two = (_result(tmp_path / name) for name in ("one", "two"))
+    assert (one["num_replicas"], two["num_replicas"]) == (1, 2)
+    np.testing.assert_allclose(one["losses"], two["losses"], rtol=1e-3)
+
+
+def test_a_missing_transfer_model_is_named(run, tmp_path):
+    code, _, err = run("a", "--phase=find_lr", *run.flags)
+    assert code == 1
+    path = tmp_path / "a" / "model_transfer.keras"
+    assert f"error: --phase=find_lr needs {path}: run --phase=transfer" in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "a" / "find_lr.json").exists()
+
+
+def test_a_run_that_trains_keeps_it_out(run, tmp_path):
+    (tmp_path / "a").mkdir()
+    with filelock.FileLock(tmp_path / "a" / ".lock"):
+        code, _, err = run("a", "--phase=find_lr", *run.flags)
+    assert code == 1
+    assert f"error: --workdir {tmp_path / 'a'} is in use" in err
+
+
+def test_rates_too_high_from_the_start_are_told(run, tmp_path):
+    code, _, err = run(
+        "a",
+        "--phase=find_lr",
+        "--find_lr_stage=transfer",
+        *run.flags,
+        *("--find_lr_from=1e4", "--find_lr_to=1e5"),
+    )
+    assert code == 1
+    assert err.startswith("error: the loss of transfer doesn't fall at learn")
+    assert "--find_lr_from=10000 to --find_lr_to=100000" in err
+    assert err.count("\n") == 1
+    assert _result(tmp_path / "a")["suggestions"] == {}
+    assert "falls at none" in (tmp_path / "a" / "find_lr.html").read_text()
+
+
+def test_the_workdir_tells_what_the_stage_was_made_of(tmp_path):
+    recorded = {
+        "dataset": "folder:/photos",
+        "unfreeze_from": "mixed5",
+        "label_smoothing": 0.2,
+        "finetune_optimizer": "sgd",
+        "seed": 7,
+        "cache": "none",
+        "archive": "/gone.tgz",
+        "strategy": "mirrored",
+    }
+    text = json.dumps({"flags": recorded})
+    (tmp_path / "config.json").write_text(text)
+    command = ["main.py", "--phase=find_lr", f"--workdir={tmp_path}"]
+    config = flags.parse([*command, "--finetune_optimizer=adam"])
+    assert config.data.dataset == "folder:/photos"
+    assert config.model.unfreeze_from == "mixed5"
+    assert config.optimization.label_smoothing == 0.2
+    assert config.optimization.finetune_optimizer == "adam"
+    assert config.runtime.seed == 7
+    # Of the machine, not of the run.
+    assert config.input.cache == "auto"
+    assert config.data.archive == ""
+    assert config.runtime.strategy == "auto"
+    config = flags.parse(["main.py", "--phase=report", command[-1]])
+    assert config.optimization.finetune_optimizer == "adamw"

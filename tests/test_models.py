@@ -334,3 +334,39 @@ def test_a_shorter_backbone_keeps_the_weights_of_the_whole(
     images = np.ones([1, 32, 32, 3], np.float32)
     middle = keras.Model(whole.input, whole.get_layer("block1_relu").output)
     np.testing.assert_array_equal(cut(images), middle(images))
+
+
+def test_learning_rates_rise_from_the_lowest_trained_layer(tiny_backbone):
+    config = ModelConfig(backbone=tiny_backbone, weights="none", head_units=0)
+    model = classifier.build_classifier(
+        config, image_size=32, num_classes=5, seed=0
+    )
+    backbone = classifier.get_backbone(model)
+
+    def scales(lowest):
+        found = freeze.learning_rate_scales(model, lowest)
+        return dict(
+            zip(
+                (
+                    v.path.rpartition("classifier/")[2]
+                    for v in model.trainable_variables
+                ),
+                found,
+                strict=True,
+            )
+        )
+
+    freeze.unfreeze_from(backbone, "all", keep_batch_norm=True)
+    found = scales(0.01)
+    # Input, then conv, batch-norm and ReLU twice: positions 1 and 4 of 7.
+    by_layer = {path.split("/")[-2]: s for path, s in found.items()}
+    assert by_layer["block1_conv"] == pytest.approx(0.01)
+    assert by_layer["block2_conv"] == pytest.approx(0.1)
+    assert by_layer["predictions"] == 1
+    assert set(scales(1.0).values()) == {1.0}
+    # The lowest is the lowest that trains.
+    freeze.unfreeze_from(backbone, "block2", keep_batch_norm=True)
+    by_layer = {p.split("/")[-2]: s for p, s in scales(0.01).items()}
+    assert by_layer["block2_conv"] == pytest.approx(0.01)
+    freeze.freeze_all(backbone)
+    assert set(scales(0.01).values()) == {1.0}

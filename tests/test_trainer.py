@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from flowers17_tfdata.config import OptimizationConfig
+from flowers17_tfdata.training import optimizers
 from flowers17_tfdata.training.trainer import Trainer
 from tests import fakes
 
@@ -404,3 +406,30 @@ def test_without_an_average_the_weights_are_the_models():
     with trainer.averaged_weights():
         for a, b in zip(_weights(trainer), before, strict=True):
             np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
+def test_each_variable_has_its_share_of_the_learning_rate(strategy, name):
+    """A share scales the step, whatever the optimizer makes of gradients."""
+    config = OptimizationConfig(momentum=0.0, weight_decay=0.0)
+    batch = fakes.make_batch(BATCH)
+    if strategy is not tf.distribute.get_strategy():
+        batch = _split(strategy, batch)
+
+    def steps(rate_scales):
+        def optimizer(rate):
+            return optimizers.make_optimizer(
+                name, rate, config, scale_loss=False, rate_scales=rate_scales
+            )
+
+        trainer = _trainer(strategy, optimizer)
+        before = _weights(trainer)
+        trainer.train_step(batch)
+        return [b - a for a, b in zip(before, _weights(trainer), strict=True)]
+
+    scales = [0.0, 0.1, 0.5, 1.0]
+    for whole, scaled, scale in zip(
+        steps(None), steps(scales), scales, strict=True
+    ):
+        assert np.abs(whole).max() > 0
+        np.testing.assert_allclose(scaled, whole * scale, atol=1e-6)

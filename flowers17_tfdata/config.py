@@ -529,8 +529,8 @@ class FindLrConfig:
     )
     find_lr_to: float = option(
         1.0,
-        "Learning rate of the last step, where the loss doesn't diverge "
-        "before.",
+        "Learning rate of the last step; the test ends before it where the "
+        "loss diverges.",
         above=0,
     )
 

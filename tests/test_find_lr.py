@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import pathlib
+import re
 
 import filelock
 import numpy as np
@@ -227,8 +228,16 @@ def test_finetune_of_a_run_is_tried_and_nothing_else_changes(run, tmp_path):
 
     text = (tmp_path / "a" / "find_lr.html").read_text()
     assert result["flag"] in text
-    assert "chart-find-lr" in text
     assert "default-src 'none'" in text
+    assert not re.search(r"<link|<script[^>]+src=|<img", text)
+    (figure,) = re.findall(r'data-chart="chart-find-lr">(.*?)</script>', text)
+    figure = json.loads(figure)
+    assert figure["layout"]["xaxis"]["type"] == "log"
+    series = {trace["name"].split(":")[0]: trace for trace in figure["data"]}
+    assert len(series["smoothed"]["y"]) == len(rates)
+    assert series["valley"]["x"] == [result["suggestion"]] * 2
+    # Light and dark: the page puts the colours in.
+    assert series["valley"]["line"]["color"] == "var(--series-validation)"
     # The stage itself takes what was found.
     code, _, err = run("a", "--phase=finetune", *run.flags, result["flag"])
     assert code == 0, err

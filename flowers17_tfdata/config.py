@@ -32,6 +32,7 @@ PHASES = (
 PHASES_ON_A_RUN = ("evaluate", "predict", "export", "report", "folders")
 _OF_A_RUN = {
     *("dataset", "data_dir", "split_fractions", "split_seed"),
+    "near_duplicates",
     *("image_size", "augmentation", "rotation", "shift", "zoom"),
     *("horizontal_flip", "backbone", "fold_batch_norm"),
     *("precision", "global_batch_size"),
@@ -92,9 +93,17 @@ class DataConfig:
     )
     split_seed: int = option(
         0,
-        "Seed of that division.",
+        "Seed of that division. Of oxford_flowers17/seeded and synthetic: 0 "
+        "is the data set's own split, any other divides all images anew.",
         at_least=0,
         at_most=2**31 - 1,
+    )
+    near_duplicates: str = option(
+        "together",
+        "together: nearly identical images share a split; anywhere: they are "
+        "divided like any others, as most tutorials do: the test then "
+        "measures memory, too.",
+        choices=("together", "anywhere"),
     )
 
 

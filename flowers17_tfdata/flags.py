@@ -91,7 +91,7 @@ def parse(argv: list[str]) -> config_lib.Config:
         recorded = config_lib.recorded_values(values["workdir"])
         if "dataset" in given:
             # Of another data set, the run's split means nothing.
-            given |= {"split_fractions", "split_seed"}
+            given |= {"split_fractions", "split_seed", "near_duplicates"}
         values |= {n: v for n, v in recorded.items() if n not in given}
     return config_lib.from_values(values)
 

@@ -143,8 +143,8 @@ def _check_not_trained_on(session: Session, trained: TrainedModel) -> None:
     again = sum(f in seen for f in source.fingerprints(split))
     raise UserError(
         f"--dataset {source.name}: {again} of the "
-        f"{source.split_sizes[split]} images in split {split} (by name and "
-        f"size) were trained on by {trained.path}: an accuracy on them would "
+        f"{source.split_sizes[split]} images in split {split} (by name) "
+        f"were trained on by {trained.path}: an accuracy on them would "
         "measure memory"
     )
 

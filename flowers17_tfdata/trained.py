@@ -85,9 +85,12 @@ def _find_model(config: Config) -> tuple[pathlib.Path, str]:
         path = workdir / f"model_{stage}.keras"
         if path.exists():
             return path, "--workdir"
+    hint = "train one first, or pass --model"
+    if (workdir / "fold_0").is_dir():
+        hint = f"its folds do: pass --workdir={workdir / 'fold_0'}"
     raise UserError(
         f"--workdir {workdir} holds no model_finetune.keras or "
-        "model_transfer.keras: train one first, or pass --model"
+        f"model_transfer.keras: {hint}"
     )
 
 

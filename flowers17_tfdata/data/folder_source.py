@@ -234,7 +234,7 @@ def _notes(
     present = found.split_folders or ("train",)
     fractions = config_lib.split_fractions(config)
     _, *carved = carving.fractions_to_carve(present, fractions) or ("",)
-    if carved:
+    if carved and not config.folds:
         whole = "train" if found.split_folders else "the class folders"
         notes.insert(
             0,

@@ -187,7 +187,8 @@ def _is_divisible(source: TfdsSource) -> bool:
 
 def _divide(config: DataConfig, source: TfdsSource) -> Source:
     """Divides all images anew, if that is asked for."""
-    if not config.split_seed and config.near_duplicates == "together":
+    as_it_is = not config.split_seed and config.near_duplicates == "together"
+    if as_it_is and not config.folds:
         return source
     divided = tuple(splits_lib.FLOWERS17_SIZES)
     pool = _look_at(source, divided)
@@ -197,10 +198,10 @@ def _divide(config: DataConfig, source: TfdsSource) -> Source:
         source,
         divided,
         tuple(split_of[i] for i in pool.ids),
-        notes=(
+        notes=division.notes(
+            config,
             f"{source.name}: all images divided anew (--split_seed="
             f"{config.split_seed})",
-            *division.notes(config),
         ),
     )
 
@@ -270,10 +271,10 @@ def _carve(
         source,
         ("train",),
         tuple(split_of[i] for i in ids),
-        notes=(
+        notes=division.notes(
+            config,
             f"{source.name} has no split {' or '.join(list(fractions)[1:])}: "
             "carved out of train (--split_fractions, --split_seed)",
-            *division.notes(config),
         ),
     )
 

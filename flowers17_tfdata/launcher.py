@@ -77,6 +77,10 @@ def run_in_turn(commands: Iterable[Sequence[str]]) -> int:
     with _forwarding(running) as received:
         for command in commands:
             if received:
+                _say(
+                    f"stopped: {_name(received[-1])}, between two runs: the "
+                    "same command goes on from there"
+                )
                 return Preempted.exit_code
             # Else a line of ours may come after those of the process.
             sys.stdout.flush()

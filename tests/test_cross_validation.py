@@ -292,7 +292,7 @@ def test_commands_run_in_turn_until_one_fails(tmp_path, capsys):
         ("signal.signal({n}, lambda *_: sys.exit(1)); ", 1),
     ],
 )
-def test_a_signal_stops_the_turns(tmp_path, number, handles, code):
+def test_a_signal_stops_the_turns(tmp_path, number, handles, code, capsys):
     first = _python(
         handles.format(n=int(number))
         + f"os.kill({'os.getppid()'}, {int(number)}); time.sleep(60)"
@@ -300,6 +300,8 @@ def test_a_signal_stops_the_turns(tmp_path, number, handles, code):
     second = _python(f"open({str(tmp_path / 'second')!r}, 'x')")
     assert launcher.run_in_turn([first, second]) == code
     assert not (tmp_path / "second").exists()
+    said = capsys.readouterr().err
+    assert ("between two runs" in said) == ("exit(0)" in handles)
     # Ours again.
     assert signal.getsignal(number) == signal.SIG_DFL
 

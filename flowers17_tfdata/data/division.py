@@ -134,7 +134,7 @@ def assign_folds(pool: Pool, num_folds: int, seed: int) -> dict[str, int]:
     fold_of: dict[str, int] = {}
     for unit in units:
         need = collections.Counter(label_of[i] for i in unit)
-        fold = _emptiest(unit, need, counts, seed)
+        fold = _emptiest(need, counts)
         counts[fold].update(need)
         fold_of |= dict.fromkeys(unit, fold)
     _check_every_fold_has_all(pool, fold_of, num_folds)
@@ -142,17 +142,13 @@ def assign_folds(pool: Pool, num_folds: int, seed: int) -> dict[str, int]:
 
 
 def _emptiest(
-    unit: Sequence[str],
-    need: Iterable[int],
-    counts: Sequence[collections.Counter],
-    seed: int,
+    need: Iterable[int], counts: Sequence[collections.Counter]
 ) -> int:
     return min(
         range(len(counts)),
         key=lambda fold: (
             sum(counts[fold][label] for label in need),
             counts[fold].total(),
-            carving.order_key(seed, unit[0], str(fold)),
         ),
     )
 

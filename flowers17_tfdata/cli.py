@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 
+from flowers17_tfdata import config as config_lib
 from flowers17_tfdata import flags, launcher
 from flowers17_tfdata.errors import (
     DownloadFailed,
@@ -35,6 +36,13 @@ def main(argv: list[str]) -> int:
             return 0
         if config.runtime.launch_local:
             return launcher.launch(argv[1:], config.runtime.launch_local)
+        if config_lib.runs_all_folds(config):
+            # Imported here, as below: it draws tables.
+            from flowers17_tfdata import cross_validation
+
+            code = cross_validation.run_folds(argv[1:], config)
+            if code:
+                return code
         # TensorFlow's C++ start-up notes would bury our own lines.
         os.environ.setdefault(
             "TF_CPP_MIN_LOG_LEVEL",

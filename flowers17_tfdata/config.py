@@ -37,6 +37,7 @@ PHASES_ON_A_RUN = (
 )
 _OF_A_RUN = {
     *("dataset", "data_dir", "split_fractions", "split_seed"),
+    *("near_duplicates", "folds", "fold"),
     *("image_size", "augmentation", "rotation", "shift", "zoom", "crop"),
     *("horizontal_flip", "backbone", "fold_batch_norm"),
     *("precision", "global_batch_size"),
@@ -104,9 +105,31 @@ class DataConfig:
     )
     split_seed: int = option(
         0,
-        "Seed of that division.",
+        "Seed of that division. Of oxford_flowers17/seeded and synthetic: 0 "
+        "is the data set's own split, any other divides all images anew.",
         at_least=0,
         at_most=2**31 - 1,
+    )
+    near_duplicates: str = option(
+        "together",
+        "together: nearly identical images share a split; anywhere: they are "
+        "divided like any others, as most tutorials do: the test then "
+        "measures memory, too.",
+        choices=("together", "anywhere"),
+    )
+    folds: int = option(
+        0,
+        "Cross-validation: divide all images into K folds (3 to 20) and train "
+        "K times; each fold is test once, the next one validation, the rest "
+        "train. 0: do not.",
+        at_least=0,
+        at_most=20,
+    )
+    fold: int = option(
+        -1,
+        "Of --folds=K, the run with this fold as test, 0 to K-1; -1: all of "
+        "them, each in WORKDIR/fold_N, and their pooled result.",
+        at_least=-1,
     )
 
 
@@ -698,6 +721,7 @@ def validate(config: Config) -> None:
     split_fractions(config.data)
     export_formats(config.export)
     _check_folder(config)
+    _check_folds(config)
     if config.input.augment_on == "device" and (
         config.input.augmentation == "keras"
     ):
@@ -745,6 +769,41 @@ def _check_train_image_size(config: InputConfig) -> None:
         raise ConfigError(
             "--train_image_size must be 0 or from 32 to --image_size "
             f"({config.image_size}); got {size}"
+        )
+
+
+def runs_all_folds(config: Config) -> bool:
+    """Whether the run is a cross-validation of all folds, not of one."""
+    return config.data.folds > 0 and config.data.fold < 0
+
+
+def _check_folds(config: Config) -> None:
+    folds, fold = config.data.folds, config.data.fold
+    if 0 < folds < 3:
+        raise ConfigError(
+            "--folds must be 0, or at least 3: one to test, one to validate, "
+            f"the rest to train on; got {folds}"
+        )
+    if fold >= 0 and not folds:
+        raise ConfigError(f"--fold goes with --folds=K; got --fold={fold}")
+    if fold >= 0 and fold >= folds:
+        raise ConfigError(f"--fold must be below --folds={folds}; got {fold}")
+    if not runs_all_folds(config):
+        return
+    for flag, value, wanted in (
+        ("phase", config.phase, "train"),
+        ("split", config.evaluation.split, "test"),
+        ("launch_local", config.runtime.launch_local, 0),
+    ):
+        if value != wanted:
+            raise ConfigError(
+                f"--folds without --fold=N goes with --{flag}={wanted} alone; "
+                f"got {value!r}"
+            )
+    if config.runtime.strategy == "multi_worker":
+        raise ConfigError(
+            "--folds without --fold=N does not go with --strategy="
+            "multi_worker: pass --fold=0, then 1, ..., each with a --workdir"
         )
 
 

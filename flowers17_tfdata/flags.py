@@ -93,7 +93,10 @@ def parse(argv: list[str]) -> config_lib.Config:
         )
         if "dataset" in given:
             # Of another data set, the run's split means nothing.
-            given |= {"split_fractions", "split_seed"}
+            given |= {"split_fractions", "split_seed", "near_duplicates"}
+            given |= {"folds", "fold"}
+        elif "folds" in given:
+            given |= {"fold"}
         values |= {n: v for n, v in recorded.items() if n not in given}
     return config_lib.from_values(values)
 

@@ -1,4 +1,4 @@
-"""Several worker processes on this machine, to try a cluster's run without one.
+"""Other processes of this program: at once, as one cluster's, or in turn.
 
 Without TensorFlow: the parent only starts them, passes signals on and waits.
 """
@@ -13,7 +13,12 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+
+from flowers17_tfdata.errors import Preempted
+
+# What takes a command line's flags in a process of its own.
+PROGRAM: Sequence[str] = (sys.executable, "-m", "flowers17_tfdata")
 
 _FORWARDED = (signal.SIGTERM, signal.SIGUSR1)
 _POLL_SECS = 0.1
@@ -24,7 +29,7 @@ _SECS_AFTER_FAILURE = 60.0
 def launch(
     arguments: Sequence[str],
     num_workers: int,
-    program: Sequence[str] = (sys.executable, "-m", "flowers17_tfdata"),
+    program: Sequence[str] = PROGRAM,
 ) -> int:
     """Runs a command line as the workers of one cluster on loopback.
 
@@ -58,6 +63,45 @@ def launch(
                 worker.wait()
 
 
+def run_in_turn(commands: Iterable[Sequence[str]]) -> int:
+    """Runs one command after another, as long as they succeed.
+
+    SIGTERM and SIGUSR1 go on to the one that runs; no other follows.
+
+    Returns:
+      0 if all ended so; 42 if a signal came in between, or killed one that had
+      nothing to save; else the exit code of the first that failed (1 if
+      something else killed it).
+    """
+    running: list[subprocess.Popen] = []
+    with _forwarding(running) as received:
+        for command in commands:
+            if received:
+                _say(
+                    f"stopped: {_name(received[-1])}, between two runs: the "
+                    "same command goes on from there"
+                )
+                return Preempted.exit_code
+            # Else a line of ours may come after those of the process.
+            sys.stdout.flush()
+            running[:] = [subprocess.Popen(command)]
+            if received:
+                # It came before there was one to send it to.
+                running[0].send_signal(received[-1])
+            try:
+                code = running[0].wait()
+            finally:
+                if running[0].poll() is None:
+                    running[0].kill()
+                    running[0].wait()
+            if code < 0:
+                _say(f"killed by {_name(-code)}")
+                return Preempted.exit_code if -code in received else 1
+            if code:
+                return code
+    return 0
+
+
 def _free_ports(count: int) -> list[int]:
     with contextlib.ExitStack() as stack:
         # All at once, so that they differ.
@@ -68,14 +112,18 @@ def _free_ports(count: int) -> list[int]:
 
 
 @contextlib.contextmanager
-def _forwarding(workers: Sequence[subprocess.Popen]) -> Iterator[None]:
+def _forwarding(workers: Sequence[subprocess.Popen]) -> Iterator[list[int]]:
+    """Passes signals on; yields the list of those that have come."""
+    received = []
+
     def forward(number, _) -> None:
+        received.append(number)
         for worker in workers:
             worker.send_signal(number)
 
     earlier = {s: signal.signal(s, forward) for s in _FORWARDED}
     try:
-        yield
+        yield received
     finally:
         for number, handler in earlier.items():
             signal.signal(number, handler)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import pathlib
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -25,7 +26,7 @@ from flowers17_tfdata.errors import (
     one_line,
 )
 from flowers17_tfdata.predict.run import predict
-from flowers17_tfdata.results import metrics, terminal, timings
+from flowers17_tfdata.results import metrics, pooling, terminal, timings
 from flowers17_tfdata.session import Session, open_session
 from flowers17_tfdata.stages import train_stages
 from flowers17_tfdata.training import checkpoints
@@ -59,6 +60,9 @@ def run(config: Config) -> None:
     with _errors_in_one_line(config):
         if config.phase in _PHASES_WITHOUT_DATA:
             _PHASES_WITHOUT_DATA[config.phase](config)
+        elif config_lib.runs_all_folds(config):
+            # Each was run by a process of its own.
+            _pool_folds(config)
         else:
             _run_on_data(config)
 
@@ -178,7 +182,7 @@ def train(session: Session) -> None:
     evaluation = _evaluate(session)
     # A missed gate is the very moment to look at one.
     report(session)
-    _check_gate(session, evaluation)
+    _check_gate(session.config, evaluation)
 
 
 def _is_audited(session: Session) -> bool:
@@ -196,7 +200,7 @@ def evaluate(session: Session) -> None:
     Raises:
       AccuracyGateMissed: below `--assert_accuracy_at_least`.
     """
-    _check_gate(session, _evaluate(session))
+    _check_gate(session.config, _evaluate(session))
 
 
 def _evaluate(session: Session) -> dict[str, Any]:
@@ -208,8 +212,17 @@ def _evaluate(session: Session) -> dict[str, Any]:
     return evaluation
 
 
-def _check_gate(session: Session, evaluation: dict[str, Any]) -> None:
-    gate = session.config.evaluation.assert_accuracy_at_least
+def _pool_folds(config: Config) -> None:
+    """Writes `cross_validation.json`, and shows it."""
+    workdir = pathlib.Path(config.workdir).expanduser()
+    result = pooling.pool(workdir, config.data.folds)
+    metrics.write_json(workdir / "cross_validation.json", result)
+    terminal.show_cross_validation(result)
+    _check_gate(config, result)
+
+
+def _check_gate(config: Config, evaluation: dict[str, Any]) -> None:
+    gate = config.evaluation.assert_accuracy_at_least
     if evaluation["accuracy"] < gate:
         raise AccuracyGateMissed(
             f"accuracy {evaluation['accuracy']:.4f} on {evaluation['split']} "

@@ -68,9 +68,7 @@ class Session:
           UserError: names what changed.
         """
         now = self.source.name
-        same = before.rpartition("@")[0] == now.rpartition("@")[0]
-        # Only of the splits made here does a digest follow the @.
-        if before == now or not same or "@" not in before:
+        if before == now or _undivided(before) != _undivided(now):
             return
         what = ""
         if now.startswith(folder_source.PREFIX):
@@ -82,14 +80,19 @@ class Session:
         raise UserError(
             f"--dataset {now} is not what --workdir {self.workdir} was trained "
             f"on ({before}); changed since: "
-            f"{what or 'images, classes, or the flags --split_*'}. An image "
-            "of train may be in test now: restore them, or train anew in "
-            "another --workdir"
+            f"{what or 'images, classes, or the flags that divide them'}. An "
+            "image of train may be in test now: restore them, or train anew "
+            "in another --workdir"
         )
 
     def model_path(self, stage: str) -> pathlib.Path:
         """Returns where a stage's model is saved."""
         return self.workdir / f"model_{stage}.keras"
+
+
+def _undivided(name: str) -> str:
+    """Returns a data set's name without the digest of splits made here."""
+    return name.rpartition("@")[0] or name
 
 
 def open_devices(

@@ -85,9 +85,12 @@ def _find_model(config: Config) -> tuple[pathlib.Path, str]:
         path = workdir / f"model_{stage}.keras"
         if path.exists():
             return path, "--workdir"
+    hint = "train one first, or pass --model"
+    if (workdir / "fold_0").is_dir():
+        hint = f"its folds do: pass --workdir={workdir / 'fold_0'}"
     raise UserError(
         f"--workdir {workdir} holds no model_finetune.keras or "
-        "model_transfer.keras: train one first, or pass --model"
+        f"model_transfer.keras: {hint}"
     )
 
 
@@ -143,8 +146,8 @@ def _check_not_trained_on(session: Session, trained: TrainedModel) -> None:
     again = sum(f in seen for f in source.fingerprints(split))
     raise UserError(
         f"--dataset {source.name}: {again} of the "
-        f"{source.split_sizes[split]} images in split {split} (by name and "
-        f"size) were trained on by {trained.path}: an accuracy on them would "
+        f"{source.split_sizes[split]} images in split {split} (by name) "
+        f"were trained on by {trained.path}: an accuracy on them would "
         "measure memory"
     )
 

@@ -35,7 +35,8 @@ MAY_IMPORT = {
     "benchmark": _PACKAGES | {"session", "stages"},
     "launcher": set(),
     "data_server": set(),
-    "cli": {"flags", "launcher", "phases"},
+    "cross_validation": {"config", "launcher", "results"},
+    "cli": {"config", "flags", "launcher", "cross_validation", "phases"},
     "__main__": {"cli"},
     "__init__": set(),
 }

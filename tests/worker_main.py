@@ -31,11 +31,15 @@ def main() -> int:
     import keras
     import tensorflow as tf
 
-    from flowers17_tfdata import cli
+    from flowers17_tfdata import cli, launcher
     from flowers17_tfdata.training.trainer import Trainer
     from tests import fakes
 
     keras.applications.TinyNet = fakes.TinyNet
+    # Those that it starts itself, too.
+    launcher.PROGRAM = [sys.executable, "-m", "tests.worker_main"]
+    if options.count_steps:
+        launcher.PROGRAM.append(f"--count_steps={options.count_steps}")
     index = json.loads(os.environ.get("TF_CONFIG", '{"task": {"index": 0}}'))
     if options.count_steps and index["task"]["index"] == 0:
         train_steps = Trainer.train_steps

@@ -11,7 +11,9 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
-from flowers17_tfdata.data import carving, decode, image_folder
+from flowers17_tfdata import config as config_lib
+from flowers17_tfdata.config import DataConfig
+from flowers17_tfdata.data import carving, decode, division, image_folder
 from flowers17_tfdata.data import scan as scan_lib
 from flowers17_tfdata.data.image_folder import ImageFolder
 from flowers17_tfdata.data.source import Source
@@ -86,27 +88,24 @@ class FolderSource(Source):
 
 
 def open_folder(
-    path: str,
-    *,
+    config: DataConfig,
     cache_dir: pathlib.Path,
-    fractions: Sequence[float],
-    seed: int,
     on_scanned: scan_lib.OnScanned | None = None,
 ) -> FolderSource:
     """Lists, looks at and splits the images below a folder.
 
     Args:
-      path: of the class folders, or of split folders of class folders.
+      config: its `dataset` names class folders, or split folders of them; the
+        other flags divide what isn't.
       cache_dir: where what was seen in the images is kept.
-      fractions: of train, validation and test, for the splits that are not
-        there.
-      seed: of the split.
       on_scanned: progress.
 
     Raises:
-      ConfigError: the layout is not one of class folders.
+      ConfigError: the layout is not one of class folders, or a flag would
+        divide what is divided.
       UserError: the images are too few, or most can't be decoded.
     """
+    path = config.dataset.removeprefix(PREFIX)
     root = pathlib.Path(path).expanduser().resolve()
     try:
         found = image_folder.find_images(root)
@@ -114,6 +113,7 @@ def open_folder(
         raise UserError(
             f"--dataset=folder:{root} can't be read: {one_line(error)}"
         ) from error
+    division.check_has_effect(config, found.split_folders or ("train",))
     states = [_state(root / image_id) for image_id in found.ids]
     place = hashlib.sha256(os.fsencode(root)).hexdigest()[:12]
     cache = cache_dir / f"{root.name}-{place}.npz"
@@ -125,7 +125,7 @@ def open_folder(
     )
     _check_decodable(root, found, seen.errors)
     pairs_cache = cache.with_suffix(".pairs.npz")
-    splits = _split(found, seen, fractions, seed, pairs_cache)
+    splits = _split(found, seen, config, pairs_cache)
     scan = scan_lib.Scan(
         found.ids,
         splits,
@@ -140,7 +140,7 @@ def open_folder(
         name=f"{PREFIX}{root.name}@{_digest(found, splits, sizes)}",
         class_names=found.class_names,
         split_sizes={name: splits.count(name) for name in names},
-        notes=_notes(found, seen.errors, fractions),
+        notes=_notes(found, seen.errors, config),
         root=root,
         _scan=scan,
         _file_sizes=tuple(sizes),
@@ -187,8 +187,7 @@ def _check_decodable(
 def _split(
     found: ImageFolder,
     seen: decode.Thumbnails,
-    fractions: Sequence[float],
-    seed: int,
+    config: DataConfig,
     pairs_cache: pathlib.Path,
 ) -> list[str]:
     """Returns each image's split; '' for one that can't be decoded."""
@@ -197,19 +196,20 @@ def _split(
         for k, split in enumerate(found.splits)
     ]
     present = found.split_folders or ("train",)
+    fractions = config_lib.split_fractions(config)
     wanted = carving.fractions_to_carve(present, fractions)
     if not wanted:
         return splits
     # Of all images: the audit finds the same ones in the cache.
     groups = carving.find_groups(seen.thumbnails, pairs_cache)
     train = [k for k, split in enumerate(splits) if split == "train"]
-    split_of = carving.carve(
+    pool = division.Pool(
         [found.ids[k] for k in train],
         [found.labels[k] for k in train],
         groups[train].tolist(),
-        wanted,
-        seed,
+        found.class_names,
     )
+    split_of = division.by_fractions(pool, config, wanted)
     for k in train:
         splits[k] = split_of[found.ids[k]]
     return splits
@@ -228,12 +228,13 @@ def _digest(
 
 
 def _notes(
-    found: ImageFolder, errors: dict[int, str], fractions: Sequence[float]
+    found: ImageFolder, errors: dict[int, str], config: DataConfig
 ) -> tuple[str, ...]:
-    notes = list(found.notes)
+    notes = [*division.notes(config), *found.notes]
     present = found.split_folders or ("train",)
+    fractions = config_lib.split_fractions(config)
     _, *carved = carving.fractions_to_carve(present, fractions) or ("",)
-    if carved:
+    if carved and not config.folds:
         whole = "train" if found.split_folders else "the class folders"
         notes.insert(
             0,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import pathlib
 from collections.abc import Iterator
@@ -14,13 +15,14 @@ import tensorflow_datasets as tfds
 
 from flowers17_tfdata import config as config_lib
 from flowers17_tfdata.config import DataConfig
-from flowers17_tfdata.data import carving, folder_source
+from flowers17_tfdata.data import carving, division, folder_source
 from flowers17_tfdata.data import scan as scan_lib
 from flowers17_tfdata.data.oxford_flowers17 import archive as archive_lib
 from flowers17_tfdata.data.oxford_flowers17 import errors as builder_errors
 from flowers17_tfdata.data.oxford_flowers17 import (
     oxford_flowers17_dataset_builder as flowers17,
 )
+from flowers17_tfdata.data.oxford_flowers17 import splits as splits_lib
 from flowers17_tfdata.data.source import Source
 from flowers17_tfdata.errors import (
     ConfigError,
@@ -28,6 +30,9 @@ from flowers17_tfdata.errors import (
     UserError,
     one_line,
 )
+
+# Of `oxford_flowers17`: those whose images any split may take.
+_DIVISIBLE = ("seeded", "synthetic")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,13 +78,29 @@ class TfdsSource(Source):
 
         return examples.enumerate().map(select)
 
+    def fingerprints(self, split):
+        """Hashes of the images' digest and file name, which all configs share.
+
+        Of `oxford_flowers17`: elsewhere, names may repeat.
+        """
+        contents = (self._builder.info.metadata or {}).get("content_digest")
+        if not contents:
+            return []
+        names = self.read(split).map(lambda example: example["id"])
+        return [
+            _fingerprint(contents, name.decode())
+            for name in names.as_numpy_iterator()
+        ]
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CarvedSource(Source):
-    """A data set whose train split was divided here."""
+    """A data set of which one split, or several, were divided here."""
 
     _whole: Source
-    # The new split of each example of the whole's train split.
+    # The splits of the whole that were divided, one behind the other.
+    _divided: tuple[str, ...]
+    # The new split of each of their examples.
     _split_of: tuple[str, ...]
 
     def read(self, split):
@@ -87,8 +108,33 @@ class CarvedSource(Source):
         if split not in self._split_of:
             return self._whole.read(split)
         chosen = tf.constant([s == split for s in self._split_of])
-        examples = self._whole.read("train").enumerate()
-        return examples.filter(lambda k, _: chosen[k]).map(lambda _, e: e)
+        # In the order of the whole, whatever the division: all that changes
+        # with its seed is which images there are.
+        parts = [self._whole.read(part) for part in self._divided]
+        examples = functools.reduce(tf.data.Dataset.concatenate, parts)
+        chosen_ones = examples.enumerate().filter(lambda k, _: chosen[k])
+        return chosen_ones.map(lambda _, example: example)
+
+    def fingerprints(self, split):
+        """The whole's, or hashes of the examples' positions in it."""
+        if split not in self._split_of:
+            return self._whole.fingerprints(split)
+        own = [f for s in self._divided for f in self._whole.fingerprints(s)]
+        if not own:
+            own = [
+                _fingerprint(self._whole.name, *self._divided, str(k))
+                for k in range(len(self._split_of))
+            ]
+        return [
+            fingerprint
+            for fingerprint, s in zip(own, self._split_of, strict=True)
+            if s == split
+        ]
+
+
+def _fingerprint(*parts: str) -> str:
+    text = "\n".join(parts)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def open_source(
@@ -96,27 +142,28 @@ def open_source(
 ) -> Source:
     """Finds the data set, prepares it if it isn't yet, and checks it.
 
-    Splits that it lacks are carved out of train.
+    Splits that it lacks are carved out of train; of the data sets made to be
+    divided anew, all images are, where the flags ask for it.
 
     Args:
-      config: which, where, and how it is split.
+      config: which, where, and how it is divided.
       on_scanned: called with the number of images looked at so far, where all
         have to be, to split them.
 
     Raises:
-      ConfigError: no such data set or config, or not one of labelled images.
+      ConfigError: no such data set or config, or not one of labelled images;
+        a flag would divide what is divided.
       UserError: the source can't be read, downloaded or split.
     """
-    fractions = config_lib.split_fractions(config)
     if config.dataset.startswith(folder_source.PREFIX):
         return folder_source.open_folder(
-            config.dataset.removeprefix(folder_source.PREFIX),
-            cache_dir=_data_dir(config) / "folders",
-            fractions=fractions,
-            seed=config.split_seed,
-            on_scanned=on_scanned,
+            config, _data_dir(config) / "folders", on_scanned
         )
     source = _open_tfds(config)
+    if _is_divisible(source):
+        return _divide(config, source)
+    division.check_has_effect(config, source.split_sizes)
+    fractions = config_lib.split_fractions(config)
     wanted = carving.fractions_to_carve(source.split_sizes, fractions)
     if not wanted:
         return source
@@ -133,6 +180,79 @@ def _data_dir(config: DataConfig) -> pathlib.Path:
     return path.expanduser()
 
 
+def _is_divisible(source: TfdsSource) -> bool:
+    name, config_name, *_ = source.name.split("/")
+    return name == "oxford_flowers17" and config_name in _DIVISIBLE
+
+
+def _divide(config: DataConfig, source: TfdsSource) -> Source:
+    """Divides all images anew, if that is asked for."""
+    as_it_is = not config.split_seed and config.near_duplicates == "together"
+    if as_it_is and not config.folds:
+        return source
+    divided = tuple(splits_lib.FLOWERS17_SIZES)
+    pool = _look_at(source, divided)
+    with _user_errors():
+        split_of = division.by_sizes(pool, config, splits_lib.FLOWERS17_SIZES)
+    return _divided(
+        source,
+        divided,
+        tuple(split_of[i] for i in pool.ids),
+        notes=division.notes(
+            config,
+            f"{source.name}: all images divided anew (--split_seed="
+            f"{config.split_seed})",
+        ),
+    )
+
+
+def _look_at(source: TfdsSource, splits: tuple[str, ...]) -> division.Pool:
+    """Returns the images of some splits; near-duplicates are the known ones."""
+    ids: list[str] = []
+    labels: list[int] = []
+    for split in splits:
+        examples = source.read(split).map(lambda e: (e["id"], e["label"]))
+        for image_id, label in examples.as_numpy_iterator():
+            ids.append(image_id.decode())
+            labels.append(int(label))
+    position = {image_id: k for k, image_id in enumerate(ids)}
+    pairs = [
+        [position[image_id] for image_id in pair]
+        for pair in source.known_near_duplicates
+    ]
+    groups = splits_lib.group_pairs(pairs, len(ids)).tolist()
+    return division.Pool(ids, labels, groups, source.class_names)
+
+
+def _divided(
+    source: TfdsSource,
+    divided: tuple[str, ...],
+    split_of: tuple[str, ...],
+    notes: tuple[str, ...],
+) -> CarvedSource:
+    """Returns a data set with new splits.
+
+    Args:
+      source: the whole.
+      divided: the splits of it that no longer are.
+      split_of: the new split of each of their examples.
+      notes: see `Source`.
+    """
+    kept = {s: n for s, n in source.split_sizes.items() if s not in divided}
+    digest = hashlib.sha256("\n".join(split_of).encode()).hexdigest()[:8]
+    names = [s for s in splits_lib.FLOWERS17_SIZES if s in split_of]
+    return CarvedSource(
+        name=f"{source.name}@{digest}",
+        class_names=source.class_names,
+        split_sizes={s: split_of.count(s) for s in names} | kept,
+        known_near_duplicates=source.known_near_duplicates,
+        notes=notes,
+        _whole=source,
+        _divided=divided,
+        _split_of=split_of,
+    )
+
+
 def _carve(
     config: DataConfig,
     source: TfdsSource,
@@ -145,20 +265,17 @@ def _carve(
     )
     # Positions, which are unique; names need not be.
     ids = [str(k) for k in range(len(labels))]
-    split_of = carving.carve(ids, labels, groups, fractions, config.split_seed)
-    splits = tuple(split_of[i] for i in ids)
-    kept = {s: n for s, n in source.split_sizes.items() if s != "train"}
-    digest = hashlib.sha256("\n".join(splits).encode()).hexdigest()[:8]
-    return CarvedSource(
-        name=f"{source.name}@{digest}",
-        class_names=source.class_names,
-        split_sizes={s: splits.count(s) for s in fractions} | kept,
-        notes=(
+    pool = division.Pool(ids, labels, groups, source.class_names)
+    split_of = division.by_fractions(pool, config, fractions)
+    return _divided(
+        source,
+        ("train",),
+        tuple(split_of[i] for i in ids),
+        notes=division.notes(
+            config,
             f"{source.name} has no split {' or '.join(list(fractions)[1:])}: "
             "carved out of train (--split_fractions, --split_seed)",
         ),
-        _whole=source,
-        _split_of=splits,
     )
 
 

@@ -229,15 +229,7 @@ def _show_conflict(duplicates: Mapping[str, Any]) -> None:
 
 def show_evaluation(evaluation: Mapping[str, Any]) -> None:
     """Prints the contents of `evaluation.json`."""
-    rows = [
-        [name, s["precision"], s["recall"], s["f1"], s["support"]]
-        for name, s in evaluation["per_class"].items()
-    ]
-    show_table(
-        f"{evaluation['split']} split",
-        ["class", "precision", "recall", "F1", "images"],
-        rows,
-    )
+    _show_per_class(f"{evaluation['split']} split", evaluation["per_class"])
     low, high = evaluation["accuracy_interval"]
     # Of five classes or fewer, the five likeliest are all.
     top_5 = ""
@@ -330,3 +322,36 @@ def _span(interval: Sequence[float]) -> str:
 
 def _p_value(p: float) -> str:
     return f"= {p:.4f}" if p >= 0.0001 else "< 0.0001"
+
+
+def _show_per_class(
+    title: str, per_class: Mapping[str, Mapping[str, Any]]
+) -> None:
+    rows = [
+        [name, s["precision"], s["recall"], s["f1"], s["support"]]
+        for name, s in per_class.items()
+    ]
+    columns = ["class", "precision", "recall", "F1", "images"]
+    show_table(title, columns, rows)
+
+
+def show_cross_validation(result: Mapping[str, Any]) -> None:
+    """Prints the contents of `cross_validation.json`."""
+    folds, spread = result["folds"], result["over_folds"]
+    _show_per_class(f"test splits of {len(folds)} folds", result["per_class"])
+    rows = [
+        [name, one["accuracy"], *one["accuracy_interval"], one["num_examples"]]
+        for name, one in (*((f["workdir"], f) for f in folds), ("all", result))
+    ]
+    columns = ["fold", "accuracy", "95 % from", "to", "images"]
+    show_table("cross-validation", columns, rows)
+    low, high = result["accuracy_interval"]
+    say(
+        f"cross-validation: accuracy {result['accuracy']:.4f} (95 % interval "
+        f"{low:.4f} to {high:.4f}, {result['num_examples']} images, each "
+        f"tested once); over {len(folds)} folds {spread['mean']:.4f} +- "
+        f"{spread['standard_deviation']:.4f} (standard deviation), "
+        f"{spread['minimum']:.4f} to {spread['maximum']:.4f}",
+        **{name: result[name] for name in ("num_examples", "accuracy", "loss")},
+        over_folds=dict(spread),
+    )

@@ -206,6 +206,13 @@ class InputConfig:
         at_most=1,
     )
     horizontal_flip: bool = option(True, "Flip half of the images.")
+    cutmix: float = option(
+        0.0,
+        "Probability of a training image to show a box of another one of its "
+        "replica's batch, with a label mixed by area; not of cached features.",
+        at_least=0,
+        at_most=1,
+    )
 
 
 @dataclasses.dataclass(frozen=True)

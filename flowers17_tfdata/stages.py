@@ -220,7 +220,12 @@ def _feature_data(
             input_context=context,
         )
 
-    return StageData(splits.train.num_examples, make_train, make_validation)
+    return StageData(
+        splits.train.num_examples,
+        make_train,
+        make_validation,
+        shows_images=False,
+    )
 
 
 def _views_key(config: Config) -> dict[str, Any]:

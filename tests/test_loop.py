@@ -125,6 +125,8 @@ def test_interrupted_run_resumes_to_bit_equal_weights(
         optimization=dataclasses.replace(
             OPTIMIZATION, transfer_optimizer=optimizer, ema_decay=ema_decay
         ),
+        # Boxes, too, must be those of an uninterrupted run.
+        input=dataclasses.replace(CONFIG.input, cutmix=0.5),
     )
     whole = _stage(tmp_path / "whole", config)
     (tmp_path / "whole").mkdir(exist_ok=True)

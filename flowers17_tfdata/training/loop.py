@@ -48,6 +48,7 @@ class StageData:
       make_calibration: to the train split's clean batches, for the statistics
         of a batch-norm that has no pretrained ones; None: they stay.
       device_stage: from a replica's `Batch` to the model's inputs.
+      shows_images: whether the inputs are images, not features.
     """
 
     num_examples: int
@@ -57,6 +58,7 @@ class StageData:
     make_validation: Callable[[tf.distribute.InputContext], tf.data.Dataset]
     make_calibration: Callable[[], tf.data.Dataset] | None = None
     device_stage: Callable[[Batch], tf.Tensor] = lambda batch: batch.inputs
+    shows_images: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,6 +146,8 @@ class Stage:
             optimizer=optimizer,
             training_model=training_model,
             label_smoothing=options.label_smoothing,
+            cutmix=config.input.cutmix if data.shows_images else 0.0,
+            seed=config.runtime.seed,
             global_clip_norm=options.global_clip_norm,
             device_stage=data.device_stage,
             xla=uses_xla(config.runtime.xla),

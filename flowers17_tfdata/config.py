@@ -742,6 +742,12 @@ def validate(config: Config) -> None:
             f"--augmentation={config.input.augmentation} and "
             f"{config.input.feature_views} views"
         )
+    if config.input.crop < 1 and config.input.augmentation != "affine":
+        raise ConfigError(
+            "--crop below 1 goes with --augmentation=affine; got "
+            f"--augmentation={config.input.augmentation} and "
+            f"{config.input.crop}"
+        )
     _check_train_image_size(config.input)
     if not config.workdir:
         raise ConfigError("--workdir must name a folder; got ''")

@@ -140,11 +140,12 @@ class InputConfig:
     image_size: int = option(
         299, "Height and width of the network's input, pixels.", at_least=32
     )
-    train_image_size: int = option(
-        0,
-        "Height and width of augmented training images, pixels; 0: "
-        "--image_size. Smaller ones train faster.",
-        at_least=0,
+    train_scale: float = option(
+        1.0,
+        "Size of augmented training images, as a fraction of --image_size. "
+        "Smaller ones train faster, and make up for crops, which magnify.",
+        at_least=0.25,
+        at_most=1,
     )
     cache: str = option(
         "auto",
@@ -213,6 +214,11 @@ class InputConfig:
         at_least=0,
         at_most=1,
     )
+
+    @property
+    def train_image_size(self) -> int:
+        """Height and width of augmented training images, pixels."""
+        return round(self.train_scale * self.image_size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -748,7 +754,6 @@ def validate(config: Config) -> None:
             f"--augmentation={config.input.augmentation} and "
             f"{config.input.crop}"
         )
-    _check_train_image_size(config.input)
     if not config.workdir:
         raise ConfigError("--workdir must name a folder; got ''")
     if not config.data.dataset:
@@ -774,15 +779,6 @@ def validate(config: Config) -> None:
     _check_home(config)
     _check_data_service(config.input)
     _check_devices(config)
-
-
-def _check_train_image_size(config: InputConfig) -> None:
-    size = config.train_image_size
-    if size and not 32 <= size <= config.image_size:
-        raise ConfigError(
-            "--train_image_size must be 0 or from 32 to --image_size "
-            f"({config.image_size}); got {size}"
-        )
 
 
 def runs_all_folds(config: Config) -> bool:

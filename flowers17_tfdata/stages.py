@@ -234,7 +234,7 @@ def _views_key(config: Config) -> dict[str, Any]:
         # The clean one.
         return {}
     drawn = dataclasses.asdict(config.input)
-    drawn |= {"input_threads": 0, "train_image_size": 0}
+    drawn |= {"input_threads": 0, "train_scale": 1.0}
     return drawn | {"seed": config.runtime.seed}
 
 
@@ -249,7 +249,7 @@ def _extract_views(
     size = config.optimization.global_batch_size
 
     # Of the size that the head will meet.
-    options = dataclasses.replace(config.input, train_image_size=0)
+    options = dataclasses.replace(config.input, train_scale=1.0)
     device_stage = input_pipeline.make_device_stage(
         options, preprocess, session.compute_dtype
     )

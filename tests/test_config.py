@@ -114,11 +114,6 @@ def test_contradicting_flags():
             flags.parse(
                 ["main.py", "--crop=0.5", f"--augmentation={augmentation}"]
             )
-    for size in ("31", "300", "-1"):
-        with pytest.raises(ConfigError, match="--train_image_size must be"):
-            flags.parse(["main.py", f"--train_image_size={size}"])
-    for size in ("0", "32", "299"):
-        flags.parse(["main.py", f"--train_image_size={size}"])
     with pytest.raises(ConfigError, match="--archive goes with"):
         flags.parse(["main.py", "--dataset=mnist", "--archive=x"])
     with pytest.raises(ConfigError, match="--model does not go with"):

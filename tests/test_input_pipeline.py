@@ -389,7 +389,7 @@ REDUCED = fakes.IMAGE_SIZE // 2
 @pytest.mark.parametrize("augmentation", ["affine", "keras", "none"])
 def test_training_images_can_be_smaller_than_evaluations(augmentation):
     config = dataclasses.replace(
-        PLAIN, augmentation=augmentation, train_image_size=REDUCED
+        PLAIN, augmentation=augmentation, train_scale=0.5
     )
     (trained,) = _train(NUM_EXAMPLES, config).take(1)
     assert trained.inputs.shape[1:] == (REDUCED, REDUCED, 3)
@@ -407,9 +407,7 @@ def test_host_and_device_make_the_same_smaller_images(crop):
     images = fakes.make_smooth_examples(8)
     shown = []
     for config in (HOST, DEVICE):
-        config = dataclasses.replace(
-            config, train_image_size=REDUCED, crop=crop
-        )
+        config = dataclasses.replace(config, train_scale=0.5, crop=crop)
         batches = input_pipeline.make_train_dataset(
             images, config, _identity, global_batch_size=8, seed=1
         )
@@ -423,7 +421,7 @@ def test_host_and_device_make_the_same_smaller_images(crop):
 
 def test_a_smaller_image_shows_what_the_resized_one_would():
     images = fakes.make_smooth_examples(4)
-    config = dataclasses.replace(PLAIN, train_image_size=REDUCED)
+    config = dataclasses.replace(PLAIN, train_scale=0.5)
     batches = input_pipeline.make_train_dataset(
         images, config, _identity, global_batch_size=4, seed=1
     )

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from flowers17_tfdata.config import InputConfig, ModelConfig
+from flowers17_tfdata.errors import ConfigError
 from flowers17_tfdata.models import classifier, freeze, resizing
 from flowers17_tfdata.training.trainer import Trainer
 from tests import fakes
 
-SIZES = InputConfig(image_size=fakes.IMAGE_SIZE, train_image_size=24)
+SIZES = InputConfig(image_size=fakes.IMAGE_SIZE, train_scale=0.75)
 
 
 @pytest.fixture
@@ -24,12 +27,9 @@ def model(tiny_backbone) -> keras.Model:
 
 
 def test_one_size_needs_no_second_model(model):
-    for train_size in (0, fakes.IMAGE_SIZE):
-        config = InputConfig(
-            image_size=fakes.IMAGE_SIZE, train_image_size=train_size
-        )
-        assert resizing.for_training(model, config) is model
-        assert resizing.training_model(model, config) is None
+    config = InputConfig(image_size=fakes.IMAGE_SIZE)
+    assert resizing.for_training(model, config) is model
+    assert resizing.training_model(model, config) is None
 
 
 def test_it_computes_the_same_and_takes_both_sizes(model):
@@ -77,3 +77,10 @@ def test_the_saved_model_takes_evaluations_size(model, tmp_path):
     assert loaded.input_shape[1] == fakes.IMAGE_SIZE
     images = np.ones([1, fakes.IMAGE_SIZE, fakes.IMAGE_SIZE, 3], np.float32)
     np.testing.assert_array_equal(loaded(images), model(images))
+
+
+def test_too_small_for_the_backbone_is_told(model):
+    config = dataclasses.replace(SIZES, train_scale=0.25)
+    rebuilt = resizing.for_training(model, config)
+    with pytest.raises(ConfigError, match=r"--train_scale=0.25 .* 8 pixels"):
+        resizing.training_model(rebuilt, config)

@@ -169,7 +169,7 @@ def make_train_dataset(
 def _batch_maker(files, config, preprocess, compute_dtype):
     """Returns `make_batch(indices, weights, transforms) -> Batch`."""
     size = config.image_size
-    reduced = input_pipeline.train_image_size(config)
+    reduced = config.train_image_size
     paths, labels = tf.constant(files.paths), tf.constant(files.labels)
     affine = augmentation.make_affine(config)
     on_device = input_pipeline.resolve_augment_on(config) == "device"

@@ -107,7 +107,7 @@ def make_device_stage(
     """
     if resolve_augment_on(config) == "host":
         return lambda batch: batch.inputs
-    affine, size = augmentation.make_affine(config), train_image_size(config)
+    affine, size = augmentation.make_affine(config), config.train_image_size
     normalize = make_normalize(preprocess, compute_dtype)
 
     def finish(batch: Batch) -> tf.Tensor:
@@ -119,11 +119,6 @@ def make_device_stage(
         return normalize(images)
 
     return finish
-
-
-def train_image_size(config: InputConfig) -> int:
-    """Returns the height and width of augmented training images, pixels."""
-    return config.train_image_size or config.image_size
 
 
 def steps_per_epoch(num_examples: int, global_batch_size: int) -> int:
@@ -252,7 +247,7 @@ def make_epoch_plan(
       batches, see `Batch`.
     """
     size, affine = config.image_size, augmentation.make_affine(config)
-    scale = size / train_image_size(config)
+    scale = size / config.train_image_size
 
     def plan(epoch: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         order = epoch_order(num_examples, seed, epoch)
@@ -368,7 +363,7 @@ def _batch_maker(examples, config, preprocess, compute_dtype):
         # Python, but for microseconds an image: OpenCV and the decoder let
         # other threads run meanwhile.
         warps = on_host and transforms.shape[1]
-        size = config.image_size if not warps else train_image_size(config)
+        size = config.image_size if not warps else config.train_image_size
 
         def read(indices, transforms):
             return examples.images.read(

@@ -5,11 +5,12 @@ from __future__ import annotations
 import keras
 
 from flowers17_tfdata.config import InputConfig
+from flowers17_tfdata.errors import ConfigError
 from flowers17_tfdata.models import classifier, folding
 
 
 def for_training(model: keras.Model, config: InputConfig) -> keras.Model:
-    """Lets a classifier train on images of `--train_image_size`.
+    """Lets a classifier train on images of `--train_scale`.
 
     Args:
       model: a classifier for images of `--image_size`; left as it is.
@@ -38,7 +39,7 @@ def for_training(model: keras.Model, config: InputConfig) -> keras.Model:
 def training_model(
     model: keras.Model, config: InputConfig
 ) -> keras.Model | None:
-    """Returns the classifier for images of `--train_image_size`.
+    """Returns the classifier for images of `--train_scale`.
 
     It shares all layers of `model`: training it trains `model`.
 
@@ -48,19 +49,29 @@ def training_model(
 
     Returns:
       None, where `model` itself takes such images.
+
+    Raises:
+      ConfigError: the backbone can't take them.
     """
     if not _reduces(config):
         return None
     size = config.train_image_size
     inputs = keras.Input((size, size, 3), name="image")
     x = inputs
-    for layer in model.layers[1:]:
-        x = layer(x)
+    try:
+        for layer in model.layers[1:]:
+            x = layer(x)
+    except ValueError as error:
+        raise ConfigError(
+            f"--train_scale={config.train_scale:g} of --image_size="
+            f"{config.image_size}: training images of {size} pixels are too "
+            f"small for {classifier.get_backbone(model).name}"
+        ) from error
     return keras.Model(inputs, x, name=model.name)
 
 
 def _reduces(config: InputConfig) -> bool:
-    return config.train_image_size not in (0, config.image_size)
+    return config.train_image_size != config.image_size
 
 
 def _take_any_size(config: dict) -> None:

@@ -235,6 +235,11 @@ class ModelConfig:
         "Last backbone layer that is used, e.g. mixed7, block_12_add; '': all "
         "of them. A shorter network is faster, and may know enough.",
     )
+    backbone_taps: str = option(
+        "",
+        "Earlier backbone layers, comma-separated, whose channels the head "
+        "sees beside those of the last one, e.g. mixed4,mixed7.",
+    )
     weights: str = option(
         "imagenet",
         "Backbone weights: imagenet (downloaded), none (random), or the path "

@@ -9,9 +9,16 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from flowers17_tfdata.config import ModelConfig
+from flowers17_tfdata.config import InputConfig, ModelConfig
 from flowers17_tfdata.errors import ConfigError, UserError
-from flowers17_tfdata.models import backbones, batch_norm, classifier, freeze
+from flowers17_tfdata.models import (
+    backbones,
+    batch_norm,
+    classifier,
+    folding,
+    freeze,
+    resizing,
+)
 from tests import fakes
 
 
@@ -370,3 +377,46 @@ def test_learning_rates_rise_from_the_lowest_trained_layer(tiny_backbone):
     assert by_layer["block2_conv"] == pytest.approx(0.01)
     freeze.freeze_all(backbone)
     assert set(scales(0.01).values()) == {1.0}
+
+
+def test_taps_are_seen_beside_the_last_layer(tiny_backbone, tiny_weights):
+    whole = backbones.build_backbone(tiny_backbone, 32, tiny_weights)
+    tapped = backbones.build_backbone(
+        tiny_backbone, 32, tiny_weights, taps="block1_relu, block1_conv"
+    )
+    assert tapped.name == whole.name
+    middle = [whole.get_layer(f"block1_{n}").output for n in ("relu", "conv")]
+    images = np.random.default_rng(0).normal(size=[2, 32, 32, 3])
+    relu, conv, last = keras.Model(whole.input, [*middle, whole.output])(images)
+    # 8 by 8 positions to 3 by 3, by windows of 3 in steps of 2.
+    relu, conv = (
+        tf.nn.avg_pool2d(x, 3, 2, padding="VALID") for x in (relu, conv)
+    )
+    assert relu.shape[1:3] == last.shape[1:3]
+    np.testing.assert_allclose(
+        tapped(images), tf.concat([relu, conv, last], axis=-1), atol=1e-6
+    )
+    with pytest.raises(ConfigError, match=r"--backbone_taps .*got 'block3'"):
+        backbones.build_backbone(tiny_backbone, 32, "none", taps="block3")
+
+
+@pytest.mark.parametrize(
+    ("name", "taps"),
+    [
+        ("inception_v3", "mixed2,mixed7"),
+        ("mobilenet_v2", "block_5_add,block_12_add"),
+        ("resnet50v2", "conv3_block4_out"),
+    ],
+)
+def test_taps_of_real_backbones_fold_and_take_two_sizes(name, taps):
+    config = ModelConfig(backbone=name, weights="none", backbone_taps=taps)
+    sizes = InputConfig(image_size=128, train_scale=0.75)
+    model = classifier.build_classifier(
+        config, image_size=128, num_classes=3, seed=0
+    )
+    folded = folding.fold_batch_norm(model)
+    images = np.random.default_rng(0).normal(size=[1, 128, 128, 3])
+    np.testing.assert_allclose(folded(images), model(images), atol=1e-3)
+    rebuilt = resizing.for_training(folded, sizes)
+    reduced = resizing.training_model(rebuilt, sizes)
+    assert reduced(images[:, :96, :96]).shape == (1, 3)

@@ -37,7 +37,11 @@ def build_classifier(
     """
     keras.utils.set_random_seed(seed)
     backbone = backbones.build_backbone(
-        config.backbone, image_size, config.weights, config.backbone_end
+        config.backbone,
+        image_size,
+        config.weights,
+        config.backbone_end,
+        config.backbone_taps,
     )
     # Batch-norm of random weights is yet to be measured, and trained.
     if config.fold_batch_norm and config.weights != "none":

@@ -296,6 +296,12 @@ class OptimizationConfig:
     finetune_epochs: int = option(
         8, "Epochs with the backbone partly unfrozen.", at_least=1
     )
+    finetune_full_size_epochs: int = option(
+        0,
+        "The last of these epochs train at --image_size, whatever "
+        "--train_scale: the network gets used to what it is evaluated on.",
+        at_least=0,
+    )
     finetune_optimizer: str = option(
         "adamw", "Optimizer of the fine-tune stage.", choices=OPTIMIZERS
     )

@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from flowers17_tfdata import config as config_lib
-from flowers17_tfdata.config import Config
+from flowers17_tfdata.config import Config, InputConfig
 from flowers17_tfdata.errors import ConfigError, UserError
 from flowers17_tfdata.input import (
     data_service,
@@ -97,7 +97,9 @@ def _class_weights(session: Session, train: Examples) -> np.ndarray | None:
     )
 
 
-def _image_data(session: Session, splits: _Splits) -> StageData:
+def _image_data(
+    session: Session, splits: _Splits, options: InputConfig
+) -> StageData:
     """Images, augmented anew in every epoch."""
     config = session.config
     preprocess = backbones.get_preprocess(config.model.backbone)
@@ -109,11 +111,11 @@ def _image_data(session: Session, splits: _Splits) -> StageData:
 
     def make_train(initial_epoch, initial_step, context):
         make, images = input_pipeline.make_train_dataset, splits.train
-        if config.input.data_service:
+        if options.data_service:
             make, images = data_service.make_train_dataset, splits.train_files
         return make(
             images,
-            config.input,
+            options,
             preprocess,
             seed=config.runtime.seed,
             initial_epoch=initial_epoch,
@@ -126,7 +128,7 @@ def _image_data(session: Session, splits: _Splits) -> StageData:
     def make_validation(context):
         return input_pipeline.make_eval_dataset(
             splits.validation,
-            config.input,
+            options,
             preprocess,
             input_context=context,
             **arguments,
@@ -134,7 +136,7 @@ def _image_data(session: Session, splits: _Splits) -> StageData:
 
     def make_calibration():
         batches = input_pipeline.make_eval_dataset(
-            splits.train, config.input, preprocess, **arguments
+            splits.train, options, preprocess, **arguments
         )
         size = config.optimization.global_batch_size
         return batches.take(max(1, _CALIBRATION_IMAGES // size))
@@ -145,7 +147,7 @@ def _image_data(session: Session, splits: _Splits) -> StageData:
         make_validation=make_validation,
         make_calibration=make_calibration if _calibrates(session) else None,
         device_stage=input_pipeline.make_device_stage(
-            config.input, preprocess, session.compute_dtype
+            options, preprocess, session.compute_dtype
         ),
     )
 
@@ -392,7 +394,8 @@ def _make_stage(
 ) -> Stage:
     """Chooses what a stage trains, and on what; see `Stage`."""
     config = session.config
-    data, trained, steps_per_call = _image_data(session, splits), model, 1
+    data = _image_data(session, splits, config.input)
+    trained, steps_per_call = model, 1
     training_model = resizing.training_model(model, config.input)
     on_features = stage == "transfer" and config.input.feature_views > 0
     if on_features:
@@ -402,9 +405,13 @@ def _make_stage(
         steps_per_call = _HEAD_STEPS_PER_CALL
     elif tf.config.list_physical_devices("GPU"):
         steps_per_call = _GPU_STEPS_PER_CALL
-    lowest, rate_scales = config.optimization.finetune_lowest_rate, None
-    if stage == "finetune" and lowest < 1:
+    rate_scales, full_size_data = None, None
+    if stage == "finetune":
+        lowest = config.optimization.finetune_lowest_rate
         rate_scales = freeze.learning_rate_scales(model, lowest)
+        full_size_data = _image_data(
+            session, splits, dataclasses.replace(config.input, train_scale=1.0)
+        )
     return Stage(
         stage,
         config,
@@ -420,6 +427,8 @@ def _make_stage(
         output=session.output,
         workers=session.workers,
         schedule=schedule,
+        full_size_data=full_size_data,
+        full_size_epochs=config.optimization.finetune_full_size_epochs,
     )
 
 

@@ -26,6 +26,7 @@ WALK_THROUGHS = [
 _TINY = [
     *("--backbone=tiny_net", "--weights=none", "--image_size=32"),
     *("--transfer_epochs=1", "--finetune_epochs=1", "--unfreeze_from=all"),
+    "--backbone_taps=",
 ]
 
 

@@ -342,3 +342,28 @@ def test_deterministic_runs_are_bit_equal(tmp_path, tiny_command):
         np.testing.assert_array_equal(a, b)
     config = json.loads((tmp_path / "a" / "config.json").read_text())
     assert config["flags"]["deterministic"] is True
+
+
+def test_all_options_of_the_recipe_go_together(run, tmp_path):
+    """From another size than evaluation's to a model of evaluation's."""
+    recipe = [
+        *("--train_scale=0.75", "--crop=0.3", "--cutmix=0.5", "--shift=0"),
+        *("--backbone_taps=block1_relu", "--finetune_lowest_rate=0.1"),
+        *("--ema_decay=0.9", "--finetune_full_size_epochs=1"),
+        *("--unfreeze_from=block2", "--global_clip_norm=1"),
+    ]
+    for phase in ("transfer", "finetune", "evaluate"):
+        code, _, err = run(f"--phase={phase}", *recipe)
+        assert code == 0, err
+    workdir = tmp_path / "work"
+    model = keras.models.load_model(workdir / "model_finetune.keras")
+    assert model.input_shape == (None, 32, 32, 3)
+    # The head sees 8 channels of the tap beside 16.
+    assert model.get_layer("pooler").output.shape[-1] == 24
+    # Another stage's flag changes nothing of this one.
+    code, out, err = run("--phase=transfer", *recipe, "--finetune_epochs=3")
+    assert code == 0 and "already done" in out, err
+    # What is trained on is asked for again when a run is resumed.
+    code, _, err = run("--phase=finetune", *recipe, "--crop=0.5")
+    assert code == 2
+    assert "--crop" in _one_line(err)

@@ -86,6 +86,6 @@ def _scaled(
             scale = scales[self._get_variable_index(variable)]
             super().update_step(gradient, variable, learning_rate * scale)
 
-    # Checkpoints name variables by it.
+    # The optimizer's variables are named after it.
     Scaled.__name__ = optimizer_class.__name__
     return Scaled

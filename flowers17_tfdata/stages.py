@@ -175,6 +175,9 @@ def _feature_data(
             "weights": inference.weights_digest(extractor),
             "fold_batch_norm": config.model.fold_batch_norm,
             "backbone": config.model.backbone,
+            # They change what is computed, but not every time the weights.
+            "backbone_end": config.model.backbone_end,
+            "backbone_taps": config.model.backbone_taps,
             "train": splits.train.images.digest(),
             "validation": splits.validation.images.digest(),
             "image_size": config.input.image_size,
@@ -236,7 +239,7 @@ def _views_key(config: Config) -> dict[str, Any]:
         # The clean one.
         return {}
     drawn = dataclasses.asdict(config.input)
-    drawn |= {"input_threads": 0, "train_scale": 1.0}
+    drawn |= {"input_threads": 0, "train_scale": 1.0, "cutmix": 0.0}
     return drawn | {"seed": config.runtime.seed}
 
 
@@ -395,20 +398,22 @@ def _make_stage(
     """Chooses what a stage trains, and on what; see `Stage`."""
     config = session.config
     data = _image_data(session, splits, config.input)
-    trained, steps_per_call = model, 1
-    training_model = resizing.training_model(model, config.input)
+    trained, steps_per_call, training_model = model, 1, None
     on_features = stage == "transfer" and config.input.feature_views > 0
     if on_features:
         data = _feature_data(session, splits, data, model, stop)
         with session.strategy.scope():
-            trained, training_model = classifier.get_head(model), None
+            trained = classifier.get_head(model)
         steps_per_call = _HEAD_STEPS_PER_CALL
-    elif tf.config.list_physical_devices("GPU"):
-        steps_per_call = _GPU_STEPS_PER_CALL
+    else:
+        training_model = resizing.training_model(model, config.input)
+        if tf.config.list_physical_devices("GPU"):
+            steps_per_call = _GPU_STEPS_PER_CALL
     rate_scales, full_size_data = None, None
     if stage == "finetune":
         lowest = config.optimization.finetune_lowest_rate
         rate_scales = freeze.learning_rate_scales(model, lowest)
+    if stage == "finetune" and training_model is not None:
         full_size_data = _image_data(
             session, splits, dataclasses.replace(config.input, train_scale=1.0)
         )

@@ -367,3 +367,16 @@ def test_all_options_of_the_recipe_go_together(run, tmp_path):
     code, _, err = run("--phase=finetune", *recipe, "--crop=0.5")
     assert code == 2
     assert "--crop" in _one_line(err)
+
+
+def test_features_are_not_taken_for_those_of_other_layers(run, tmp_path):
+    """The same weights, but another width: they are computed anew."""
+    folder = tmp_path / "work" / "features"
+    for k, flag in enumerate(
+        ("--backbone_taps=", "--backbone_taps=block1_relu")
+    ):
+        # As if stopped before the first checkpoint.
+        shutil.rmtree(tmp_path / "work" / "checkpoints", ignore_errors=True)
+        code, _, err = run("--phase=transfer", "--weights=none", flag)
+        assert code == 0, err
+        assert len(list(folder.glob("*.npz"))) == k + 1

@@ -250,6 +250,13 @@ class ModelConfig:
         "Merge frozen batch-norm into the convolutions: the same function, "
         "faster. Not done for --weights=none before the training's end.",
     )
+    batch_norm_statistics: str = option(
+        "pretrained",
+        "Means and variances of frozen batch-norm: pretrained: the weights' "
+        "own; train: measured on clean images of the train split, before "
+        "anything trains (--weights=none measures them in any case).",
+        choices=("pretrained", "train"),
+    )
     head_units: int = option(
         1024, "Units of the head's hidden layer; 0: none.", at_least=0
     )

@@ -98,10 +98,23 @@ def _class_weights(session: Session, train: Examples) -> np.ndarray | None:
 
 
 def _image_data(
-    session: Session, splits: _Splits, options: InputConfig
+    session: Session,
+    splits: _Splits,
+    options: InputConfig,
+    *,
+    measures: bool | None = None,
 ) -> StageData:
-    """Images, augmented anew in every epoch."""
+    """Images, augmented anew in every epoch.
+
+    Args:
+      session: of the process.
+      splits: what to train and validate on.
+      options: size and augmentation of the images.
+      measures: whether batch-norm is measured on them; None: where it must be.
+    """
     config = session.config
+    if measures is None:
+        measures = _calibrates(session)
     preprocess = backbones.get_preprocess(config.model.backbone)
     weights = _class_weights(session, splits.train)
     arguments = {
@@ -145,7 +158,7 @@ def _image_data(
         num_examples=splits.train.num_examples,
         make_train=make_train,
         make_validation=make_validation,
-        make_calibration=make_calibration if _calibrates(session) else None,
+        make_calibration=make_calibration if measures else None,
         device_stage=input_pipeline.make_device_stage(
             options, preprocess, session.compute_dtype
         ),
@@ -157,18 +170,27 @@ def _calibrates(session: Session) -> bool:
     return session.config.model.weights == "none"
 
 
+def _measure_batch_norm(images: StageData, model: keras.Model) -> None:
+    batches = images.make_calibration()
+    batch_norm.calibrate(model, (images.device_stage(b) for b in batches))
+
+
 def _feature_data(
     session: Session,
     splits: _Splits,
     images: StageData,
     model: keras.Model,
     stop: StopRequest,
-) -> StageData:
-    """Features of the frozen backbone, from the workdir or computed now."""
+) -> tuple[StageData, np.ndarray]:
+    """Features of the frozen backbone, from the workdir or computed now.
+
+    Returns:
+      What to train the head on, and the train split's features,
+      `[views, n, channels]`.
+    """
     config = session.config
     if images.make_calibration:
-        batches = images.make_calibration()
-        batch_norm.calibrate(model, (images.device_stage(b) for b in batches))
+        _measure_batch_norm(images, model)
     extractor = classifier.get_feature_extractor(model)
     key = feature_cache.cache_key(
         {
@@ -225,12 +247,13 @@ def _feature_data(
             input_context=context,
         )
 
-    return StageData(
+    data = StageData(
         splits.train.num_examples,
         make_train,
         make_validation,
         shows_images=False,
     )
+    return data, arrays["train"]
 
 
 def _views_key(config: Config) -> dict[str, Any]:
@@ -356,13 +379,15 @@ def _run_stage(
     folder = session.output / "checkpoints" / stage
     start = time.perf_counter()
     with timings.measure(session.output, f"{stage}: building the network"):
-        model = _build_stage_model(session, stage)
+        model = _build_stage_model(session, stage, splits)
     model_views.show(model, stage, session.output, config.model)
     folder.mkdir(parents=True, exist_ok=True)
     checkpoints.write_resume_key(folder, key)
     runner = _make_stage(session, stage, splits, model, stop)
     with timings.measure(session.output, f"{stage}: epochs"):
         result = runner.run()
+    if runner.model is not model:
+        classifier.absorb_standardization(runner.model)
     trains_batch_norm = stage == "finetune" and _calibrates(session)
     if trains_batch_norm and config.model.fold_batch_norm:
         with session.strategy.scope():
@@ -401,9 +426,9 @@ def _make_stage(
     trained, steps_per_call, training_model = model, 1, None
     on_features = stage == "transfer" and config.input.feature_views > 0
     if on_features:
-        data = _feature_data(session, splits, data, model, stop)
+        data, features = _feature_data(session, splits, data, model, stop)
         with session.strategy.scope():
-            trained = classifier.get_head(model)
+            trained = classifier.get_standardizing_head(model, features)
         steps_per_call = _HEAD_STEPS_PER_CALL
     else:
         training_model = resizing.training_model(model, config.input)
@@ -455,33 +480,67 @@ def open_stage(
     Raises:
       UserError: what the stage starts from isn't there.
     """
-    # Before the images: it may be missing.
-    model = _build_stage_model(session, stage)
+    if stage == "finetune":
+        # Before the images: it may be missing.
+        _initial_model_path(session)
     splits = _load_splits(session)
+    model = _build_stage_model(session, stage, splits)
     stop = StopRequest()
     return _make_stage(session, stage, splits, model, stop, schedule)
 
 
-def _build_stage_model(session: Session, stage: str) -> keras.Model:
+def _build_stage_model(
+    session: Session, stage: str, splits: _Splits
+) -> keras.Model:
+    if stage == "transfer":
+        return _build_transfer_model(session, splits)
+    return _load_initial_model(session)
+
+
+def _build_transfer_model(session: Session, splits: _Splits) -> keras.Model:
+    config, measure = session.config, None
+    if config.model.batch_norm_statistics == "train" and not _calibrates(
+        session
+    ):
+        images = _image_data(session, splits, config.input, measures=True)
+
+        def measure(backbone):
+            with timings.measure(session.output, "transfer: batch-norm"):
+                _measure_batch_norm(images, backbone)
+
+    with session.strategy.scope():
+        model = classifier.build_classifier(
+            config.model,
+            image_size=config.input.image_size,
+            num_classes=len(session.source.class_names),
+            seed=config.runtime.seed,
+            measure_batch_norm=measure,
+        )
+        model = resizing.for_training(model, config.input)
+        freeze.freeze_all(classifier.get_backbone(model))
+    return model
+
+
+def _initial_model_path(session: Session) -> str | pathlib.Path:
+    """Returns what fine-tuning starts from.
+
+    Raises:
+      UserError: the transfer stage hasn't left it.
+    """
     config = session.config
+    path = config.model.init_from or session.model_path("transfer")
+    if not pathlib.Path(path).exists() and not config.model.init_from:
+        raise UserError(
+            f"--phase={config.phase} needs {path}: run --phase=transfer in "
+            "this --workdir first, or pass --init_from"
+        )
+    return path
+
+
+def _load_initial_model(session: Session) -> keras.Model:
+    config, path = session.config, _initial_model_path(session)
     num_classes = len(session.source.class_names)
     with session.strategy.scope():
-        if stage == "transfer":
-            model = classifier.build_classifier(
-                config.model,
-                image_size=config.input.image_size,
-                num_classes=num_classes,
-                seed=config.runtime.seed,
-            )
-            model = resizing.for_training(model, config.input)
-            freeze.freeze_all(classifier.get_backbone(model))
-            return model
-        path = config.model.init_from or session.model_path("transfer")
-        if not pathlib.Path(path).exists() and not config.model.init_from:
-            raise UserError(
-                f"--phase={config.phase} needs {path}: run --phase=transfer in "
-                "this --workdir first, or pass --init_from"
-            )
         model = classifier.load_classifier(path, "--init_from")
         classifier.check_classifier(
             model, path, config.input.image_size, num_classes

@@ -239,46 +239,53 @@ def model(tiny_backbone) -> keras.Model:
     return _build(tiny_backbone)
 
 
-def _build(backbone):
+def _build(backbone, head_units=12):
     return classifier.build_classifier(
-        ModelConfig(backbone=backbone, weights="none", head_units=12),
+        ModelConfig(backbone=backbone, weights="none", head_units=head_units),
         image_size=fakes.IMAGE_SIZE,
         num_classes=fakes.NUM_CLASSES,
         seed=0,
     )
 
 
-def test_head_on_features_is_the_classifier(model):
-    extractor = classifier.get_feature_extractor(model)
-    head = classifier.get_head(model)
-    images = fakes.make_batch(8).inputs
-    np.testing.assert_allclose(
-        head(extractor(images)), model(images), rtol=1e-6
-    )
+def test_head_takes_features_standardized(model):
+    # Of two views, one a hundred times the other; the last channel is dead.
+    channels = model.get_layer("pooler").output.shape[-1]
+    features = np.random.default_rng(0).uniform(size=(2, 50, channels))
+    features *= np.array([1, 100])[:, np.newaxis, np.newaxis]
+    features[..., -1] = 0
+    head = classifier.get_standardizing_head(model, features)
     assert [layer.name for layer in head.layers] == [
         "features",
+        "standardization",
         "head_dense",
         "head_dropout",
         "predictions",
     ]
+    standardized = np.asarray(
+        head.get_layer("standardization")(features.reshape(-1, channels))
+    )
+    np.testing.assert_allclose(standardized.mean(0), 0, atol=1e-4)
+    np.testing.assert_allclose(standardized.std(0)[:-1], 1, rtol=1e-3)
+    np.testing.assert_array_equal(standardized[:, -1], 0)
 
 
-def test_training_the_head_trains_the_classifier(model):
+@pytest.mark.parametrize("head_units", [0, 12])
+def test_training_the_head_trains_the_classifier(tiny_backbone, head_units):
+    model = _build(tiny_backbone, head_units)
     extractor = classifier.get_feature_extractor(model)
-    head = classifier.get_head(model)
     batch = fakes.make_batch(8)
-    before = model(batch.inputs).numpy()
+    features = extractor(batch.inputs).numpy()
+    head = classifier.get_standardizing_head(model, features)
     own = {id(v.value) for v in model.trainable_variables}
     assert {id(v.value) for v in head.trainable_variables} < own
+    before = head(features).numpy()
     head.compile(keras.optimizers.SGD(1.0), "mse")
-    head.fit(
-        extractor(batch.inputs),
-        tf.one_hot(batch.labels, fakes.NUM_CLASSES),
-        verbose=0,
-    )
-    after = model(batch.inputs).numpy()
+    head.fit(features, tf.one_hot(batch.labels, fakes.NUM_CLASSES), verbose=0)
+    after = head(features).numpy()
     assert np.abs(after - before).max() > 1e-2
-    np.testing.assert_allclose(head(extractor(batch.inputs)), after, rtol=1e-6)
+    classifier.absorb_standardization(head)
+    np.testing.assert_allclose(model(batch.inputs), after, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("replicas", [1, 2])

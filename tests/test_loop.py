@@ -105,7 +105,7 @@ def _stage(
 
 
 def _weights(stage):
-    model = stage._model
+    model = stage.model
     return [keras.ops.convert_to_numpy(v) for v in model.variables]
 
 
@@ -304,7 +304,7 @@ def test_nan_stops_with_the_flag_to_turn_and_keeps_the_checkpoint(tmp_path):
         calls.append(num_steps)
         if len(calls) == 5:
             # The last one: oneDNN's ReLU makes 0 of NaN on some CPUs.
-            kernel = stage._model.trainable_variables[-2]
+            kernel = stage.model.trainable_variables[-2]
             kernel.assign(kernel * np.nan)
         return train_steps(batches, num_steps)
 
@@ -416,7 +416,7 @@ def test_trained_batch_norm_is_saved_with_the_datas_statistics(
         tmp_path, config, make_model=_make_batch_norm_model(tiny_backbone)
     )
     stage.run()
-    backbone = classifier.get_backbone(stage._model)
+    backbone = classifier.get_backbone(stage.model)
     convolution = backbone.get_layer("block1_conv")
     pixels = fakes.make_noise_examples(40).images.pixels
     # 40 images in batches of 16: the first 8 fill the last one up.

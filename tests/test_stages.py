@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 
 import keras
@@ -97,22 +98,46 @@ def test_features_are_computed_once_and_kept(run, tmp_path):
     assert other.name != file.name
 
 
-def test_one_clean_view_is_transfer_without_augmentation(run, tmp_path):
-    run("cached", "--phase=transfer", "--feature_views=1", "--dropout=0")
-    run(
-        "online",
-        "--phase=transfer",
-        "--feature_views=0",
-        "--augmentation=none",
-        "--dropout=0",
+@pytest.mark.parametrize("head_units", [0, 16])
+def test_the_saved_model_takes_images_as_its_head_took_features(
+    run, tmp_path, head_units
+):
+    flags = ["--feature_views=1", "--batch_norm_statistics=train"]
+    run("a", "--phase=transfer", f"--head_units={head_units}", *flags)
+    epochs = metrics.read_metrics(tmp_path / "a" / "metrics.jsonl")
+    best = max(
+        epochs,
+        key=lambda e: (e["validation_accuracy"], -e["validation_loss"]),
     )
-    assert not (tmp_path / "online" / "features").exists()
-    _assert_equal(
-        tmp_path / "cached" / "model_transfer.keras",
-        tmp_path / "online" / "model_transfer.keras",
-        rtol=1e-3,
-        atol=1e-5,
+    assert best["validation_accuracy"] > 0.3
+    run("a", "--phase=evaluate", "--split=validation")
+    evaluation = json.loads((tmp_path / "a" / "evaluation.json").read_text())
+    assert evaluation["accuracy"] == best["validation_accuracy"]
+    assert evaluation["loss"] == pytest.approx(best["validation_loss"], 1e-4)
+
+
+def test_batch_norm_is_measured_on_train_before_it_is_folded(
+    run, tmp_path, tiny_backbone, weights
+):
+    flags = ["--phase=transfer", "--transfer_epochs=1"]
+    run("own", *flags)
+    run("train", *flags, "--batch_norm_statistics=train")
+    run("bare", *flags, "--batch_norm_statistics=train", "--nofold_batch_norm")
+    features = {}
+    for name in ("own", "train", "bare"):
+        (file,) = (tmp_path / name / "features").iterdir()
+        features[name] = np.load(file)["train"]
+    assert not np.allclose(features["own"], features["train"], rtol=0.1)
+    np.testing.assert_allclose(
+        features["train"], features["bare"], rtol=1e-3, atol=1e-5
     )
+    bare = keras.models.load_model(tmp_path / "bare" / "model_transfer.keras")
+    pretrained = build_backbone(tiny_backbone, 32, str(weights))
+    for own in batch_norm.batch_norm_layers(pretrained):
+        layer = classifier.get_backbone(bare).get_layer(own.name)
+        np.testing.assert_array_equal(layer.gamma, own.gamma)
+        np.testing.assert_array_equal(layer.beta, own.beta)
+        assert not np.allclose(layer.moving_mean, own.moving_mean, rtol=0.1)
 
 
 class _Killed(Exception):

@@ -324,12 +324,13 @@ def make_head(
 ) -> Callable[[], float]:
     """Training steps of the head on cached features."""
     config = session.config
-    with session.strategy.scope():
-        head = classifier.get_head(model)
+    channels = model.get_layer("pooler").output.shape[-1]
     features = Features(
-        np.zeros([1, num_examples, *head.input_shape[1:]], np.float32),
+        np.zeros([1, num_examples, channels], np.float32),
         np.zeros(num_examples, np.int64),
     )
+    with session.strategy.scope():
+        head = classifier.get_standardizing_head(model, features.values)
     batches = iter(
         session.strategy.distribute_datasets_from_function(
             lambda context: feature_cache.make_train_dataset(

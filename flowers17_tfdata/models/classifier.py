@@ -6,10 +6,11 @@ import json
 import os
 import pathlib
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
+import numpy as np
 
 from flowers17_tfdata.config import ModelConfig
 from flowers17_tfdata.errors import ConfigError, UserError, one_line
@@ -18,9 +19,20 @@ from flowers17_tfdata.models import backbones, folding
 # What Keras leaves out of a .keras file (a zip), in a member that it ignores.
 _EXTRAS = "flowers17_tfdata.json"
 
+_STANDARDIZATION = "standardization"
+
+# Standard deviation that a channel is taken to have at least, as a fraction of
+# the mean over all channels.
+_LEAST_SPREAD = 0.01
+
 
 def build_classifier(
-    config: ModelConfig, *, image_size: int, num_classes: int, seed: int
+    config: ModelConfig,
+    *,
+    image_size: int,
+    num_classes: int,
+    seed: int,
+    measure_batch_norm: Callable[[keras.Model], None] | None = None,
 ) -> keras.Model:
     """Builds the classifier; `freeze` decides what of it trains.
 
@@ -29,6 +41,8 @@ def build_classifier(
       image_size: height and width, pixels.
       num_classes: units of the last layer.
       seed: of the head's initial weights and dropout.
+      measure_batch_norm: changes the statistics of the backbone, before they
+        are folded; None: they stay those of the weights.
 
     Returns:
       Model from preprocessed images `[batch, image_size, image_size, 3]`
@@ -43,6 +57,8 @@ def build_classifier(
         config.backbone_end,
         config.backbone_taps,
     )
+    if measure_batch_norm is not None:
+        measure_batch_norm(backbone)
     # Batch-norm of random weights is yet to be measured, and trained.
     if config.fold_batch_norm and config.weights != "none":
         backbone = folding.fold_batch_norm(backbone)
@@ -57,8 +73,14 @@ def build_classifier(
     x = keras.layers.Dropout(config.dropout, seed=seed, name="head_dropout")(x)
     # Logits in float32 under every policy: softmax and the loss lose too much
     # in half precision.
+    # From zeros: what thousands of channels add up to under random weights is
+    # an error that few images don't train away (A. Kolesnikov et al., "Big
+    # Transfer", ECCV 2020, section 3.3).
     logits = keras.layers.Dense(
-        num_classes, dtype="float32", name="predictions"
+        num_classes,
+        kernel_initializer="zeros",
+        dtype="float32",
+        name="predictions",
     )(x)
     return keras.Model(inputs, logits, name="classifier")
 
@@ -89,17 +111,58 @@ def get_head_layers(model: keras.Model) -> list[keras.layers.Layer]:
     return layers[layers.index(model.get_layer("pooler")) :]
 
 
-def get_head(model: keras.Model) -> keras.Model:
-    """Returns the head of a classifier: from features to logits.
+def get_standardizing_head(
+    model: keras.Model, features: np.ndarray
+) -> keras.Model:
+    """Returns the head of a classifier, to be trained on cached features.
 
-    It shares the classifier's layers: training it trains the classifier.
+    It shares the classifier's layers: training it trains the classifier. But
+    each of its channels has mean 0 and variance 1 first: channels of layers
+    far apart differ in scale by orders of magnitude, and one learning rate
+    would be wrong for most. `absorb_standardization` makes the classifier
+    compute the same.
+
+    Args:
+      model: a classifier.
+      features: float32 `[..., channels]`, of the train split.
+
+    Returns:
+      Model from features `[batch, channels]` to logits.
     """
     pooler, *layers = get_head_layers(model)
     inputs = keras.Input(pooler.output.shape[1:], name="features")
-    x = inputs
+    axes = tuple(range(features.ndim - 1))
+    spread = features.std(axes, dtype=np.float64)
+    # Channels that are dead on (nearly) all images would be all noise.
+    spread = np.maximum(spread, _LEAST_SPREAD * spread.mean())
+    spread[spread == 0] = 1.0
+    x = keras.layers.Normalization(
+        mean=features.mean(axes, dtype=np.float64),
+        variance=np.square(spread),
+        dtype="float32",
+        name=_STANDARDIZATION,
+    )(inputs)
     for layer in layers:
         x = layer(x)
     return keras.Model(inputs, x, name="head")
+
+
+def absorb_standardization(head: keras.Model) -> None:
+    """Lets a head's first dense layer take features as they are.
+
+    Args:
+      head: of `get_standardizing_head`, once trained; of no use afterwards.
+    """
+    scaling = head.get_layer(_STANDARDIZATION)
+    mean, variance = (
+        keras.ops.convert_to_numpy(x).reshape(-1).astype(np.float64)
+        for x in (scaling.mean, scaling.variance)
+    )
+    dense = next(x for x in head.layers if isinstance(x, keras.layers.Dense))
+    kernel, bias = (keras.ops.convert_to_numpy(w) for w in dense.weights)
+    kernel = kernel / np.sqrt(variance)[:, np.newaxis]
+    dense.kernel.assign(kernel.astype(np.float32))
+    dense.bias.assign((bias - mean @ kernel).astype(np.float32))
 
 
 def save_classifier(

@@ -121,7 +121,7 @@ class Stage:
         self._config = config
         self._output = output = output or workdir
         self._workers = workers or Workers(strategy)
-        self._model = model
+        self.model = model
         self._strategy = strategy
         self._data = data
         options = config.optimization
@@ -370,12 +370,12 @@ class Stage:
 
     @property
     def _trains_batch_norm(self) -> bool:
-        layers = batch_norm.batch_norm_layers(self._model)
+        layers = batch_norm.batch_norm_layers(self.model)
         return any(layer.trainable for layer in layers)
 
     def _calibrate(self) -> None:
         batch_norm.calibrate(
-            self._model,
+            self.model,
             (self._data.device_stage(b) for b in self._data.make_calibration()),
         )
 

@@ -207,13 +207,6 @@ class InputConfig:
         at_most=1,
     )
     horizontal_flip: bool = option(True, "Flip half of the images.")
-    cutmix: float = option(
-        0.0,
-        "Probability of a training image to show a box of another one of its "
-        "replica's batch, with a label mixed by area; not of cached features.",
-        at_least=0,
-        at_most=1,
-    )
 
     @property
     def train_image_size(self) -> int:
@@ -302,12 +295,6 @@ class OptimizationConfig:
     )
     finetune_epochs: int = option(
         8, "Epochs with the backbone partly unfrozen.", at_least=1
-    )
-    finetune_full_size_epochs: int = option(
-        0,
-        "The last of these epochs train at --image_size, whatever "
-        "--train_scale: the network gets used to what it is evaluated on.",
-        at_least=0,
     )
     finetune_optimizer: str = option(
         "adamw", "Optimizer of the fine-tune stage.", choices=OPTIMIZERS

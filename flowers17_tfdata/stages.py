@@ -247,12 +247,7 @@ def _feature_data(
             input_context=context,
         )
 
-    data = StageData(
-        splits.train.num_examples,
-        make_train,
-        make_validation,
-        shows_images=False,
-    )
+    data = StageData(splits.train.num_examples, make_train, make_validation)
     return data, arrays["train"]
 
 
@@ -262,7 +257,7 @@ def _views_key(config: Config) -> dict[str, Any]:
         # The clean one.
         return {}
     drawn = dataclasses.asdict(config.input)
-    drawn |= {"input_threads": 0, "train_scale": 1.0, "cutmix": 0.0}
+    drawn |= {"input_threads": 0, "train_scale": 1.0}
     return drawn | {"seed": config.runtime.seed}
 
 
@@ -434,14 +429,10 @@ def _make_stage(
         training_model = resizing.training_model(model, config.input)
         if tf.config.list_physical_devices("GPU"):
             steps_per_call = _GPU_STEPS_PER_CALL
-    rate_scales, full_size_data = None, None
+    rate_scales = None
     if stage == "finetune":
         lowest = config.optimization.finetune_lowest_rate
         rate_scales = freeze.learning_rate_scales(model, lowest)
-    if stage == "finetune" and training_model is not None:
-        full_size_data = _image_data(
-            session, splits, dataclasses.replace(config.input, train_scale=1.0)
-        )
     return Stage(
         stage,
         config,
@@ -457,8 +448,6 @@ def _make_stage(
         output=session.output,
         workers=session.workers,
         schedule=schedule,
-        full_size_data=full_size_data,
-        full_size_epochs=config.optimization.finetune_full_size_epochs,
     )
 
 

@@ -347,9 +347,9 @@ def test_deterministic_runs_are_bit_equal(tmp_path, tiny_command):
 def test_all_options_of_the_recipe_go_together(run, tmp_path):
     """From another size than evaluation's to a model of evaluation's."""
     recipe = [
-        *("--train_scale=0.75", "--crop=0.3", "--cutmix=0.5", "--shift=0"),
+        *("--train_scale=0.75", "--crop=0.3", "--shift=0"),
         *("--backbone_taps=block1_relu", "--finetune_lowest_rate=0.1"),
-        *("--ema_decay=0.9", "--finetune_full_size_epochs=1"),
+        *("--ema_decay=0.9", "--batch_norm_statistics=train"),
         *("--unfreeze_from=block2", "--global_clip_norm=1"),
     ]
     for phase in ("transfer", "finetune", "evaluate"):

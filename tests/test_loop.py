@@ -125,8 +125,6 @@ def test_interrupted_run_resumes_to_bit_equal_weights(
         optimization=dataclasses.replace(
             OPTIMIZATION, transfer_optimizer=optimizer, ema_decay=ema_decay
         ),
-        # Boxes, too, must be those of an uninterrupted run.
-        input=dataclasses.replace(CONFIG.input, cutmix=0.5),
     )
     whole = _stage(tmp_path / "whole", config)
     (tmp_path / "whole").mkdir(exist_ok=True)
@@ -623,57 +621,3 @@ def test_the_average_is_validated_and_kept_and_training_goes_on(tmp_path):
     loss = evaluate_lib.evaluate(averaged._trainer.eval_step, batches)["loss"]
     best = int(averaged._checkpoints.best_epoch.numpy())
     assert loss == pytest.approx(averaged_lines[best - 1]["validation_loss"])
-
-
-def test_the_last_epochs_train_on_the_full_size(tmp_path, monkeypatch):
-    """And a run that is interrupted there ends with the same weights."""
-    config = dataclasses.replace(
-        CONFIG, input=dataclasses.replace(CONFIG.input, train_scale=0.5)
-    )
-    sizes = []
-
-    def full():
-        return _data(
-            dataclasses.replace(
-                config,
-                input=dataclasses.replace(config.input, train_scale=1.0),
-            )
-        )
-
-    def make(name):
-        stage = _stage(
-            tmp_path / name,
-            config,
-            make_model=fakes.make_any_size_model,
-            full_size_data=full(),
-            full_size_epochs=2,
-        )
-        for trainer, _ in stage._course:
-            trainer._device_stage = lambda batch: (
-                sizes.append(batch.inputs.shape[1]) or batch.inputs
-            )
-        return stage
-
-    whole = make("whole")
-    expected = whole.run()
-    # Traced once a size: half of the size, then all of it.
-    assert set(sizes) == {fakes.IMAGE_SIZE // 2, fakes.IMAGE_SIZE}
-    assert len({id(trainer) for trainer, _ in whole._course[:2]}) == 1
-    assert whole._course[1][0] is not whole._course[2][0]
-
-    stopped = make("stopped")
-    run_epoch, calls = stopped._run_epoch, []
-
-    def killed(*args):
-        calls.append(args)
-        if len(calls) == 4:
-            raise _Killed
-        return run_epoch(*args)
-
-    monkeypatch.setattr(stopped, "_run_epoch", killed)
-    with pytest.raises(_Killed):
-        stopped.run()
-    resumed = make("stopped")
-    assert resumed.run().best_epoch == expected.best_epoch
-    for a, b in zip(_weights(resumed), _weights(whole), strict=True):
-        np.testing.assert_array_equal(a, b)

@@ -433,23 +433,3 @@ def test_each_variable_has_its_share_of_the_learning_rate(strategy, name):
     ):
         assert np.abs(whole).max() > 0
         np.testing.assert_allclose(scaled, whole * scale, atol=1e-6)
-
-
-def test_cutmix_trains_on_mixed_images_and_targets(strategy):
-    batch = fakes.make_batch(BATCH)
-    if strategy is not tf.distribute.get_strategy():
-        batch = _split(strategy, batch)
-    losses = {}
-    for seed in (0, 1):
-        for cutmix in (0.0, 1.0):
-            trainer = _trainer(strategy, cutmix=cutmix, seed=seed)
-            losses[seed, cutmix] = [
-                float(trainer.train_step(batch).loss) for _ in range(2)
-            ]
-            # Evaluation is of the images as they are.
-            trainer = _trainer(strategy, cutmix=cutmix, seed=seed)
-            losses[seed, cutmix].append(float(trainer.eval_step(batch).loss))
-    assert losses[0, 0.0] == losses[1, 0.0]
-    assert losses[0, 1.0][:2] != losses[0, 0.0][:2]
-    assert losses[0, 1.0][:2] != losses[1, 1.0][:2]
-    assert losses[0, 1.0][2] == losses[0, 0.0][2]

@@ -26,11 +26,11 @@ _TRAINING_FLAGS = (
     *("backbone", "backbone_end", "backbone_taps", "weights", "image_size"),
     *("head_units", "dropout", "unfreeze_from", "global_batch_size"),
     *("transfer_epochs", "transfer_optimizer", "transfer_learning_rate"),
-    *("finetune_epochs", "finetune_full_size_epochs", "finetune_optimizer"),
+    *("finetune_epochs", "finetune_optimizer"),
     *("finetune_learning_rate", "finetune_lowest_rate", "schedule"),
     *("warmup_epochs", "weight_decay", "label_smoothing", "ema_decay"),
     *("augmentation", "train_scale", "rotation", "shift", "zoom", "crop"),
-    *("horizontal_flip", "cutmix", "precision", "seed"),
+    *("horizontal_flip", "precision", "seed"),
 )
 
 

@@ -48,7 +48,6 @@ class StageData:
       make_calibration: to the train split's clean batches, for the statistics
         of a batch-norm that has no pretrained ones; None: they stay.
       device_stage: from a replica's `Batch` to the model's inputs.
-      shows_images: whether the inputs are images, not features.
     """
 
     num_examples: int
@@ -58,7 +57,6 @@ class StageData:
     make_validation: Callable[[tf.distribute.InputContext], tf.data.Dataset]
     make_calibration: Callable[[], tf.data.Dataset] | None = None
     device_stage: Callable[[Batch], tf.Tensor] = lambda batch: batch.inputs
-    shows_images: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,9 +91,6 @@ class Stage:
       output: where this process writes, if it isn't the chief.
       workers: of the strategy.
       schedule: learning rate by step, instead of the stage's own.
-      full_size_data: what the last epochs train on: images of the size that
-        `model` takes; None: what the others do.
-      full_size_epochs: how many these are.
     """
 
     def __init__(
@@ -114,8 +109,6 @@ class Stage:
         output: pathlib.Path | None = None,
         workers: Workers | None = None,
         schedule: keras.optimizers.schedules.LearningRateSchedule | None = None,
-        full_size_data: StageData | None = None,
-        full_size_epochs: int = 0,
     ):
         self.name = name
         self._config = config
@@ -144,31 +137,19 @@ class Stage:
                 scale_loss=keras.config.dtype_policy().name == "mixed_float16",
                 rate_scales=rate_scales,
             )
-        make_trainer = functools.partial(
-            Trainer,
+        self._trainer = Trainer(
             model=model,
             strategy=strategy,
             global_batch_size=self._batch_size,
             optimizer=optimizer,
             label_smoothing=options.label_smoothing,
-            cutmix=config.input.cutmix if data.shows_images else 0.0,
-            seed=config.runtime.seed,
             global_clip_norm=options.global_clip_norm,
             xla=uses_xla(config.runtime.xla),
             xla_update=xla_update and config.runtime.xla != "off",
             deterministic=config.runtime.deterministic,
+            training_model=training_model,
+            device_stage=data.device_stage,
         )
-        self._trainer = make_trainer(
-            training_model=training_model, device_stage=data.device_stage
-        )
-        # Of each epoch what trains, and on what.
-        self._course = [(self._trainer, data)] * self._epochs
-        if full_size_data is not None and full_size_epochs:
-            trainer = make_trainer(device_stage=full_size_data.device_stage)
-            first = max(0, self._epochs - full_size_epochs)
-            self._course[first:] = [(trainer, full_size_data)] * (
-                self._epochs - first
-            )
         self._steps_per_call = config.runtime.steps_per_call or steps_per_call
         self._stop = stop or StopRequest()
         self._saved_at = time.monotonic()
@@ -205,15 +186,10 @@ class Stage:
             self._calibrate()
         writer = metrics.MetricsWriter(self._output, self.name, done)
         if done < self._epochs:
-            batches, data = None, None
+            batches = iter(self._train_batches(done, step))
             # Once: each one made would be traced and compiled anew.
             validation = self._validation_batches()
             for epoch in range(done, self._epochs):
-                if self._course[epoch][1] is not data:
-                    data = self._course[epoch][1]
-                    batches = iter(self._train_batches(data, epoch, step))
-                # Of the first epoch alone.
-                step = 0
                 self._run_epoch(epoch, batches, validation, writer)
                 self._stop.check(f"{self.name} epoch {epoch + 1} is saved")
         writer.close()
@@ -239,7 +215,7 @@ class Stage:
         """
         if self._calibrates:
             self._calibrate()
-        batches = iter(self._train_batches(self._data, 0, 0))
+        batches = iter(self._train_batches(0, 0))
         for _ in range(num_steps):
             rate = float(self._trainer.optimizer.learning_rate)
             totals = self._trainer.train_steps(batches, tf.constant(1))
@@ -303,14 +279,13 @@ class Stage:
         # Not zero where a run that stopped within the epoch is resumed.
         totals = TrainTotals(*tf.unstack(self._checkpoints.sums))
         step = checked = int(self._checkpoints.step.numpy())
-        trainer, _ = self._course[epoch]
         title = f"{self.name} epoch {epoch + 1}/{self._epochs}"
         start = time.perf_counter() - float(self._checkpoints.step_secs.numpy())
         with terminal.EpochProgress(title, self._steps_per_epoch) as progress:
             while step < self._steps_per_epoch:
                 count = min(self._steps_per_call, self._steps_per_epoch - step)
                 self._profiler.before(count)
-                sums = trainer.train_steps(batches, tf.constant(count))
+                sums = self._trainer.train_steps(batches, tf.constant(count))
                 self._profiler.after(count)
                 self._stop.alive()
                 totals = TrainTotals(
@@ -379,11 +354,11 @@ class Stage:
             (self._data.device_stage(b) for b in self._data.make_calibration()),
         )
 
-    def _train_batches(
-        self, data: StageData, initial_epoch: int, initial_step: int
-    ):
+    def _train_batches(self, initial_epoch: int, initial_step: int):
         return self._strategy.distribute_datasets_from_function(
-            functools.partial(data.make_train, initial_epoch, initial_step)
+            functools.partial(
+                self._data.make_train, initial_epoch, initial_step
+            )
         )
 
     def _validation_batches(self):

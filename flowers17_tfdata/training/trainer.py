@@ -10,11 +10,7 @@ from typing import NamedTuple
 import keras
 import tensorflow as tf
 
-from flowers17_tfdata.input import mixing
 from flowers17_tfdata.input.input_pipeline import Batch
-
-# Keeps CutMix's random stream apart from the input pipeline's.
-_CUTMIX_STREAM = 3
 
 
 class TrainTotals(NamedTuple):
@@ -70,8 +66,6 @@ class Trainer:
         optimizer: keras.optimizers.Optimizer | None = None,
         training_model: keras.Model | None = None,
         label_smoothing: float = 0.0,
-        cutmix: float = 0.0,
-        seed: int = 0,
         global_clip_norm: float = 0.0,
         device_stage: Callable[[Batch], tf.Tensor] = lambda batch: batch.inputs,
         xla: bool = False,
@@ -88,9 +82,6 @@ class Trainer:
           training_model: shares the layers of `model`, for training images of
             another size; None: `model` itself.
           label_smoothing: of the training loss, in [0, 1).
-          cutmix: see `mixing.cutmix`; 0: images stay as they are.
-          seed: of CutMix's boxes, which also depend on the step and the
-            replica.
           global_clip_norm: of the all-reduced gradient; 0: no clipping.
           device_stage: from a replica's `Batch` to the model's inputs; see
             `input_pipeline.make_device_stage`.
@@ -107,8 +98,6 @@ class Trainer:
         self.optimizer = optimizer
         self.global_batch_size = global_batch_size
         self._label_smoothing = label_smoothing
-        self._cutmix = cutmix
-        self._seed = seed
         self._global_clip_norm = global_clip_norm
         self._device_stage = device_stage
         self._deterministic = deterministic
@@ -234,22 +223,12 @@ class Trainer:
             batch.labels,
             batch.weights,
             scale,
-            self._step_seed(),
         )
         self._apply(gradients)
         return totals
 
-    def _step_seed(self) -> tf.Tensor:
-        """Returns what CutMix draws by, int64 `[2]`: a resumed run's, too."""
-        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
-        step = tf.cast(self.optimizer.iterations, tf.int64)
-        stream = self._seed + _CUTMIX_STREAM * 2**32
-        return tf.stack([stream, step * 2**16 + tf.cast(replica, tf.int64)])
-
-    def _gradients_and_totals(self, inputs, labels, weights, loss_scale, seed):
+    def _gradients_and_totals(self, inputs, labels, weights, loss_scale):
         targets = tf.one_hot(labels, self._num_classes)
-        if self._cutmix:
-            inputs, targets = mixing.cutmix(inputs, targets, self._cutmix, seed)
         with tf.GradientTape() as tape:
             logits = self.training_model(inputs, training=True)
             losses = self._losses(

@@ -106,21 +106,13 @@ def make_batch(num_examples: int, num_padding: int = 0, seed: int = 0) -> Batch:
     )
 
 
-def make_any_size_model(dropout: float = 0.0) -> keras.Model:
-    """`make_model`, for images of any size."""
-    return make_model(dropout, size=None)
-
-
 def make_model(
-    dropout: float = 0.0,
-    l2: float = 0.0,
-    seed: int = 0,
-    size: int | None = IMAGE_SIZE,
+    dropout: float = 0.0, l2: float = 0.0, seed: int = 0
 ) -> keras.Model:
     """A small classifier without batch-norm, built from a seed."""
     keras.utils.set_random_seed(seed)
     regularizer = keras.regularizers.L2(l2) if l2 else None
-    inputs = keras.Input([size, size, 3])
+    inputs = keras.Input([IMAGE_SIZE, IMAGE_SIZE, 3])
     x = keras.layers.Conv2D(
         4, 3, strides=4, activation="relu", kernel_regularizer=regularizer
     )(inputs)

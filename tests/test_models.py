@@ -246,6 +246,41 @@ def test_calibration_gives_the_batch_statistics(tiny_backbone, frozen):
         np.testing.assert_array_equal(value, old)
 
 
+@pytest.mark.parametrize("fold", [False, True])
+def test_measured_batch_norm_is_the_same_on_two_replicas(
+    tiny_backbone, tiny_weights, mirrored_strategy, fold
+):
+    rng = np.random.default_rng(0)
+    batches = rng.normal(2, 3, [3, 8, 32, 32, 3]).astype(np.float32)
+
+    def build(strategy, measure):
+        with strategy.scope():
+            return classifier.build_classifier(
+                ModelConfig(
+                    backbone=tiny_backbone,
+                    weights=tiny_weights,
+                    fold_batch_norm=fold,
+                ),
+                image_size=fakes.IMAGE_SIZE,
+                num_classes=fakes.NUM_CLASSES,
+                seed=0,
+                measure_batch_norm=measure,
+            )
+
+    def measure(backbone):
+        batch_norm.calibrate(backbone, batches)
+
+    one = build(tf.distribute.get_strategy(), measure)
+    two = build(mirrored_strategy, measure)
+    own = build(tf.distribute.get_strategy(), None)
+    features = [
+        classifier.get_feature_extractor(m).predict_on_batch(batches[0])
+        for m in (one, two, own)
+    ]
+    np.testing.assert_allclose(features[1], features[0], rtol=1e-5, atol=1e-6)
+    assert not np.allclose(features[2], features[0], rtol=0.1)
+
+
 def test_saved_classifier_loads_equal(tmp_path, tiny_backbone, tiny_weights):
     model = _build(tiny_backbone, tiny_weights)
     path = tmp_path / "model.keras"

@@ -23,7 +23,8 @@ _SAME_ACCURACY = 0.01
 
 # What the flags of a run say of its training; the others say where it ran.
 _TRAINING_FLAGS = (
-    *("backbone", "backbone_end", "backbone_taps", "weights", "image_size"),
+    *("backbone", "backbone_end", "backbone_taps", "weights"),
+    *("batch_norm_statistics", "image_size"),
     *("head_units", "dropout", "unfreeze_from", "global_batch_size"),
     *("transfer_epochs", "transfer_optimizer", "transfer_learning_rate"),
     *("finetune_epochs", "finetune_optimizer"),

@@ -26,7 +26,7 @@ WALK_THROUGHS = [
 _TINY = [
     *("--backbone=tiny_net", "--weights=none", "--image_size=32"),
     *("--transfer_epochs=1", "--finetune_epochs=1", "--unfreeze_from=all"),
-    "--backbone_taps=",
+    *("--backbone_end=", "--backbone_taps="),
 ]
 
 
@@ -131,6 +131,7 @@ def test_walk_through_works(page, heading, tmp_path):
     text = (ROOT / page).read_text().partition(heading)[2]
     text = re.split(rf"^{heading.split()[0]} ", text, flags=re.MULTILINE)[0]
     _draw_photographs(tmp_path)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
     found = [
         words
         for words in commands(text)

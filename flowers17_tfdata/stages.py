@@ -382,6 +382,7 @@ def _run_stage(
     with timings.measure(session.output, f"{stage}: epochs"):
         result = runner.run()
     if runner.model is not model:
+        # It is the head, trained on standardized features.
         classifier.absorb_standardization(runner.model)
     trains_batch_norm = stage == "finetune" and _calibrates(session)
     if trains_batch_norm and config.model.fold_batch_norm:
@@ -487,23 +488,23 @@ def _build_stage_model(
 
 
 def _build_transfer_model(session: Session, splits: _Splits) -> keras.Model:
-    config, measure = session.config, None
-    if config.model.batch_norm_statistics == "train" and not _calibrates(
-        session
-    ):
-        images = _image_data(session, splits, config.input, measures=True)
+    config = session.config
+    images = _image_data(session, splits, config.input, measures=True)
 
-        def measure(backbone):
-            with timings.measure(session.output, "transfer: batch-norm"):
-                _measure_batch_norm(images, backbone)
+    def measure(backbone: keras.Model) -> None:
+        with timings.measure(session.output, "transfer: batch-norm"):
+            _measure_batch_norm(images, backbone)
 
+    # Random weights' are measured later: by the stage, or for its features.
+    measures = config.model.batch_norm_statistics == "train"
+    measures = measures and not _calibrates(session)
     with session.strategy.scope():
         model = classifier.build_classifier(
             config.model,
             image_size=config.input.image_size,
             num_classes=len(session.source.class_names),
             seed=config.runtime.seed,
-            measure_batch_norm=measure,
+            measure_batch_norm=measure if measures else None,
         )
         model = resizing.for_training(model, config.input)
         freeze.freeze_all(classifier.get_backbone(model))

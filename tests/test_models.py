@@ -246,6 +246,28 @@ def test_calibration_gives_the_batch_statistics(tiny_backbone, frozen):
         np.testing.assert_array_equal(value, old)
 
 
+def test_calibration_measures_without_dropout():
+    def build(rate):
+        return keras.Sequential(
+            [
+                keras.Input((8, 8, 3)),
+                keras.layers.Dropout(rate),
+                keras.layers.Conv2D(4, 3, kernel_initializer="ones"),
+                keras.layers.BatchNormalization(),
+            ]
+        )
+
+    batches = np.random.default_rng(0).normal(2, 3, [3, 8, 8, 8, 3])
+    with_dropout, without = build(0.5), build(0.0)
+    for model in (with_dropout, without):
+        batch_norm.calibrate(model, batches.astype(np.float32))
+    assert with_dropout.layers[0].rate == 0.5
+    for a, b in zip(
+        with_dropout.layers[-1].weights, without.layers[-1].weights, strict=True
+    ):
+        np.testing.assert_array_equal(a, b)
+
+
 @pytest.mark.parametrize("fold", [False, True])
 def test_measured_batch_norm_is_the_same_on_two_replicas(
     tiny_backbone, tiny_weights, mirrored_strategy, fold

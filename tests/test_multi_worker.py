@@ -15,6 +15,7 @@ import pytest
 
 from flowers17_tfdata import launcher
 from flowers17_tfdata.results import metrics
+from tests import fakes
 
 ROOT = pathlib.Path(__file__).parent.parent
 # Without a worker: heartbeats stop, collectives fail. Seconds in practice.
@@ -188,12 +189,16 @@ def test_killed_and_stopped_workers_end_where_undisturbed_ones_do(make_run):
     assert [line["epoch"] for line in lines] == list(range(1, 7))
 
 
-def test_train_phase_on_cached_features(make_run):
+def test_train_phase_on_cached_features(make_run, tmp_path):
     run = make_run("train")
+    weights = str(tmp_path / "tiny.weights.h5")
+    fakes.TinyNet(False, None, (32, 32, 3)).save_weights(weights)
     code, log = run.finish(
         run.start(
             "--phase=train",
             "--feature_views=2",
+            f"--weights={weights}",
+            "--batch_norm_statistics=train",
             "--transfer_epochs=1",
             "--finetune_epochs=1",
         )

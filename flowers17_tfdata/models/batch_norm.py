@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import keras
 import numpy as np
@@ -13,10 +15,14 @@ def batch_norm_layers(
     model: keras.Model,
 ) -> list[keras.layers.BatchNormalization]:
     """Returns the batch-norm layers of a model, nested models included."""
+    return _layers(model, keras.layers.BatchNormalization)
+
+
+def _layers(model: keras.Model, layer_class: type) -> list[keras.layers.Layer]:
     return [
         layer
         for layer in model._flatten_layers(include_self=False)
-        if isinstance(layer, keras.layers.BatchNormalization)
+        if isinstance(layer, layer_class)
     ]
 
 
@@ -30,19 +36,17 @@ def calibrate(model: keras.Model, batches: Iterable[tf.Tensor]) -> None:
     network that is normalized by its initial statistics lets the signal die.
 
     Args:
-      model: changed in place; no other weight changes.
+      model: changed in place; no other weight changes. Its dropout (or
+        stochastic depth) is off meanwhile: it would be measured, too.
       batches: preprocessed images, `[batch, height, width, 3]` float32.
     """
     layers = batch_norm_layers(model)
     if not layers:
         return
-    trainable = [layer.trainable for layer in layers]
     means = [layer.moving_mean for layer in layers]
     variances = [layer.moving_variance for layer in layers]
     # From zero, one update leaves (1 - momentum) * batch statistic.
     scales = [1 / (1 - layer.momentum) for layer in layers]
-    seeds = [v for v in model.non_trainable_variables if "seed" in v.path]
-    kept_seeds = [keras.ops.convert_to_numpy(v) for v in seeds]
 
     @tf.function
     def measure(images):
@@ -53,10 +57,9 @@ def calibrate(model: keras.Model, batches: Iterable[tf.Tensor]) -> None:
     sum_mean = [np.zeros(v.shape) for v in means]
     sum_square = [np.zeros(v.shape) for v in means]
     count = 0
-    for layer in layers:
-        # A frozen batch-norm ignores the training flag.
-        layer.trainable = True
-    try:
+    dropouts = _layers(model, keras.layers.Dropout)
+    # A frozen batch-norm ignores the training flag.
+    with _all_set(layers, "trainable", True), _all_set(dropouts, "rate", 0.0):
         for images in batches:
             measure(images)
             for k, scale in enumerate(scales):
@@ -65,13 +68,23 @@ def calibrate(model: keras.Model, batches: Iterable[tf.Tensor]) -> None:
                 sum_mean[k] += mean
                 sum_square[k] += variance + np.square(mean)
             count += 1
-    finally:
-        for layer, value in zip(layers, trainable, strict=True):
-            layer.trainable = value
     for k in range(len(layers)):
         mean = sum_mean[k] / count
         means[k].assign(mean.astype(np.float32))
         variance = sum_square[k] / count - np.square(mean)
         variances[k].assign(variance.astype(np.float32))
-    for variable, value in zip(seeds, kept_seeds, strict=True):
-        variable.assign(value)
+
+
+@contextlib.contextmanager
+def _all_set(
+    layers: list[keras.layers.Layer], name: str, value: Any
+) -> Iterator[None]:
+    """Sets an attribute of all layers, for a while."""
+    kept = [getattr(layer, name) for layer in layers]
+    try:
+        for layer in layers:
+            setattr(layer, name, value)
+        yield
+    finally:
+        for layer, old in zip(layers, kept, strict=True):
+            setattr(layer, name, old)

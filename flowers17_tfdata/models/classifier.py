@@ -25,6 +25,8 @@ _STANDARDIZATION = "standardization"
 # the mean over all channels.
 _LEAST_SPREAD = 0.01
 
+_ROWS_AT_ONCE = 4096
+
 
 def build_classifier(
     config: ModelConfig,
@@ -73,9 +75,9 @@ def build_classifier(
     x = keras.layers.Dropout(config.dropout, seed=seed, name="head_dropout")(x)
     # Logits in float32 under every policy: softmax and the loss lose too much
     # in half precision.
-    # From zeros: what thousands of channels add up to under random weights is
-    # an error that few images don't train away (A. Kolesnikov et al., "Big
-    # Transfer", ECCV 2020, section 3.3).
+    # From zeros (as in A. Kolesnikov et al., "Big Transfer", ECCV 2020): what
+    # thousands of channels add up to under random weights is an error that
+    # few images don't train away.
     logits = keras.layers.Dense(
         num_classes,
         kernel_initializer="zeros",
@@ -131,13 +133,12 @@ def get_standardizing_head(
     """
     pooler, *layers = get_head_layers(model)
     inputs = keras.Input(pooler.output.shape[1:], name="features")
-    axes = tuple(range(features.ndim - 1))
-    spread = features.std(axes, dtype=np.float64)
+    mean, spread = _mean_and_spread(features.reshape(-1, features.shape[-1]))
     # Channels that are dead on (nearly) all images would be all noise.
     spread = np.maximum(spread, _LEAST_SPREAD * spread.mean())
     spread[spread == 0] = 1.0
     x = keras.layers.Normalization(
-        mean=features.mean(axes, dtype=np.float64),
+        mean=mean,
         variance=np.square(spread),
         dtype="float32",
         name=_STANDARDIZATION,
@@ -145,6 +146,21 @@ def get_standardizing_head(
     for layer in layers:
         x = layer(x)
     return keras.Model(inputs, x, name="head")
+
+
+def _mean_and_spread(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns mean and standard deviation of each column, float64.
+
+    By parts: all features in double precision may not fit into memory.
+    """
+    total, squares = np.zeros(rows.shape[1]), np.zeros(rows.shape[1])
+    for start in range(0, len(rows), _ROWS_AT_ONCE):
+        part = rows[start : start + _ROWS_AT_ONCE].astype(np.float64)
+        total += part.sum(0)
+        squares += np.square(part).sum(0)
+    mean = total / len(rows)
+    variance = squares / len(rows) - np.square(mean)
+    return mean, np.sqrt(np.maximum(variance, 0))
 
 
 def absorb_standardization(head: keras.Model) -> None:

@@ -75,12 +75,13 @@ def build_classifier(
     x = keras.layers.Dropout(config.dropout, seed=seed, name="head_dropout")(x)
     # Logits in float32 under every policy: softmax and the loss lose too much
     # in half precision.
-    # From zeros (as in A. Kolesnikov et al., "Big Transfer", ECCV 2020): what
-    # thousands of channels add up to under random weights is an error that
-    # few images don't train away.
+    # A linear head starts from zeros (as in A. Kolesnikov et al., "Big
+    # Transfer", ECCV 2020): what thousands of channels add up to under random
+    # weights is an error that few images don't train away. Under a hidden
+    # layer zeros would let no gradient through.
     logits = keras.layers.Dense(
         num_classes,
-        kernel_initializer="zeros",
+        kernel_initializer="glorot_uniform" if config.head_units else "zeros",
         dtype="float32",
         name="predictions",
     )(x)

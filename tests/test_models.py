@@ -246,6 +246,14 @@ def test_calibration_gives_the_batch_statistics(tiny_backbone, frozen):
         np.testing.assert_array_equal(value, old)
 
 
+@pytest.mark.parametrize("head_units", [0, 8])
+def test_a_linear_head_starts_from_zeros(tiny_backbone, head_units):
+    """Under a hidden layer, zeros would let no gradient through."""
+    model = _build(tiny_backbone, head_units=head_units)
+    kernel = model.get_layer("predictions").kernel.numpy()
+    assert np.any(kernel) == (head_units > 0)
+
+
 def test_calibration_measures_without_dropout():
     def build(rate):
         return keras.Sequential(

@@ -103,6 +103,7 @@ def test_the_saved_model_takes_images_as_its_head_took_features(
     run, tmp_path, head_units
 ):
     flags = ["--feature_views=1", "--batch_norm_statistics=train"]
+    flags += ["--transfer_learning_rate=1e-2"]
     run("a", "--phase=transfer", f"--head_units={head_units}", *flags)
     epochs = metrics.read_metrics(tmp_path / "a" / "metrics.jsonl")
     best = max(

@@ -39,7 +39,7 @@ _OF_A_RUN = {
     *("dataset", "data_dir", "split_fractions", "split_seed"),
     *("near_duplicates", "folds", "fold"),
     *("image_size", "augmentation", "rotation", "shift", "zoom", "crop"),
-    *("horizontal_flip", "backbone", "fold_batch_norm"),
+    *("horizontal_flip", "color_jitter", "backbone", "fold_batch_norm"),
     *("precision", "global_batch_size"),
 }
 # `find_lr` trains as the run's stage does: by all of its options, but those
@@ -207,6 +207,13 @@ class InputConfig:
         at_most=1,
     )
     horizontal_flip: bool = option(True, "Flip half of the images.")
+    color_jitter: float = option(
+        0.0,
+        "Random colours: brightness, contrast and saturation of each training "
+        "image are multiplied by factors in [1-color_jitter, 1+color_jitter].",
+        at_least=0,
+        at_most=0.9,
+    )
 
     @property
     def train_image_size(self) -> int:
@@ -241,7 +248,8 @@ class ModelConfig:
     fold_batch_norm: bool = option(
         True,
         "Merge frozen batch-norm into the convolutions: the same function, "
-        "faster. Not done for --weights=none before the training's end.",
+        "faster. Done at the training's end for batch-norm that is trained "
+        "(--train_batch_norm, --weights=none).",
     )
     batch_norm_statistics: str = option(
         "pretrained",
@@ -249,6 +257,13 @@ class ModelConfig:
         "own; train: measured on clean images of the train split, before "
         "anything trains (--weights=none measures them in any case).",
         choices=("pretrained", "train"),
+    )
+    train_batch_norm: bool = option(
+        False,
+        "Fine-tuning trains batch-norm, too: each replica's batch is "
+        "normalized by its own statistics, and those of the train split are "
+        "measured before each validation (--weights=none trains it in any "
+        "case).",
     )
     head_units: int = option(
         1024, "Units of the head's hidden layer; 0: none.", at_least=0
@@ -275,6 +290,11 @@ class ModelConfig:
         "Draw each stage's network to plot_STAGE.png in the workdir (needs "
         "pydot and Graphviz).",
     )
+
+    @property
+    def trains_batch_norm(self) -> bool:
+        """Whether fine-tuning does: until then it can't be folded."""
+        return self.train_batch_norm or self.weights == "none"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -752,6 +772,12 @@ def validate(config: Config) -> None:
             "--feature_views above 1 goes with --augmentation=affine; got "
             f"--augmentation={config.input.augmentation} and "
             f"{config.input.feature_views} views"
+        )
+    if config.input.color_jitter and config.input.augmentation != "affine":
+        raise ConfigError(
+            "--color_jitter goes with --augmentation=affine; got "
+            f"--augmentation={config.input.augmentation} and "
+            f"--color_jitter={config.input.color_jitter:g}"
         )
     if config.input.crop < 1 and config.input.augmentation != "affine":
         raise ConfigError(

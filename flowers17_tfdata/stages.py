@@ -102,7 +102,7 @@ def _image_data(
     splits: _Splits,
     options: InputConfig,
     *,
-    measures: bool | None = None,
+    measures: bool,
 ) -> StageData:
     """Images, augmented anew in every epoch.
 
@@ -110,11 +110,9 @@ def _image_data(
       session: of the process.
       splits: what to train and validate on.
       options: size and augmentation of the images.
-      measures: whether batch-norm is measured on them; None: where it must be.
+      measures: whether batch-norm is measured on them.
     """
     config = session.config
-    if measures is None:
-        measures = _calibrates(session)
     preprocess = backbones.get_preprocess(config.model.backbone)
     weights = _class_weights(session, splits.train)
     arguments = {
@@ -165,9 +163,11 @@ def _image_data(
     )
 
 
-def _calibrates(session: Session) -> bool:
-    """Whether batch-norm has no pretrained statistics to keep."""
-    return session.config.model.weights == "none"
+def _measures_batch_norm(config: Config, stage: str) -> bool:
+    """Whether a stage must: there are no statistics to keep, or it trains."""
+    if stage == "transfer":
+        return config.model.weights == "none"
+    return config.model.trains_batch_norm
 
 
 def _measure_batch_norm(images: StageData, model: keras.Model) -> None:
@@ -191,7 +191,7 @@ def _feature_data(
     config = session.config
     if images.make_calibration:
         _measure_batch_norm(images, model)
-    extractor = classifier.get_feature_extractor(model)
+    extractor = _get_extractor(session, model)
     key = feature_cache.cache_key(
         {
             "weights": inference.weights_digest(extractor),
@@ -249,6 +249,16 @@ def _feature_data(
 
     data = StageData(splits.train.num_examples, make_train, make_validation)
     return data, arrays["train"]
+
+
+def _get_extractor(session: Session, model: keras.Model) -> keras.Model:
+    """Returns what computes the features; frozen, so it can be folded."""
+    extractor = classifier.get_feature_extractor(model)
+    config = session.config.model
+    if not (config.fold_batch_norm and config.trains_batch_norm):
+        return extractor
+    with session.strategy.scope():
+        return folding.fold_batch_norm(extractor)
 
 
 def _views_key(config: Config) -> dict[str, Any]:
@@ -384,8 +394,8 @@ def _run_stage(
     if runner.model is not model:
         # It is the head, trained on standardized features.
         classifier.absorb_standardization(runner.model)
-    trains_batch_norm = stage == "finetune" and _calibrates(session)
-    if trains_batch_norm and config.model.fold_batch_norm:
+    trained = stage == "finetune" and config.model.trains_batch_norm
+    if trained and config.model.fold_batch_norm:
         with session.strategy.scope():
             model = folding.fold_batch_norm(model)
     classifier.save_classifier(
@@ -418,7 +428,8 @@ def _make_stage(
 ) -> Stage:
     """Chooses what a stage trains, and on what; see `Stage`."""
     config = session.config
-    data = _image_data(session, splits, config.input)
+    measures = _measures_batch_norm(config, stage)
+    data = _image_data(session, splits, config.input, measures=measures)
     trained, steps_per_call, training_model = model, 1, None
     on_features = stage == "transfer" and config.input.feature_views > 0
     if on_features:
@@ -497,7 +508,7 @@ def _build_transfer_model(session: Session, splits: _Splits) -> keras.Model:
 
     # Random weights' are measured later: by the stage, or for its features.
     measures = config.model.batch_norm_statistics == "train"
-    measures = measures and not _calibrates(session)
+    measures = measures and not _measures_batch_norm(config, "transfer")
     with session.strategy.scope():
         model = classifier.build_classifier(
             config.model,
@@ -537,21 +548,20 @@ def _load_initial_model(session: Session) -> keras.Model:
         )
         classifier.check_backbone(model, path, config.model.backbone)
         _check_policy(model, path, session.precision)
-        pretrained = not _calibrates(session)
+        keeps = not config.model.trains_batch_norm
         folds = config.model.fold_batch_norm and folding.is_functional(model)
-        if pretrained and folds:
+        if keeps and folds:
             model = folding.fold_batch_norm(model)
         model = resizing.for_training(model, config.input)
+        backbone = classifier.get_backbone(model)
         unfreeze = config.model.unfreeze_from
-        if unfreeze == "auto" and not pretrained:
+        if unfreeze == "auto" and config.model.weights == "none":
             # Nothing in a random network is worth freezing.
             unfreeze = "all"
-        freeze.unfreeze_from(
-            classifier.get_backbone(model),
-            unfreeze,
-            keep_batch_norm=pretrained,
-        )
-        return model
+        freeze.unfreeze_from(backbone, unfreeze, keep_batch_norm=keeps)
+    if config.model.train_batch_norm:
+        freeze.check_trains_batch_norm(backbone, path)
+    return model
 
 
 def _check_policy(model: keras.Model, path: object, policy: str) -> None:

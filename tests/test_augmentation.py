@@ -197,6 +197,65 @@ def test_crops_leave_the_other_draws_as_they_are():
     assert np.all(np.abs(crops - again).max(axis=1) > 0)
 
 
+def _factors(jitter, num_examples):
+    """Brightness, contrast and saturation, solved for."""
+    rows = augmentation.draw_colours(
+        1, tf.constant(2, tf.int64), num_examples, jitter
+    ).numpy()
+    matrix = rows.reshape(-1, 3, 4)
+    # Grey stays grey, by brightness and contrast; their product is the sum of
+    # a row of the matrix.
+    both = matrix[:, 0, :3].sum(axis=1)
+    brightness = both + matrix[:, 0, 3] / 127.5
+    # The difference of two rows is of colour alone.
+    saturation = (matrix[:, 0, 0] - matrix[:, 1, 0]) / both
+    return brightness, both / brightness, saturation
+
+
+def test_colour_factors_are_independent_within_their_range():
+    factors = np.stack(_factors(0.4, 2000))
+    assert 0.6 <= factors.min() < 0.61 and 1.39 < factors.max() <= 1.4
+    np.testing.assert_allclose(np.corrcoef(factors), np.eye(3), atol=0.1)
+    for quantile in (0.25, 0.5, 0.75):
+        np.testing.assert_allclose(
+            np.quantile(factors, quantile, axis=1),
+            0.6 + 0.8 * quantile,
+            atol=0.05,
+        )
+
+
+def _changed(pixel, brightness=1.0, contrast=1.0, saturation=1.0):
+    def rows(*args, **kwargs):
+        factors = np.array([brightness, contrast, saturation], np.float32)
+        # What a draw of factors in [0, 2] comes from.
+        return tf.reshape(tf.constant(factors / 2), [1, 3, 1, 1])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tf.random, "stateless_uniform", rows)
+        drawn = augmentation.draw_colours(0, 0, 1, 1.0)
+    colours = tf.concat([tf.zeros([1, 8]), drawn], axis=1)
+    image = tf.constant(pixel, tf.float32)[None, None, None]
+    return augmentation.change_colours(image, colours).numpy().ravel()
+
+
+def test_colours_of_literal_pixels():
+    pixel = [200.0, 100.0, 50.0]
+    luma = 0.299 * 200 + 0.587 * 100 + 0.114 * 50
+    np.testing.assert_allclose(_changed(pixel), pixel, rtol=1e-5)
+    np.testing.assert_allclose(
+        _changed(pixel, brightness=0.5), [100, 50, 25], rtol=1e-5
+    )
+    np.testing.assert_allclose(
+        _changed(pixel, brightness=1.5), [255, 150, 75], rtol=1e-5
+    )
+    np.testing.assert_allclose(
+        _changed(pixel, saturation=0), [luma] * 3, rtol=1e-5
+    )
+    np.testing.assert_allclose(
+        _changed(pixel, contrast=0.5), [163.75, 113.75, 88.75], rtol=1e-5
+    )
+
+
 def test_before_resize_shows_the_points_between():
     row = np.arange(6, dtype=np.float32).reshape(1, 1, 6, 1)
     image = np.repeat(row, 6, axis=1)

@@ -114,6 +114,13 @@ def test_contradicting_flags():
             flags.parse(
                 ["main.py", "--crop=0.5", f"--augmentation={augmentation}"]
             )
+        with pytest.raises(ConfigError, match="--color_jitter goes with"):
+            flags.parse(
+                [
+                    *("main.py", "--color_jitter=0.1"),
+                    f"--augmentation={augmentation}",
+                ]
+            )
     with pytest.raises(ConfigError, match="--archive goes with"):
         flags.parse(["main.py", "--dataset=mnist", "--archive=x"])
     with pytest.raises(ConfigError, match="--model does not go with"):

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from flowers17_tfdata.config import InputConfig
 from flowers17_tfdata.errors import UserError
-from flowers17_tfdata.input import input_pipeline
+from flowers17_tfdata.input import augmentation, input_pipeline
 from flowers17_tfdata.input.examples import DecodedImages, Examples
 from flowers17_tfdata.models import backbones
 from tests import fakes
@@ -402,12 +402,16 @@ def test_training_images_can_be_smaller_than_evaluations(augmentation):
     assert evaluated.inputs.shape[1:3] == (fakes.IMAGE_SIZE,) * 2
 
 
-@pytest.mark.parametrize("crop", [0.3, 1.0])
-def test_host_and_device_make_the_same_smaller_images(crop):
+@pytest.mark.parametrize(
+    ("crop", "color_jitter"), [(0.3, 0.0), (1.0, 0.0), (0.3, 0.5)]
+)
+def test_host_and_device_make_the_same_smaller_images(crop, color_jitter):
     images = fakes.make_smooth_examples(8)
     shown = []
     for config in (HOST, DEVICE):
-        config = dataclasses.replace(config, train_scale=0.5, crop=crop)
+        config = dataclasses.replace(
+            config, train_scale=0.5, crop=crop, color_jitter=color_jitter
+        )
         batches = input_pipeline.make_train_dataset(
             images, config, _identity, global_batch_size=8, seed=1
         )
@@ -416,7 +420,28 @@ def test_host_and_device_make_the_same_smaller_images(crop):
         shown.append(stage(batch))
     assert shown[0].shape == shown[1].shape == (8, REDUCED, REDUCED, 3)
     difference = np.abs(shown[0] - shown[1])
-    assert difference.mean() < 0.6 and difference.max() < 4
+    assert difference.mean() < 0.6 and difference.max() < 4 + 5 * color_jitter
+
+
+@pytest.mark.parametrize("config", [HOST, DEVICE], ids=_name)
+def test_colours_change_and_nothing_else(config):
+    """By the drawn factors, and where the image was before."""
+    images = fakes.make_smooth_examples(8)
+    shown = []
+    for color_jitter in (0.0, 0.4):
+        config = dataclasses.replace(config, color_jitter=color_jitter)
+        batches = input_pipeline.make_train_dataset(
+            images, config, _identity, global_batch_size=8, seed=1
+        )
+        (batch,) = batches.take(1)
+        stage = input_pipeline.make_device_stage(config, _identity)
+        shown.append(stage(batch))
+    order = input_pipeline.epoch_order(8, 1, tf.constant(0, tf.int64))
+    drawn = augmentation.draw_colours(1, tf.constant(0, tf.int64), 8, 0.4)
+    colours = tf.concat([tf.zeros([8, 8]), tf.gather(drawn, order)], axis=1)
+    expected = augmentation.change_colours(shown[0], colours)
+    np.testing.assert_allclose(shown[1], expected, atol=1e-2)
+    assert np.abs(shown[1] - shown[0]).mean() > 5
 
 
 def test_a_smaller_image_shows_what_the_resized_one_would():

@@ -570,6 +570,7 @@ def _key(stage, **values):
         ("augment_on", "device", ["transfer", "finetune"]),
         ("cache", "none", ["transfer", "finetune"]),
         ("fold_batch_norm", False, ["transfer", "finetune"]),
+        ("train_batch_norm", True, ["transfer", "finetune"]),
         ("global_batch_size", 32, ["transfer", "finetune"]),
     ],
 )

@@ -276,6 +276,35 @@ def test_calibration_measures_without_dropout():
         np.testing.assert_array_equal(a, b)
 
 
+def test_calibration_sets_the_layers_it_is_given(tiny_backbone):
+    """Again under other weights, too, although it is traced once."""
+    model = _build(tiny_backbone)
+    batches = np.random.default_rng(0).normal(2, 3, [2, 8, 32, 32, 3])
+    batches = batches.astype(np.float32)
+    backbone = classifier.get_backbone(model)
+    first, second = (backbone.get_layer(f"block{k}_bn") for k in (1, 2))
+    first.trainable = False
+    calibration = batch_norm.Calibration(model, [second])
+    calibration.run(batches)
+    assert not np.any(first.moving_mean)
+    once = np.array(second.moving_mean)
+    assert np.any(once)
+    kernel = backbone.get_layer("block2_conv").kernel
+    kernel.assign(2 * kernel)
+    calibration.run(batches)
+    np.testing.assert_allclose(second.moving_mean, 2 * once, rtol=1e-4)
+
+
+def test_a_backbone_without_batch_norm_can_not_train_it():
+    config = ModelConfig(
+        backbone="vgg16", weights="none", train_batch_norm=True
+    )
+    with pytest.raises(ConfigError, match="train_batch_norm: vgg16 has none"):
+        classifier.build_classifier(
+            config, image_size=32, num_classes=2, seed=0
+        )
+
+
 @pytest.mark.parametrize("fold", [False, True])
 def test_measured_batch_norm_is_the_same_on_two_replicas(
     tiny_backbone, tiny_weights, mirrored_strategy, fold

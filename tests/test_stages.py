@@ -229,6 +229,70 @@ def test_trained_batch_norm_is_folded_in_the_end(run, tmp_path):
     )
 
 
+def test_train_batch_norm_trains_what_is_unfrozen(run, tmp_path, weights):
+    """And is saved with statistics of train, folded; transfer keeps it."""
+    flags = ["--train_batch_norm", "--unfreeze_from=block2"]
+    flags += ["--nofold_batch_norm", "--finetune_learning_rate=0.01"]
+    flags += ["--feature_views=1"]
+    run("kept", "--feature_views=1", "--phase=transfer")
+    run("trained", *flags, "--phase=transfer")
+    images = np.random.default_rng(0).uniform(-1, 1, [4, 32, 32, 3])
+    kept, transfer = (
+        keras.models.load_model(tmp_path / name / "model_transfer.keras")
+        for name in ("kept", "trained")
+    )
+    assert len(batch_norm.batch_norm_layers(transfer)) == 2
+    np.testing.assert_allclose(
+        kept(images), transfer(images), rtol=1e-3, atol=1e-4
+    )
+
+    run("trained", *flags, "--phase=finetune")
+    tuned = keras.models.load_model(tmp_path / "trained/model_finetune.keras")
+    for layer, changes in (("block1_bn", False), ("block2_bn", True)):
+        before, after = (
+            classifier.get_backbone(m).get_layer(layer).get_weights()
+            for m in (transfer, tuned)
+        )
+        for a, b in zip(before, after, strict=True):
+            assert changes != np.array_equal(a, b)
+
+
+def test_train_batch_norm_validates_what_it_saves(run, tmp_path):
+    flags = ["--train_batch_norm", "--finetune_epochs=2", "--ema_decay=0.9"]
+    for stage in ("transfer", "finetune"):
+        run("a", *flags, "--feature_views=1", f"--phase={stage}")
+        run("a", "--phase=evaluate", "--split=validation")
+        evaluation = metrics.read_json(tmp_path / "a" / "evaluation.json")
+        lines = metrics.read_metrics(tmp_path / "a" / "metrics.jsonl")
+        losses = [x["validation_loss"] for x in lines if x["phase"] == stage]
+        assert pytest.approx(evaluation["loss"], 1e-3) in losses
+    tuned = keras.models.load_model(tmp_path / "a" / "model_finetune.keras")
+    assert not batch_norm.batch_norm_layers(tuned)
+
+
+@pytest.mark.parametrize(
+    ("transfer_flags", "flags", "reason"),
+    [
+        ([], [], "where its training folded it"),
+        (
+            ["--nofold_batch_norm"],
+            ["--unfreeze_from=block2_relu"],
+            "all of it is below --unfreeze_from",
+        ),
+    ],
+)
+def test_train_batch_norm_without_any_is_refused(
+    run, tmp_path, capsys, transfer_flags, flags, reason
+):
+    run("from", *transfer_flags, "--phase=transfer")
+    model = tmp_path / "from" / "model_transfer.keras"
+    flags = [*flags, "--train_batch_norm", f"--init_from={model}"]
+    with pytest.raises(AssertionError) as error:
+        run("to", *flags, "--phase=finetune")
+    assert "--train_batch_norm finds none to train: " in str(error.value)
+    assert reason in str(error.value)
+
+
 def test_steps_per_call_changes_nothing(run, tmp_path):
     for steps in (1, 5):
         run(

@@ -154,9 +154,12 @@ def _model_rows(
     session: Session, stock: Callable[[str], float], examples: Examples
 ) -> list[Row]:
     config = session.config
-    name = config.model.unfreeze_from
-    whole = stages.unfreeze(stages.build_model(session), "all")
-    partly = stages.unfreeze(stages.build_model(session), name)
+    whole = stages.build_model(session, "all", train_batch_norm=False)
+    partly = stages.build_model(
+        session,
+        config.model.unfreeze_from,
+        train_batch_norm=config.model.train_batch_norm,
+    )
     trainer = stages.make_image_trainer(session, whole)
     fine_tuner = stages.make_image_trainer(session, partly)
     matmul = ceilings.make_matmul(session.compute_dtype)

@@ -172,10 +172,17 @@ def steps_per_call(session: Session) -> int:
     return session.config.runtime.steps_per_call or (10 if on_gpu else 1)
 
 
-def build_model(session: Session) -> keras.Model:
+def build_model(
+    session: Session, unfreeze_from: str, *, train_batch_norm: bool
+) -> keras.Model:
     """Builds the classifier as training on pretrained weights does.
 
     Its own weights are random: speed does not depend on them.
+
+    Args:
+      session: of the process.
+      unfreeze_from: the layer or block that training begins at.
+      train_batch_norm: train it, too; else it is folded, where it is to be.
     """
     config = dataclasses.replace(session.config.model, weights="none")
     with session.strategy.scope():
@@ -185,15 +192,13 @@ def build_model(session: Session) -> keras.Model:
             num_classes=len(session.source.class_names),
             seed=session.config.runtime.seed,
         )
-        if config.fold_batch_norm:
+        if config.fold_batch_norm and not train_batch_norm:
             model = folding.fold_batch_norm(model)
-        return resizing.for_training(model, session.config.input)
-
-
-def unfreeze(model: keras.Model, name: str) -> keras.Model:
-    """Unfreezes a model's backbone from a layer; returns the model."""
+        model = resizing.for_training(model, session.config.input)
     freeze.unfreeze_from(
-        classifier.get_backbone(model), name, keep_batch_norm=True
+        classifier.get_backbone(model),
+        unfreeze_from,
+        keep_batch_norm=not train_batch_norm,
     )
     return model
 

@@ -24,14 +24,14 @@ _SAME_ACCURACY = 0.01
 # What the flags of a run say of its training; the others say where it ran.
 _TRAINING_FLAGS = (
     *("backbone", "backbone_end", "backbone_taps", "weights"),
-    *("batch_norm_statistics", "image_size"),
+    *("batch_norm_statistics", "train_batch_norm", "image_size"),
     *("head_units", "dropout", "unfreeze_from", "global_batch_size"),
     *("transfer_epochs", "transfer_optimizer", "transfer_learning_rate"),
     *("finetune_epochs", "finetune_optimizer"),
     *("finetune_learning_rate", "finetune_lowest_rate", "schedule"),
     *("warmup_epochs", "weight_decay", "label_smoothing", "ema_decay"),
     *("augmentation", "train_scale", "rotation", "shift", "zoom", "crop"),
-    *("horizontal_flip", "precision", "seed"),
+    *("horizontal_flip", "color_jitter", "precision", "seed"),
 )
 
 

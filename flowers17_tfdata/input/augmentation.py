@@ -1,4 +1,4 @@
-"""Random geometry for training images."""
+"""Random geometry and colours for training images."""
 
 from __future__ import annotations
 
@@ -16,8 +16,17 @@ _NUM_DRAWS = 6
 # Of a crop's sides to each other.
 _LARGEST_ASPECT = 4 / 3
 
-# Keeps the crops' random stream apart from that of the rest.
+# Keep the random streams of crops and colours apart from that of the rest.
 _CROP_STREAM = 2
+_COLOUR_STREAM = 3
+
+# Columns of `RandomAffine.draw`, before those of `draw_colours`.
+_NUM_COORDINATES = 8
+
+# Of red, green and blue in the luma of ITU-R BT.601.
+_LUMA = (0.299, 0.587, 0.114)
+
+_GREY = 127.5
 
 
 @keras.saving.register_keras_serializable(package="flowers17_tfdata")
@@ -135,6 +144,7 @@ class RandomAffine(keras.layers.Layer):
         )
 
     def call(self, images, transforms):
+        transforms = transforms[:, :_NUM_COORDINATES]
         return keras.ops.image.affine_transform(
             keras.ops.cast(images, "float32"),
             transforms,
@@ -194,19 +204,108 @@ def before_resize(transforms: tf.Tensor, scale: float) -> tf.Tensor:
     One resampling then transforms and reduces.
 
     Args:
-      transforms: float32 `[batch, 8]`, see `RandomAffine.draw`.
+      transforms: float32 `[batch, 8 or more]`, see `draw_transforms`.
       scale: size of the image over that of its reduction.
 
     Returns:
-      float32 `[batch, 8]`.
+      float32 of the same shape.
     """
-    a0, a1, a2, b0, b1, b2, c0, c1 = tf.unstack(transforms, axis=1)
+    a0, a1, a2, b0, b1, b2, *rest = tf.unstack(transforms, axis=1)
     # Pixel centres lie at half-integers when sizes are scaled.
     offset = (scale - 1) / 2
     a2 += (a0 + a1) * offset
     b2 += (b0 + b1) * offset
     a0, a1, b0, b1 = (c * scale for c in (a0, a1, b0, b1))
-    return tf.stack([a0, a1, a2, b0, b1, b2, c0, c1], axis=1)
+    return tf.stack([a0, a1, a2, b0, b1, b2, *rest], axis=1)
+
+
+def draw_colours(
+    seed: int | tf.Tensor,
+    epoch: int | tf.Tensor,
+    num_examples: int,
+    jitter: float,
+) -> tf.Tensor:
+    """Draws an epoch's changes of colour, one an example.
+
+    Brightness, contrast and saturation by factors b, c and s, independent and
+    uniform in [1 - jitter, 1 + jitter] (A. Howard, "Some improvements on deep
+    convolutional neural network based image classification", 2013,
+    https://arxiv.org/abs/1312.5402). Contrast is about mid-grey, not the
+    image's mean: so all three are one affine map of a pixel's colour,
+    `b c (s x + (1 - s) luma(x)) + b (1 - c) 127.5`.
+
+    Args:
+      seed: of the run.
+      epoch: scalar.
+      num_examples: of the data set.
+      jitter: in [0, 1).
+
+    Returns:
+      float32 `[num_examples, 12]`, the rows of a 3 by 4 matrix; see
+      `change_colours`.
+    """
+    uniform = tf.random.stateless_uniform(
+        [num_examples, 3, 1, 1],
+        tf.stack(
+            [
+                tf.cast(seed, tf.int64) + _COLOUR_STREAM * 2**32,
+                tf.cast(epoch, tf.int64),
+            ]
+        ),
+    )
+    factors = 1 + (2 * uniform - 1) * jitter
+    brightness, contrast, saturation = tf.unstack(factors, axis=1)
+    grey = tf.tile(tf.constant([_LUMA]), [3, 1])
+    linear = saturation * tf.eye(3) + (1 - saturation) * grey
+    offset = tf.tile((1 - contrast) * _GREY, [1, 3, 1])
+    rows = brightness * tf.concat([contrast * linear, offset], axis=2)
+    return tf.reshape(rows, [num_examples, 12])
+
+
+def change_colours(images: tf.Tensor, transforms: tf.Tensor) -> tf.Tensor:
+    """Applies what `draw_colours` drew.
+
+    Args:
+      images: float32 `[batch, height, width, 3]` in [0, 255].
+      transforms: float32 `[batch, 20]`: those of `RandomAffine.draw`, and the
+        colours; with fewer columns images are returned as they are.
+
+    Returns:
+      float32 of the same shape, in [0, 255].
+    """
+    if transforms.shape[-1] <= _NUM_COORDINATES:
+        return images
+    rows = tf.reshape(transforms[:, _NUM_COORDINATES:], [-1, 1, 1, 3, 4])
+    # Channel by channel: a product of matrices that small is slower.
+    red, green, blue = (images[..., k, tf.newaxis] for k in range(3))
+    changed = (
+        red * rows[..., 0]
+        + green * rows[..., 1]
+        + blue * rows[..., 2]
+        + rows[..., 3]
+    )
+    return tf.clip_by_value(changed, 0.0, 255.0)
+
+
+def draw_transforms(
+    config: InputConfig,
+    seed: int | tf.Tensor,
+    epoch: int | tf.Tensor,
+    num_examples: int,
+) -> tf.Tensor:
+    """Draws all that the flags ask of an epoch, one row an example.
+
+    Returns:
+      float32 `[num_examples, 8]`, see `RandomAffine.draw`; with
+      `--color_jitter` `[num_examples, 20]`, those of `draw_colours` after them.
+    """
+    size = config.image_size
+    affine = make_affine(config)
+    rows = affine.draw(seed, epoch, num_examples, size, size)
+    if not config.color_jitter:
+        return rows
+    colours = draw_colours(seed, epoch, num_examples, config.color_jitter)
+    return tf.concat([rows, colours], axis=1)
 
 
 class KerasStack:

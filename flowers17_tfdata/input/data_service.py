@@ -186,6 +186,7 @@ def _batch_maker(files, config, preprocess, compute_dtype):
             images = tf.cast(images, tf.float32)
             if transforms.shape[1]:
                 images = affine(images, transforms)[:, :reduced, :reduced]
+            images = augmentation.change_colours(images, transforms)
             images = tf.cast(preprocess(images), compute_dtype)
             transforms = tf.zeros([indices.shape[0], 0])
         return Batch(images, tf.gather(labels, indices), weights, transforms)

@@ -48,8 +48,9 @@ class Images(Protocol):
 
         Args:
           indices: int64 `[batch]`, positions in the split.
-          transforms: float32 `[batch, 8]`, see `RandomAffine.draw`; None: the
-            images as evaluation sees them.
+          transforms: float32 `[batch, 8 or more]`, see `RandomAffine.draw`;
+            what follows it is left to others. None: the images as evaluation
+            sees them.
           size: height and width of what transforms make; None: image_size.
 
         Returns:

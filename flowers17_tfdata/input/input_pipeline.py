@@ -47,8 +47,8 @@ class Batch(NamedTuple):
       labels: int64 `[batch]`.
       weights: float32 `[batch]`: of the examples' losses: 1, or in training
         its class's; 0 for an example that only pads the last batch.
-      transforms: float32 `[batch, 8]`, still to be applied to `inputs` (see
-        `RandomAffine.draw`), or `[batch, 0]`.
+      transforms: float32 `[batch, 8 or 20]`, still to be applied to `inputs`
+        (see `augmentation.draw_transforms`), or `[batch, 0]`.
     """
 
     inputs: tf.Tensor
@@ -76,15 +76,18 @@ def make_normalize(
       compute_dtype: of the result.
 
     Returns:
-      Function of a batch of images in [0, 255], uint8 or float32. Compiled
-      into one loop: cast, scale and shift one after another would each read
-      and write the whole batch.
+      Function of a batch of images in [0, 255], uint8 or float32, and, if any,
+      of its transforms, whose colours it applies. Compiled into one loop: cast,
+      scale and shift one after another would each read and write the whole
+      batch.
     """
 
     @tf.function(jit_compile=True)
-    def normalize(images):
-        images = preprocess(tf.cast(images, tf.float32))
-        return tf.cast(images, compute_dtype)
+    def normalize(images, transforms=None):
+        images = tf.cast(images, tf.float32)
+        if transforms is not None:
+            images = augmentation.change_colours(images, transforms)
+        return tf.cast(preprocess(images), compute_dtype)
 
     return normalize
 
@@ -116,7 +119,7 @@ def make_device_stage(
             # The op makes images of the size that it takes; a reduction fills
             # the corner that it starts in.
             images = affine(images, batch.transforms)[:, :size, :size]
-        return normalize(images)
+        return normalize(images, batch.transforms)
 
     return finish
 
@@ -246,8 +249,7 @@ def make_epoch_plan(
       indices int64 `[batches, batch]`, and the weights and transforms of its
       batches, see `Batch`.
     """
-    size, affine = config.image_size, augmentation.make_affine(config)
-    scale = size / config.train_image_size
+    scale = config.image_size / config.train_image_size
 
     def plan(epoch: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         order = epoch_order(num_examples, seed, epoch)
@@ -255,7 +257,9 @@ def make_epoch_plan(
             order, global_batch_size, input_context
         )
         if config.augmentation == "affine":
-            drawn = affine.draw(seed, epoch, num_examples, size, size)
+            drawn = augmentation.draw_transforms(
+                config, seed, epoch, num_examples
+            )
         elif scale != 1:
             drawn = tf.tile(tf.constant([_IDENTITY]), [num_examples, 1])
         else:
@@ -337,14 +341,14 @@ def make_eval_dataset(
     Returns:
       Dataset of `Batch`, as `make_train_dataset`.
     """
-    num_examples, size = examples.num_examples, config.image_size
+    num_examples = examples.num_examples
     indices, weights = replica_batches(
         tf.range(num_examples, dtype=tf.int64), global_batch_size, input_context
     )
     drawn = tf.zeros([num_examples, 0])
     if augmented_view:
-        drawn = augmentation.make_affine(config).draw(
-            seed, augmented_view, num_examples, size, size
+        drawn = augmentation.draw_transforms(
+            config, seed, augmented_view, num_examples
         )
     batches = tf.data.Dataset.from_tensor_slices(
         (indices, weights, tf.gather(drawn, indices))
@@ -375,7 +379,7 @@ def _batch_maker(examples, config, preprocess, compute_dtype):
         )
         images = tf.ensure_shape(images, [indices.shape[0], size, size, 3])
         if on_host:
-            images = normalize(augment(images))
+            images = normalize(augment(images), transforms)
             transforms = tf.zeros([indices.shape[0], 0])
         return Batch(images, tf.gather(labels, indices), weights, transforms)
 

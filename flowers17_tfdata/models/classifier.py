@@ -14,7 +14,7 @@ import numpy as np
 
 from flowers17_tfdata.config import ModelConfig
 from flowers17_tfdata.errors import ConfigError, UserError, one_line
-from flowers17_tfdata.models import backbones, folding
+from flowers17_tfdata.models import backbones, batch_norm, folding
 
 # What Keras leaves out of a .keras file (a zip), in a member that it ignores.
 _EXTRAS = "flowers17_tfdata.json"
@@ -50,6 +50,11 @@ def build_classifier(
       Model from preprocessed images `[batch, image_size, image_size, 3]`
       (float32; see `backbones.get_preprocess`) to float32 logits
       `[batch, num_classes]`.
+
+    Raises:
+      ConfigError: see `backbones.build_backbone`; or there is no batch-norm
+        to train.
+      UserError: see `backbones.build_backbone`.
     """
     keras.utils.set_random_seed(seed)
     backbone = backbones.build_backbone(
@@ -59,10 +64,11 @@ def build_classifier(
         config.backbone_end,
         config.backbone_taps,
     )
+    if config.train_batch_norm and not batch_norm.batch_norm_layers(backbone):
+        raise ConfigError(f"--train_batch_norm: {backbone.name} has none")
     if measure_batch_norm is not None:
         measure_batch_norm(backbone)
-    # Batch-norm of random weights is yet to be measured, and trained.
-    if config.fold_batch_norm and config.weights != "none":
+    if config.fold_batch_norm and not config.trains_batch_norm:
         backbone = folding.fold_batch_norm(backbone)
     # Again: how much randomness a backbone took must not change the head's.
     keras.utils.set_random_seed(seed + 1)

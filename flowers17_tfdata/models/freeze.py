@@ -57,6 +57,28 @@ def unfreeze_from(
             layer.trainable = False
 
 
+def check_trains_batch_norm(backbone: keras.Model, path: object) -> None:
+    """Checks that `--train_batch_norm` has something to train.
+
+    Args:
+      backbone: its layers frozen or not, as they are to train.
+      path: of the file that it is from.
+
+    Raises:
+      ConfigError: no batch-norm trains.
+    """
+    layers = batch_norm.batch_norm_layers(backbone)
+    if any(layer.trainable for layer in layers):
+        return
+    reason = (
+        "all of it is below --unfreeze_from"
+        if layers
+        else f"{path} has none; where its training folded it, train that "
+        "again with --train_batch_norm"
+    )
+    raise ConfigError(f"--train_batch_norm finds none to train: {reason}")
+
+
 def learning_rate_scales(model: keras.Model, lowest: float) -> list[float]:
     """Returns each trainable variable's share of the learning rate.
 

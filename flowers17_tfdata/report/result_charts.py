@@ -69,7 +69,7 @@ def confusion_chart(confusion: np.ndarray, names: Sequence[str]) -> Chart:
     )
     figure.update_yaxes(**axis, title_text="true class")
     figure.update_yaxes(range=[n - 0.5, -0.5])
-    figure.update_layout(margin={"l": 8, "r": 24, "t": 8, "b": 8})
+    figure.update_layout(margin={"l": 8, "r": _overhang(names), "t": 8, "b": 8})
     side = 26 * n + 150 if n <= _MOST_CLASSES_WITH_COUNTS else 14 * n + 150
     side = max(side, 360)
     return make_chart(
@@ -79,6 +79,18 @@ def confusion_chart(confusion: np.ndarray, names: Sequence[str]) -> Chart:
         figure,
         height=side,
         min_width=min(side + 40, 900),
+    )
+
+
+def _overhang(names: Sequence[str]) -> int:
+    """Returns how far labels at 45 degrees reach beyond the chart, pixels.
+
+    At 5 pixels a character and 14 a column (the least there is of both).
+    """
+    columns_after = range(len(names) - 1, -1, -1)
+    return 8 + max(
+        5 * len(charts.label(name)) - 14 * after
+        for name, after in zip(names, columns_after, strict=True)
     )
 
 

@@ -67,7 +67,10 @@ def resume_key(
     """
     other = "finetune" if stage == "transfer" else "transfer"
     free = set(_FREE_TO_CHANGE)
-    if config.model.weights == "none" or config.input.augmentation == "keras":
+    trains_batch_norm = config.model.weights == "none" or (
+        stage == "finetune" and config.model.train_batch_norm
+    )
+    if trains_batch_norm or config.input.augmentation == "keras":
         # A replica's batch decides batch-norm's statistics, and the draws of
         # the stock layers.
         free -= {"strategy", "num_virtual_devices"}

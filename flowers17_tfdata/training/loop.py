@@ -182,8 +182,8 @@ class Stage:
                 f"{self.name}: resuming after epoch {done}"
                 + (f" and {step} steps" if step else "")
             )
-        elif self._calibrates:
-            self._calibrate()
+        else:
+            self._measure_frozen_batch_norm()
         writer = metrics.MetricsWriter(self._output, self.name, done)
         if done < self._epochs:
             batches = iter(self._train_batches(done, step))
@@ -213,8 +213,7 @@ class Stage:
           before the weights move by it, nats. The same rate again where loss
           scaling left a step out.
         """
-        if self._calibrates:
-            self._calibrate()
+        self._measure_frozen_batch_norm()
         batches = iter(self._train_batches(0, 0))
         for _ in range(num_steps):
             rate = float(self._trainer.optimizer.learning_rate)
@@ -232,10 +231,7 @@ class Stage:
         totals, train_secs = self._train_epoch(epoch, batches)
         start = time.perf_counter()
         with self._trainer.averaged_weights():
-            if self._calibrates and self._trains_batch_norm:
-                # Trained on the batches' own statistics; evaluated, and saved,
-                # with those of the data under the weights as they are now.
-                self._calibrate()
+            self._measure_trained_batch_norm()
             validation = evaluate(self._eval_step, validation_batches)
             self._checkpoints.save_if_best(
                 validation["accuracy"], validation["loss"]
@@ -338,21 +334,31 @@ class Stage:
             )
         )
 
-    @property
-    def _calibrates(self) -> bool:
-        """Whether batch-norm has no pretrained statistics to keep."""
-        return self._data.make_calibration is not None
+    def _measure_frozen_batch_norm(self) -> None:
+        """Before the first step: there are no statistics to keep."""
+        if self._data.make_calibration and not self._trained_batch_norm:
+            batch_norm.calibrate(self.model, self._calibration_batches())
 
-    @property
-    def _trains_batch_norm(self) -> bool:
+    def _measure_trained_batch_norm(self) -> None:
+        """After an epoch, under the weights as they are now.
+
+        It trained on the batches' own statistics; evaluated, and saved, it is
+        with those of the data.
+        """
+        if self._data.make_calibration and self._trained_batch_norm:
+            self._calibration.run(self._calibration_batches())
+
+    @functools.cached_property
+    def _calibration(self) -> batch_norm.Calibration:
+        return batch_norm.Calibration(self.model, self._trained_batch_norm)
+
+    @functools.cached_property
+    def _trained_batch_norm(self) -> list[keras.layers.BatchNormalization]:
         layers = batch_norm.batch_norm_layers(self.model)
-        return any(layer.trainable for layer in layers)
+        return [layer for layer in layers if layer.trainable]
 
-    def _calibrate(self) -> None:
-        batch_norm.calibrate(
-            self.model,
-            (self._data.device_stage(b) for b in self._data.make_calibration()),
-        )
+    def _calibration_batches(self) -> Iterator[tf.Tensor]:
+        return map(self._data.device_stage, self._data.make_calibration())
 
     def _train_batches(self, initial_epoch: int, initial_step: int):
         return self._strategy.distribute_datasets_from_function(

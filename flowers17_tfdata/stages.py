@@ -46,8 +46,10 @@ from flowers17_tfdata.training import (
 from flowers17_tfdata.training.loop import Stage, StageData
 from flowers17_tfdata.training.preemption import StopRequest
 
-# Images whose batch statistics batch-norm is calibrated by.
+# Images that batch-norm is measured on: once, and after each epoch of its
+# training.
 _CALIBRATION_IMAGES = 512
+_EPOCH_CALIBRATION_IMAGES = 256
 
 # Python's share of a step is milliseconds: nothing beside a CPU's seconds,
 # too much beside a GPU's step, most of the head's.
@@ -102,7 +104,7 @@ def _image_data(
     splits: _Splits,
     options: InputConfig,
     *,
-    measures: bool,
+    num_calibration: int,
 ) -> StageData:
     """Images, augmented anew in every epoch.
 
@@ -110,7 +112,8 @@ def _image_data(
       session: of the process.
       splits: what to train and validate on.
       options: size and augmentation of the images.
-      measures: whether batch-norm is measured on them.
+      num_calibration: of them, how many batch-norm is measured on; 0: it is
+        not measured.
     """
     config = session.config
     preprocess = backbones.get_preprocess(config.model.backbone)
@@ -150,24 +153,27 @@ def _image_data(
             splits.train, options, preprocess, **arguments
         )
         size = config.optimization.global_batch_size
-        return batches.take(max(1, _CALIBRATION_IMAGES // size))
+        return batches.take(max(1, num_calibration // size))
 
     return StageData(
         num_examples=splits.train.num_examples,
         make_train=make_train,
         make_validation=make_validation,
-        make_calibration=make_calibration if measures else None,
+        make_calibration=make_calibration if num_calibration else None,
         device_stage=input_pipeline.make_device_stage(
             options, preprocess, session.compute_dtype
         ),
     )
 
 
-def _measures_batch_norm(config: Config, stage: str) -> bool:
-    """Whether a stage must: there are no statistics to keep, or it trains."""
+def _num_calibration(config: Config, stage: str) -> int:
+    """Returns how many images a stage measures batch-norm on; 0: it doesn't.
+
+    It must where there are no statistics to keep, or where they change.
+    """
     if stage == "transfer":
-        return config.model.weights == "none"
-    return config.model.trains_batch_norm
+        return _CALIBRATION_IMAGES if config.model.weights == "none" else 0
+    return _EPOCH_CALIBRATION_IMAGES if config.model.trains_batch_norm else 0
 
 
 def _measure_batch_norm(images: StageData, model: keras.Model) -> None:
@@ -428,8 +434,12 @@ def _make_stage(
 ) -> Stage:
     """Chooses what a stage trains, and on what; see `Stage`."""
     config = session.config
-    measures = _measures_batch_norm(config, stage)
-    data = _image_data(session, splits, config.input, measures=measures)
+    data = _image_data(
+        session,
+        splits,
+        config.input,
+        num_calibration=_num_calibration(config, stage),
+    )
     trained, steps_per_call, training_model = model, 1, None
     on_features = stage == "transfer" and config.input.feature_views > 0
     if on_features:
@@ -500,7 +510,9 @@ def _build_stage_model(
 
 def _build_transfer_model(session: Session, splits: _Splits) -> keras.Model:
     config = session.config
-    images = _image_data(session, splits, config.input, measures=True)
+    images = _image_data(
+        session, splits, config.input, num_calibration=_CALIBRATION_IMAGES
+    )
 
     def measure(backbone: keras.Model) -> None:
         with timings.measure(session.output, "transfer: batch-norm"):
@@ -508,7 +520,7 @@ def _build_transfer_model(session: Session, splits: _Splits) -> keras.Model:
 
     # Random weights' are measured later: by the stage, or for its features.
     measures = config.model.batch_norm_statistics == "train"
-    measures = measures and not _measures_batch_norm(config, "transfer")
+    measures = measures and not _num_calibration(config, "transfer")
     with session.strategy.scope():
         model = classifier.build_classifier(
             config.model,

@@ -145,9 +145,9 @@ class _Killed(Exception):
     """Stands in for a kill at a chosen moment."""
 
 
-def test_killed_transfer_resumes_exactly(run, tmp_path, monkeypatch):
-    flags = ["--phase=transfer", "--feature_views=2"]
-    run("whole", *flags)
+@pytest.fixture
+def kill(monkeypatch):
+    """Returns `kill(run, *arguments)`: killed after two epochs."""
     original = loop.Stage._run_epoch
 
     def killed(self, epoch, *args):
@@ -155,14 +155,38 @@ def test_killed_transfer_resumes_exactly(run, tmp_path, monkeypatch):
             raise _Killed
         original(self, epoch, *args)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(loop.Stage, "_run_epoch", killed)
-        with pytest.raises(_Killed):
-            run("killed", *flags)
+    def kill(run, *arguments):
+        with monkeypatch.context() as patch:
+            patch.setattr(loop.Stage, "_run_epoch", killed)
+            with pytest.raises(_Killed):
+                run(*arguments)
+
+    return kill
+
+
+def test_killed_transfer_resumes_exactly(run, tmp_path, kill):
+    flags = ["--phase=transfer", "--feature_views=2"]
+    run("whole", *flags)
+    kill(run, "killed", *flags)
     assert "resuming after epoch 2" in run("killed", *flags)
     _assert_equal(
         tmp_path / "whole" / "model_transfer.keras",
         tmp_path / "killed" / "model_transfer.keras",
+        rtol=0,
+    )
+
+
+def test_killed_training_of_batch_norm_resumes_exactly(run, tmp_path, kill):
+    flags = ["--train_batch_norm", "--color_jitter=0.3", "--ema_decay=0.9"]
+    run("from", *flags, "--phase=transfer")
+    flags += [f"--init_from={tmp_path / 'from' / 'model_transfer.keras'}"]
+    flags += ["--phase=finetune", "--finetune_epochs=3"]
+    run("whole", *flags)
+    kill(run, "killed", *flags)
+    assert "resuming after epoch 2" in run("killed", *flags)
+    _assert_equal(
+        tmp_path / "whole" / "model_finetune.keras",
+        tmp_path / "killed" / "model_finetune.keras",
         rtol=0,
     )
 

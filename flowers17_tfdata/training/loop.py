@@ -46,7 +46,7 @@ class StageData:
         dataset.
       make_validation: `(input_context)` to one pass of validation.
       make_calibration: to the train split's clean batches, for the statistics
-        of a batch-norm that has no pretrained ones; None: they stay.
+        of batch-norm that has none yet, or trains; None: they stay.
       device_stage: from a replica's `Batch` to the model's inputs.
     """
 

@@ -51,6 +51,10 @@ from flowers17_tfdata.training.preemption import StopRequest
 _CALIBRATION_IMAGES = 512
 _EPOCH_CALIBRATION_IMAGES = 256
 
+# With fewer in a batch, networks that normalize by it become worse (Y. Wu and
+# K. He, "Group normalization", ECCV 2018, figure 1).
+_LEAST_NORMALIZED_IMAGES = 16
+
 # Python's share of a step is milliseconds: nothing beside a CPU's seconds,
 # too much beside a GPU's step, most of the head's.
 _GPU_STEPS_PER_CALL = 10
@@ -573,7 +577,20 @@ def _load_initial_model(session: Session) -> keras.Model:
         freeze.unfreeze_from(backbone, unfreeze, keep_batch_norm=keeps)
     if config.model.train_batch_norm:
         freeze.check_trains_batch_norm(backbone, path)
+        _warn_of_small_batches(session)
     return model
+
+
+def _warn_of_small_batches(session: Session) -> None:
+    replicas = session.strategy.num_replicas_in_sync
+    size = session.config.optimization.global_batch_size // replicas
+    if size < _LEAST_NORMALIZED_IMAGES:
+        terminal.say(
+            f"warning: --train_batch_norm normalizes each replica's {size} "
+            f"images by themselves, and {_LEAST_NORMALIZED_IMAGES} or more "
+            "serve it better: raise --global_batch_size, or pass "
+            "--notrain_batch_norm"
+        )
 
 
 def _check_policy(model: keras.Model, path: object, policy: str) -> None:

@@ -281,6 +281,15 @@ def test_train_batch_norm_trains_what_is_unfrozen(run, tmp_path, weights):
             assert changes != np.array_equal(a, b)
 
 
+@pytest.mark.parametrize(("size", "warns"), [(8, True), (16, False)])
+def test_train_batch_norm_warns_of_small_batches(run, size, warns):
+    flags = ["--train_batch_norm", "--feature_views=1", "--head_units=0"]
+    flags += [f"--global_batch_size={size}", "--transfer_epochs=1"]
+    run("a", *flags, "--phase=transfer")
+    out = run("a", *flags, "--phase=finetune")
+    assert (f"normalizes each replica's {size} images" in out) is warns
+
+
 def test_train_batch_norm_validates_what_it_saves(run, tmp_path):
     flags = ["--train_batch_norm", "--finetune_epochs=2", "--ema_decay=0.9"]
     for stage in ("transfer", "finetune"):

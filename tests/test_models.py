@@ -299,7 +299,7 @@ def test_a_backbone_without_batch_norm_can_not_train_it():
     config = ModelConfig(
         backbone="vgg16", weights="none", train_batch_norm=True
     )
-    with pytest.raises(ConfigError, match="train_batch_norm: vgg16 has none"):
+    with pytest.raises(ConfigError, match="train_batch_norm: vgg16 has no"):
         classifier.build_classifier(
             config, image_size=32, num_classes=2, seed=0
         )

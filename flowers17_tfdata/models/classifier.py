@@ -65,7 +65,10 @@ def build_classifier(
         config.backbone_taps,
     )
     if config.train_batch_norm and not batch_norm.batch_norm_layers(backbone):
-        raise ConfigError(f"--train_batch_norm: {backbone.name} has none")
+        raise ConfigError(
+            f"--train_batch_norm: {backbone.name} has no batch-norm; pass "
+            "--notrain_batch_norm"
+        )
     if measure_batch_norm is not None:
         measure_batch_norm(backbone)
     if config.fold_batch_norm and not config.trains_batch_norm:

@@ -21,8 +21,9 @@ def view_transforms(
     """Returns the views that test-time augmentation averages over.
 
     The image as it is; then, with `horizontal_flip`, its mirror image; then
-    random ones from the training's distribution. The same for every image, so
-    that a prediction does not depend on the other images.
+    random ones from the training's distribution (of places, not of colours).
+    The same for every image, so that a prediction does not depend on the other
+    images.
 
     Args:
       config: image size and augmentation ranges.

@@ -37,6 +37,7 @@ def confusion_chart(confusion: np.ndarray, names: Sequence[str]) -> Chart:
       names: of the classes.
     """
     n = len(names)
+    counts = n <= _MOST_CLASSES_WITH_COUNTS
     share = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     diagonal = np.eye(n, dtype=bool)
     figure = go.Figure()
@@ -58,7 +59,7 @@ def confusion_chart(confusion: np.ndarray, names: Sequence[str]) -> Chart:
             xgap=2,
             ygap=2,
             text=_counts(confusion, shown),
-            texttemplate="%{text}" if n <= _MOST_CLASSES_WITH_COUNTS else None,
+            texttemplate="%{text}" if counts else None,
             textfont={"color": f"var(--{scale}-text)", "size": 11},
             hovertext=_hover_texts(confusion, shown, names),
             hovertemplate="%{hovertext}, %{z:.0%} of them<extra></extra>",
@@ -70,15 +71,15 @@ def confusion_chart(confusion: np.ndarray, names: Sequence[str]) -> Chart:
     figure.update_yaxes(**axis, title_text="true class")
     figure.update_yaxes(range=[n - 0.5, -0.5])
     figure.update_layout(margin={"l": 8, "r": _overhang(names), "t": 8, "b": 8})
-    side = 26 * n + 150 if n <= _MOST_CLASSES_WITH_COUNTS else 14 * n + 150
-    side = max(side, 360)
+    height, width = (26, 22) if counts else (14, 14)
     return make_chart(
         "chart-confusion",
         "Confusion matrix: rows are the true classes, columns what they were "
         "taken for",
         figure,
-        height=side,
-        min_width=min(side + 40, 900),
+        height=max(height * n + 150, 360),
+        # Narrower, it scrolls: a count of two digits fills a cell.
+        min_width=min(width * n + 150, 900),
     )
 
 

@@ -43,7 +43,7 @@ from flowers17_tfdata.training import (
     inference,
     preemption,
 )
-from flowers17_tfdata.training.loop import Stage, StageData
+from flowers17_tfdata.training.loop import Stage, StageData, Trainable
 from flowers17_tfdata.training.preemption import StopRequest
 
 # Images that batch-norm is measured on: once, and after each epoch of its
@@ -444,21 +444,15 @@ def _make_stage(
         config.input,
         num_calibration=_num_calibration(config, stage),
     )
-    trained, steps_per_call, training_model = model, 1, None
-    on_features = stage == "transfer" and config.input.feature_views > 0
-    if on_features:
+    if stage == "transfer" and config.input.feature_views > 0:
         data, features = _feature_data(session, splits, data, model, stop)
         with session.strategy.scope():
-            trained = classifier.get_standardizing_head(model, features)
-        steps_per_call = _HEAD_STEPS_PER_CALL
+            head = classifier.get_standardizing_head(model, features)
+        trained = Trainable(
+            head, steps_per_call=_HEAD_STEPS_PER_CALL, xla_update=True
+        )
     else:
-        training_model = resizing.training_model(model, config.input)
-        if tf.config.list_physical_devices("GPU"):
-            steps_per_call = _GPU_STEPS_PER_CALL
-    rate_scales = None
-    if stage == "finetune":
-        lowest = config.optimization.finetune_lowest_rate
-        rate_scales = freeze.learning_rate_scales(model, lowest)
+        trained = _on_images(config, stage, model)
     return Stage(
         stage,
         config,
@@ -466,14 +460,24 @@ def _make_stage(
         trained,
         session.strategy,
         data,
-        training_model,
-        rate_scales,
-        steps_per_call,
-        xla_update=on_features,
         stop=stop,
         output=session.output,
         workers=session.workers,
         schedule=schedule,
+    )
+
+
+def _on_images(config: Config, stage: str, model: keras.Model) -> Trainable:
+    rate_scales = None
+    if stage == "finetune":
+        lowest = config.optimization.finetune_lowest_rate
+        rate_scales = freeze.learning_rate_scales(model, lowest)
+    has_gpu = bool(tf.config.list_physical_devices("GPU"))
+    return Trainable(
+        model,
+        resizing.training_model(model, config.input),
+        rate_scales,
+        steps_per_call=_GPU_STEPS_PER_CALL if has_gpu else 1,
     )
 
 

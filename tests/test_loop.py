@@ -91,6 +91,7 @@ def _stage(
     strategy=None,
     policy=None,
     make_model=None,
+    trained=None,
     **kwargs,
 ) -> loop.Stage:
     workdir.mkdir(exist_ok=True)
@@ -101,7 +102,8 @@ def _stage(
         make_model = make_model or fakes.make_model
         model = make_model(dropout=config.model.dropout)
     kwargs.setdefault("data", _data(config))
-    return loop.Stage("transfer", config, workdir, model, strategy, **kwargs)
+    trained = loop.Trainable(model, **(trained or {}))
+    return loop.Stage("transfer", config, workdir, trained, strategy, **kwargs)
 
 
 def _weights(stage):
@@ -382,10 +384,11 @@ def test_steps_per_call_changes_nothing(tmp_path, steps):
 
 
 def test_flag_goes_before_the_stages_own_steps_per_call(tmp_path):
-    assert _stage(tmp_path, steps_per_call=9)._steps_per_call == 9
+    trained = {"steps_per_call": 9}
+    assert _stage(tmp_path, trained=trained)._steps_per_call == 9
     runtime = dataclasses.replace(CONFIG.runtime, steps_per_call=2)
     config = dataclasses.replace(CONFIG, runtime=runtime)
-    assert _stage(tmp_path, config, steps_per_call=9)._steps_per_call == 2
+    assert _stage(tmp_path, config, trained=trained)._steps_per_call == 2
 
 
 def _make_batch_norm_model(backbone):
@@ -449,7 +452,7 @@ def test_what_is_compiled(tmp_path, monkeypatch, xla, gpus, step, update):
     monkeypatch.setattr(loop, "Trainer", make_trainer)
     runtime = dataclasses.replace(CONFIG.runtime, xla=xla)
     config = dataclasses.replace(CONFIG, runtime=runtime)
-    _stage(tmp_path, config, xla_update=True)
+    _stage(tmp_path, config, trained={"xla_update": True})
     assert (given["xla"], given["xla_update"]) == (step, update)
     _stage(tmp_path, config)
     assert given["xla_update"] is False

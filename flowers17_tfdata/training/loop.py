@@ -60,6 +60,29 @@ class StageData:
 
 
 @dataclasses.dataclass(frozen=True)
+class Trainable:
+    """What a stage trains, and how it takes its steps.
+
+    Attributes:
+      model: with this stage's layers frozen; built in the strategy's scope.
+        What it takes is what the stage's data gives: images, or features.
+      training_model: shares the layers of `model`, for training images of
+        another size; None: `model` itself.
+      rate_scales: each trainable variable's share of the learning rate; None:
+        all of it.
+      steps_per_call: training steps between two looks of Python at the
+        device, where `--steps_per_call` leaves it open.
+      xla_update: compile the optimizer's update (see `Trainer`).
+    """
+
+    model: keras.Model
+    training_model: keras.Model | None = None
+    rate_scales: Sequence[float] | None = None
+    steps_per_call: int = 1
+    xla_update: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
 class StageResult:
     """The best epoch of a stage, and the wall time of all of its epochs."""
 
@@ -76,17 +99,9 @@ class Stage:
       name: of the stage.
       config: of the run.
       workdir: of the run.
-      model: with this stage's layers frozen; built in the strategy's scope.
-        What it takes is what `data` gives: images, or features.
+      trained: the model, and what goes with it.
       strategy: the current one.
       data: train and validation split.
-      training_model: shares the layers of `model`, for training images of
-        another size; None: `model` itself.
-      rate_scales: each trainable variable's share of the learning rate; None:
-        all of it.
-      steps_per_call: training steps between two looks of Python at the
-        device, where `--steps_per_call` leaves it open.
-      xla_update: compile the optimizer's update (see `Trainer`).
       stop: whether to save and stop.
       output: where this process writes, if it isn't the chief.
       workers: of the strategy.
@@ -98,13 +113,9 @@ class Stage:
         name: str,
         config: Config,
         workdir: pathlib.Path,
-        model: keras.Model,
+        trained: Trainable,
         strategy: tf.distribute.Strategy,
         data: StageData,
-        training_model: keras.Model | None = None,
-        rate_scales: Sequence[float] | None = None,
-        steps_per_call: int = 1,
-        xla_update: bool = False,
         stop: StopRequest | None = None,
         output: pathlib.Path | None = None,
         workers: Workers | None = None,
@@ -114,7 +125,7 @@ class Stage:
         self._config = config
         self._output = output = output or workdir
         self._workers = workers or Workers(strategy)
-        self.model = model
+        self.model = model = trained.model
         self._strategy = strategy
         self._data = data
         options = config.optimization
@@ -135,7 +146,7 @@ class Stage:
                 self._schedule,
                 options,
                 scale_loss=keras.config.dtype_policy().name == "mixed_float16",
-                rate_scales=rate_scales,
+                rate_scales=trained.rate_scales,
             )
         self._trainer = Trainer(
             model=model,
@@ -145,12 +156,14 @@ class Stage:
             label_smoothing=options.label_smoothing,
             global_clip_norm=options.global_clip_norm,
             xla=uses_xla(config.runtime.xla),
-            xla_update=xla_update and config.runtime.xla != "off",
+            xla_update=trained.xla_update and config.runtime.xla != "off",
             deterministic=config.runtime.deterministic,
-            training_model=training_model,
+            training_model=trained.training_model,
             device_stage=data.device_stage,
         )
-        self._steps_per_call = config.runtime.steps_per_call or steps_per_call
+        self._steps_per_call = (
+            config.runtime.steps_per_call or trained.steps_per_call
+        )
         self._stop = stop or StopRequest()
         self._saved_at = time.monotonic()
         self._profiler = Profiler(

@@ -276,7 +276,8 @@ def change_colours(images: tf.Tensor, transforms: tf.Tensor) -> tf.Tensor:
     if transforms.shape[-1] <= _NUM_COORDINATES:
         return images
     rows = tf.reshape(transforms[:, _NUM_COORDINATES:], [-1, 1, 1, 3, 4])
-    # Channel by channel: a product of matrices that small is slower.
+    # By elements, not as a product of matrices: what compiles it fuses it with
+    # the passes around it.
     red, green, blue = (images[..., k, tf.newaxis] for k in range(3))
     changed = (
         red * rows[..., 0]
@@ -294,6 +295,12 @@ def draw_transforms(
     num_examples: int,
 ) -> tf.Tensor:
     """Draws all that the flags ask of an epoch, one row an example.
+
+    Args:
+      config: image size and ranges.
+      seed: of the run.
+      epoch: scalar.
+      num_examples: of the data set.
 
     Returns:
       float32 `[num_examples, 8]`, see `RandomAffine.draw`; with

@@ -180,11 +180,6 @@ def _num_calibration(config: Config, stage: str) -> int:
     return _EPOCH_CALIBRATION_IMAGES if config.model.trains_batch_norm else 0
 
 
-def _measure_batch_norm(images: StageData, model: keras.Model) -> None:
-    batches = images.make_calibration()
-    batch_norm.calibrate(model, (images.device_stage(b) for b in batches))
-
-
 def _feature_data(
     session: Session,
     splits: _Splits,
@@ -200,7 +195,7 @@ def _feature_data(
     """
     config = session.config
     if images.make_calibration:
-        _measure_batch_norm(images, model)
+        batch_norm.calibrate(model, images.calibration_batches())
     extractor = _get_extractor(session, model)
     key = feature_cache.cache_key(
         {
@@ -404,8 +399,8 @@ def _run_stage(
     if runner.model is not model:
         # It is the head, trained on standardized features.
         classifier.absorb_standardization(runner.model)
-    trained = stage == "finetune" and config.model.trains_batch_norm
-    if trained and config.model.fold_batch_norm:
+    trains_batch_norm = stage == "finetune" and config.model.trains_batch_norm
+    if trains_batch_norm and config.model.fold_batch_norm:
         with session.strategy.scope():
             model = folding.fold_batch_norm(model)
     classifier.save_classifier(
@@ -524,7 +519,7 @@ def _build_transfer_model(session: Session, splits: _Splits) -> keras.Model:
 
     def measure(backbone: keras.Model) -> None:
         with timings.measure(session.output, "transfer: batch-norm"):
-            _measure_batch_norm(images, backbone)
+            batch_norm.calibrate(backbone, images.calibration_batches())
 
     # Random weights' are measured later: by the stage, or for its features.
     measures = config.model.batch_norm_statistics == "train"

@@ -146,8 +146,8 @@ class _Killed(Exception):
 
 
 @pytest.fixture
-def kill(monkeypatch):
-    """Returns `kill(run, *arguments)`: killed after two epochs."""
+def check_resumes(run, tmp_path, monkeypatch):
+    """Returns `check_resumes(stage, *flags)`: exactly, after two epochs."""
     original = loop.Stage._run_epoch
 
     def killed(self, epoch, *args):
@@ -155,40 +155,34 @@ def kill(monkeypatch):
             raise _Killed
         original(self, epoch, *args)
 
-    def kill(run, *arguments):
+    def check_resumes(stage, *flags):
+        flags = [f"--phase={stage}", *flags]
+        run("whole", *flags)
         with monkeypatch.context() as patch:
             patch.setattr(loop.Stage, "_run_epoch", killed)
             with pytest.raises(_Killed):
-                run(*arguments)
+                run("killed", *flags)
+        assert "resuming after epoch 2" in run("killed", *flags)
+        _assert_equal(
+            tmp_path / "whole" / f"model_{stage}.keras",
+            tmp_path / "killed" / f"model_{stage}.keras",
+            rtol=0,
+        )
 
-    return kill
-
-
-def test_killed_transfer_resumes_exactly(run, tmp_path, kill):
-    flags = ["--phase=transfer", "--feature_views=2"]
-    run("whole", *flags)
-    kill(run, "killed", *flags)
-    assert "resuming after epoch 2" in run("killed", *flags)
-    _assert_equal(
-        tmp_path / "whole" / "model_transfer.keras",
-        tmp_path / "killed" / "model_transfer.keras",
-        rtol=0,
-    )
+    return check_resumes
 
 
-def test_killed_training_of_batch_norm_resumes_exactly(run, tmp_path, kill):
+def test_killed_transfer_resumes_exactly(check_resumes):
+    check_resumes("transfer", "--feature_views=2")
+
+
+def test_killed_training_of_batch_norm_resumes_exactly(
+    run, tmp_path, check_resumes
+):
     flags = ["--train_batch_norm", "--color_jitter=0.3", "--ema_decay=0.9"]
     run("from", *flags, "--phase=transfer")
     flags += [f"--init_from={tmp_path / 'from' / 'model_transfer.keras'}"]
-    flags += ["--phase=finetune", "--finetune_epochs=3"]
-    run("whole", *flags)
-    kill(run, "killed", *flags)
-    assert "resuming after epoch 2" in run("killed", *flags)
-    _assert_equal(
-        tmp_path / "whole" / "model_finetune.keras",
-        tmp_path / "killed" / "model_finetune.keras",
-        rtol=0,
-    )
+    check_resumes("finetune", *flags, "--finetune_epochs=3")
 
 
 def test_folded_training_is_equal_before_and_plain_after(run, tmp_path):

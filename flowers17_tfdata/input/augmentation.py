@@ -101,10 +101,7 @@ class RandomAffine(keras.layers.Layer):
           float32 `[num_examples, 8]`: rows `a0 a1 a2 b0 b1 b2 0 0` that map
           output (x, y) to input (a0 x + a1 y + a2, b0 x + b1 y + b2), pixels.
         """
-        uniform = tf.random.stateless_uniform(
-            [num_examples, _NUM_DRAWS],
-            tf.stack([tf.cast(seed, tf.int64), tf.cast(epoch, tf.int64)]),
-        )
+        uniform = _draw_uniform([num_examples, _NUM_DRAWS], seed, epoch)
         angle, dx, dy, zx, zy, flip = tf.unstack(uniform, axis=1)
         angle = (2 * angle - 1) * self.rotation * math.pi / 180
         dx = (2 * dx - 1) * self.shift * width
@@ -124,15 +121,7 @@ class RandomAffine(keras.layers.Layer):
 
     def _draw_crops(self, seed, epoch, num_examples):
         """Returns sides and positions (in [-1, 1]) of crops, `[n]` each."""
-        uniform = tf.random.stateless_uniform(
-            [num_examples, 4],
-            tf.stack(
-                [
-                    tf.cast(seed, tf.int64) + _CROP_STREAM * 2**32,
-                    tf.cast(epoch, tf.int64),
-                ]
-            ),
-        )
+        uniform = _draw_uniform([num_examples, 4], seed, epoch, _CROP_STREAM)
         area, aspect, x, y = tf.unstack(uniform, axis=1)
         area = self.crop + (1 - self.crop) * area
         aspect = tf.exp((2 * aspect - 1) * math.log(_LARGEST_ASPECT))
@@ -164,6 +153,19 @@ class RandomAffine(keras.layers.Layer):
             "horizontal_flip": self.horizontal_flip,
             "crop": self.crop,
         }
+
+
+def _draw_uniform(shape, seed, epoch, stream: int = 0) -> tf.Tensor:
+    """Returns float32 in [0, 1), a function of seed, epoch and stream."""
+    return tf.random.stateless_uniform(
+        shape,
+        tf.stack(
+            [
+                tf.cast(seed, tf.int64) + stream * 2**32,
+                tf.cast(epoch, tf.int64),
+            ]
+        ),
+    )
 
 
 def affine_rows(
@@ -244,14 +246,8 @@ def draw_colours(
       float32 `[num_examples, 12]`, the rows of a 3 by 4 matrix; see
       `change_colours`.
     """
-    uniform = tf.random.stateless_uniform(
-        [num_examples, 3, 1, 1],
-        tf.stack(
-            [
-                tf.cast(seed, tf.int64) + _COLOUR_STREAM * 2**32,
-                tf.cast(epoch, tf.int64),
-            ]
-        ),
+    uniform = _draw_uniform(
+        [num_examples, 3, 1, 1], seed, epoch, _COLOUR_STREAM
     )
     factors = 1 + (2 * uniform - 1) * jitter
     brightness, contrast, saturation = tf.unstack(factors, axis=1)

@@ -71,15 +71,15 @@ def confusion_chart(confusion: np.ndarray, names: Sequence[str]) -> Chart:
     figure.update_yaxes(**axis, title_text="true class")
     figure.update_yaxes(range=[n - 0.5, -0.5])
     figure.update_layout(margin={"l": 8, "r": _overhang(names), "t": 8, "b": 8})
-    height, width = (26, 22) if counts else (14, 14)
+    cell_height, cell_width = (26, 22) if counts else (14, 14)
     return make_chart(
         "chart-confusion",
         "Confusion matrix: rows are the true classes, columns what they were "
         "taken for",
         figure,
-        height=max(height * n + 150, 360),
+        height=max(cell_height * n + 150, 360),
         # Narrower, it scrolls: a count of two digits fills a cell.
-        min_width=min(width * n + 150, 900),
+        min_width=min(cell_width * n + 150, 900),
     )
 
 

@@ -58,6 +58,15 @@ class StageData:
     make_calibration: Callable[[], tf.data.Dataset] | None = None
     device_stage: Callable[[Batch], tf.Tensor] = lambda batch: batch.inputs
 
+    def calibration_batches(self) -> Iterator[tf.Tensor]:
+        """Returns the model's inputs, of what `make_calibration` makes."""
+        return map(self.device_stage, self._calibration)
+
+    @functools.cached_property
+    def _calibration(self) -> tf.data.Dataset:
+        # Once: each one made would be traced and compiled anew.
+        return self.make_calibration()
+
 
 @dataclasses.dataclass(frozen=True)
 class Trainable:
@@ -350,7 +359,7 @@ class Stage:
     def _measure_frozen_batch_norm(self) -> None:
         """Before the first step: there are no statistics to keep."""
         if self._data.make_calibration and not self._trained_batch_norm:
-            batch_norm.calibrate(self.model, self._calibration_batches())
+            batch_norm.calibrate(self.model, self._data.calibration_batches())
 
     def _measure_trained_batch_norm(self) -> None:
         """After an epoch, under the weights as they are now.
@@ -359,7 +368,7 @@ class Stage:
         with those of the data.
         """
         if self._data.make_calibration and self._trained_batch_norm:
-            self._calibration.run(self._calibration_batches())
+            self._calibration.run(self._data.calibration_batches())
 
     @functools.cached_property
     def _calibration(self) -> batch_norm.Calibration:
@@ -369,9 +378,6 @@ class Stage:
     def _trained_batch_norm(self) -> list[keras.layers.BatchNormalization]:
         layers = batch_norm.batch_norm_layers(self.model)
         return [layer for layer in layers if layer.trainable]
-
-    def _calibration_batches(self) -> Iterator[tf.Tensor]:
-        return map(self._data.device_stage, self._data.make_calibration())
 
     def _train_batches(self, initial_epoch: int, initial_step: int):
         return self._strategy.distribute_datasets_from_function(

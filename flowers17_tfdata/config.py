@@ -38,8 +38,9 @@ PHASES_ON_A_RUN = (
 _OF_A_RUN = {
     *("dataset", "data_dir", "split_fractions", "split_seed"),
     *("near_duplicates", "folds", "fold"),
-    *("image_size", "augmentation", "rotation", "shift", "zoom", "crop"),
-    *("horizontal_flip", "color_jitter", "backbone", "fold_batch_norm"),
+    *("image_size", "decode_scale", "augmentation", "rotation", "shift"),
+    *("zoom", "crop", "horizontal_flip", "color_jitter"),
+    *("backbone", "fold_batch_norm"),
     *("precision", "global_batch_size"),
 }
 # `find_lr` trains as the run's stage does: by all of its options, but those
@@ -147,11 +148,20 @@ class InputConfig:
         at_least=0.25,
         at_most=1,
     )
+    decode_scale: float = option(
+        1.0,
+        "Size of the images that augmentation resamples, as a multiple of "
+        "--image_size: a crop of a larger image is a sharper one.",
+        at_least=1,
+        # Beyond, resampling without a filter would skip pixels.
+        at_most=2,
+    )
     cache: str = option(
         "auto",
         "memory: decode once, keep resized uint8 images (3 * image_size^2 "
-        "bytes each); none: decode in every epoch; auto: memory where they "
-        "take less than half of what is free.",
+        "bytes each, with --decode_scale=K another K^2 times that for train); "
+        "none: decode in every epoch; auto: memory where they take less than "
+        "half of what is free.",
         choices=("auto", "memory", "none"),
     )
     feature_views: int = option(
@@ -219,6 +229,11 @@ class InputConfig:
     def train_image_size(self) -> int:
         """Height and width of augmented training images, pixels."""
         return round(self.train_scale * self.image_size)
+
+    @property
+    def decoded_image_size(self) -> int:
+        """Height and width of the images that augmentation resamples."""
+        return round(self.decode_scale * self.image_size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -760,31 +775,7 @@ def validate(config: Config) -> None:
     export_formats(config.export)
     _check_folder(config)
     _check_folds(config)
-    if config.input.augment_on == "device" and (
-        config.input.augmentation == "keras"
-    ):
-        raise ConfigError(
-            "--augment_on=device goes with --augmentation=affine or none; got "
-            "--augmentation=keras, which runs in tf.data"
-        )
-    if config.input.feature_views > 1 and config.input.augmentation != "affine":
-        raise ConfigError(
-            "--feature_views above 1 goes with --augmentation=affine; got "
-            f"--augmentation={config.input.augmentation} and "
-            f"{config.input.feature_views} views"
-        )
-    if config.input.color_jitter and config.input.augmentation != "affine":
-        raise ConfigError(
-            "--color_jitter goes with --augmentation=affine; got "
-            f"--augmentation={config.input.augmentation} and "
-            f"--color_jitter={config.input.color_jitter:g}"
-        )
-    if config.input.crop < 1 and config.input.augmentation != "affine":
-        raise ConfigError(
-            "--crop below 1 goes with --augmentation=affine; got "
-            f"--augmentation={config.input.augmentation} and "
-            f"{config.input.crop}"
-        )
+    _check_augmentation(config.input)
     if not config.workdir:
         raise ConfigError("--workdir must name a folder; got ''")
     if not config.data.dataset:
@@ -810,6 +801,29 @@ def validate(config: Config) -> None:
     _check_home(config)
     _check_data_service(config.input)
     _check_devices(config)
+
+
+def _check_augmentation(config: InputConfig) -> None:
+    if config.augment_on == "device" and config.augmentation == "keras":
+        raise ConfigError(
+            "--augment_on=device goes with --augmentation=affine or none; got "
+            "--augmentation=keras, which runs in tf.data"
+        )
+    if config.augmentation == "affine":
+        return
+    for name, without, range_text in (
+        ("feature_views", 1, " above 1"),
+        ("crop", 1, " below 1"),
+        ("decode_scale", 1, " above 1"),
+        ("color_jitter", 0, ""),
+    ):
+        value = getattr(config, name)
+        # 0 views: none is kept.
+        if value != without and (name, value) != ("feature_views", 0):
+            raise ConfigError(
+                f"--{name}{range_text} goes with --augmentation=affine; got "
+                f"--augmentation={config.augmentation} and {value:g}"
+            )
 
 
 def runs_all_folds(config: Config) -> bool:

@@ -177,12 +177,15 @@ def _settle_input(
         )
     elif config.phase in ("evaluate", "report", "export"):
         splits = (config.evaluation.split,)
+    num_augmented = (
+        source.split_sizes.get("train", 0) if "train" in splits else 0
+    )
     num_images = sum(source.split_sizes.get(split, 0) for split in splits)
-    in_memory = examples.resolve_cache(options, num_images) == "memory"
+    cache = examples.resolve_cache(options, num_images, num_augmented)
     on_device = input_pipeline.resolve_augment_on(options) == "device"
     return dataclasses.replace(
         options,
-        cache="memory" if workers.all(in_memory) else "none",
+        cache="memory" if workers.all(cache == "memory") else "none",
         augment_on="device" if workers.all(on_device) else "host",
     )
 

@@ -78,7 +78,9 @@ def _load_splits(session: Session) -> _Splits:
     config, source = session.config, session.source
     splits = _Splits(
         *(
-            examples_lib.load_examples(source, split, config.input)
+            examples_lib.load_examples(
+                source, split, config.input, augmented=split == "train"
+            )
             for split in TRAINING_SPLITS
         )
     )

@@ -82,7 +82,10 @@ def make_smooth_examples(num_examples: int, seed: int = 0) -> Examples:
 
 
 def encode_images(
-    encoded: list[bytes], image_size: int, ratio: int = 1
+    encoded: list[bytes],
+    image_size: int,
+    ratio: int = 1,
+    decoded_image_size: int = 0,
 ) -> EncodedImages:
     """Puts encoded images into the store that decodes them when read."""
     return EncodedImages(
@@ -90,6 +93,7 @@ def encode_images(
         np.cumsum([len(data) for data in encoded]),
         np.full(len(encoded), ratio),
         image_size,
+        decoded_image_size or image_size,
     )
 
 

@@ -110,17 +110,13 @@ def test_contradicting_flags():
         # One view is the clean one: not augmented anyway.
         flags.parse(["main.py", "--feature_views=1", flag])
     for augmentation in ("keras", "none"):
-        with pytest.raises(ConfigError, match="--crop below 1 goes with"):
-            flags.parse(
-                ["main.py", "--crop=0.5", f"--augmentation={augmentation}"]
-            )
-        with pytest.raises(ConfigError, match="--color_jitter goes with"):
-            flags.parse(
-                [
-                    *("main.py", "--color_jitter=0.1"),
-                    f"--augmentation={augmentation}",
-                ]
-            )
+        for flag, message in (
+            ("--crop=0.5", "--crop below 1 goes with"),
+            ("--color_jitter=0.1", "--color_jitter goes with"),
+            ("--decode_scale=1.5", "--decode_scale above 1 goes with"),
+        ):
+            with pytest.raises(ConfigError, match=message):
+                flags.parse(["main.py", flag, f"--augmentation={augmentation}"])
     with pytest.raises(ConfigError, match="--archive goes with"):
         flags.parse(["main.py", "--dataset=mnist", "--archive=x"])
     with pytest.raises(ConfigError, match="--model does not go with"):

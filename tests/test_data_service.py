@@ -16,14 +16,18 @@ import numpy as np
 import pytest
 
 from flowers17_tfdata.config import InputConfig
+from flowers17_tfdata.data import decode
 from flowers17_tfdata.errors import UserError
 from flowers17_tfdata.input import data_service, input_pipeline
+from flowers17_tfdata.input.examples import DecodedImages, Examples
 from flowers17_tfdata.results import metrics
 from tests import fakes
 
 ROOT = pathlib.Path(__file__).parent.parent
 NUM_EXAMPLES = 30
-CONFIG = InputConfig(image_size=fakes.IMAGE_SIZE, color_jitter=0.3)
+CONFIG = InputConfig(
+    image_size=fakes.IMAGE_SIZE, decode_scale=1.5, crop=0.5, color_jitter=0.3
+)
 BATCH = 4
 STEPS = 8
 # Seconds in practice.
@@ -86,9 +90,11 @@ def _batches(files, address, **kwargs):
 
 
 def _local(**kwargs):
-    examples = fakes.make_smooth_examples(NUM_EXAMPLES)
+    pixels = fakes.make_smooth_examples(NUM_EXAMPLES).images.pixels
+    size = CONFIG.decoded_image_size
+    larger = np.stack([decode.resize_host(image, size) for image in pixels])
     return input_pipeline.make_train_dataset(
-        examples._replace(labels=np.arange(NUM_EXAMPLES)),
+        Examples(DecodedImages(pixels, larger), np.arange(NUM_EXAMPLES)),
         CONFIG,
         fakes.preprocess_input,
         global_batch_size=BATCH,

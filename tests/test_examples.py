@@ -155,25 +155,35 @@ def test_reduced_decoding(height, width, factor, encode):
 
 
 @pytest.mark.parametrize("encode", [_png, _jpeg])
+@pytest.mark.parametrize("decoded_size", [SIZE, 72])
 @pytest.mark.parametrize(
     ("height", "width"), [(48, 48), (80, 70), (96, 96), (192, 208)]
 )
-def test_decoding_at_each_reading_shows_the_same(height, width, encode):
+def test_decoding_at_each_reading_shows_the_same(
+    height, width, decoded_size, encode
+):
     encoded = [
         encode(fakes.make_smooth_image(height, width, seed))
         for seed in range(6)
     ]
     pixels = [decode.decode_and_resize(e, SIZE).numpy() for e in encoded]
-    decoded = examples.DecodedImages(np.stack(pixels))
-    ratio = decode.reduction(height, width, SIZE)
-    stored = fakes.encode_images(encoded, SIZE, ratio)
+    larger = [
+        decode.decode_and_resize(e, decoded_size).numpy() for e in encoded
+    ]
+    decoded = examples.DecodedImages(np.stack(pixels), np.stack(larger))
+    ratio = decode.reduction(height, width, decoded_size)
+    stored = fakes.encode_images(encoded, SIZE, ratio, decoded_size)
     indices = np.array([4, 0, 5, 0], np.int64)
-    plain = stored.read(indices, None)
-    assert plain.dtype == np.uint8
-    np.testing.assert_array_equal(plain, decoded.read(indices, None))
-    transforms = _draw(6)[indices]
+    for name in ("read", "read_decoded"):
+        plain = getattr(stored, name)(indices)
+        assert plain.dtype == np.uint8
+        np.testing.assert_array_equal(plain, getattr(decoded, name)(indices))
+    transforms = augmentation.draw_affine(
+        InputConfig(image_size=SIZE, decode_scale=decoded_size / SIZE), 0, 0, 6
+    ).numpy()[indices]
     differences = _differences(
-        stored.read(indices, transforms), decoded.read(indices, transforms)
+        stored.resample(indices, transforms, SIZE),
+        decoded.resample(indices, transforms, SIZE),
     )
     assert differences.mean() < (0.5 if encode is _png else 1.5)
     assert differences.max() <= (3 if encode is _png else 5)
@@ -185,7 +195,7 @@ def test_an_elongated_image_is_not_sampled_with_gaps():
     stripes[:, ::2] = 255
     stored = fakes.encode_images([_png(stripes)], SIZE)
     identity = np.array([[1, 0, 0, 0, 1, 0, 0, 0]], np.float32)
-    image = stored.read(np.array([0]), identity)[0].astype(float)
+    image = stored.resample(np.array([0]), identity, SIZE)[0].astype(float)
     assert np.abs(image - 127.5).max() < 30
 
 
@@ -302,6 +312,14 @@ def test_cache_takes_at_most_half_of_what_is_free(monkeypatch):
     assert examples.resolve_cache(none, 100) == "none"
 
 
+def test_cache_counts_the_larger_images_of_what_is_augmented(monkeypatch):
+    config = InputConfig(image_size=SIZE, decode_scale=2.0)
+    needed = 3 * SIZE**2 * (100 + 60 * 4)
+    monkeypatch.setattr(examples, "free_memory", lambda: 2 * needed)
+    assert examples.resolve_cache(config, 100, 60) == "memory"
+    assert examples.resolve_cache(config, 100, 61) == "none"
+
+
 class _Source:
     """A source with the given encoded images in its split train."""
 
@@ -346,6 +364,28 @@ def test_load_examples_decodes_resizes_and_caches():
     )
 
 
+@pytest.mark.parametrize("cache", ["memory", "none"])
+def test_images_to_augment_are_kept_larger_too(cache):
+    encoded = [_png(fakes.make_smooth_image(90, 80, k)) for k in range(2)]
+    config = InputConfig(image_size=SIZE, decode_scale=1.5, cache=cache)
+    plain, augmented = (
+        examples.load_examples(
+            _Source(encoded), "train", config, augmented=augmented
+        ).images
+        for augmented in (False, True)
+    )
+    everything = np.arange(2)
+    np.testing.assert_array_equal(
+        augmented.read(everything), plain.read(everything)
+    )
+    np.testing.assert_array_equal(
+        augmented.read_decoded(everything),
+        [decode.decode_and_resize(e, 3 * SIZE // 2).numpy() for e in encoded],
+    )
+    # Nobody will resample it: memory is spared.
+    assert plain.read_decoded(everything).shape[1] == SIZE
+
+
 def test_both_caches_hold_the_split_in_its_order(monkeypatch, tmp_path):
     encoded = [
         encode(fakes.make_smooth_image(50 + 20 * seed, 90, seed))
@@ -360,9 +400,7 @@ def test_both_caches_hold_the_split_in_its_order(monkeypatch, tmp_path):
     everything = np.arange(4)
     expected = [decode.decode_and_resize(e, SIZE).numpy() for e in encoded]
     for loaded in (in_memory, in_file):
-        np.testing.assert_array_equal(
-            loaded.images.read(everything, None), expected
-        )
+        np.testing.assert_array_equal(loaded.images.read(everything), expected)
     # The file has no name by which it could stay behind.
     assert list(tmp_path.iterdir()) == []
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import cv2
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -402,15 +403,33 @@ def test_training_images_can_be_smaller_than_evaluations(augmentation):
     assert evaluated.inputs.shape[1:3] == (fakes.IMAGE_SIZE,) * 2
 
 
+def _smooth_examples(decode_scale: float) -> Examples:
+    """Eight pictures, and the same ones larger."""
+    examples = fakes.make_smooth_examples(8)
+    larger = [
+        cv2.resize(image, None, fx=decode_scale, fy=decode_scale)
+        for image in examples.images.pixels
+    ]
+    images = DecodedImages(examples.images.pixels, np.stack(larger))
+    return examples._replace(images=images)
+
+
 @pytest.mark.parametrize(
-    ("crop", "color_jitter"), [(0.3, 0.0), (1.0, 0.0), (0.3, 0.5)]
+    ("crop", "color_jitter", "decode_scale"),
+    [(0.3, 0.0, 1.0), (1.0, 0.0, 1.0), (0.3, 0.5, 1.0), (0.3, 0.5, 1.5)],
 )
-def test_host_and_device_make_the_same_smaller_images(crop, color_jitter):
-    images = fakes.make_smooth_examples(8)
+def test_host_and_device_make_the_same_smaller_images(
+    crop, color_jitter, decode_scale
+):
+    images = _smooth_examples(decode_scale)
     shown = []
     for config in (HOST, DEVICE):
         config = dataclasses.replace(
-            config, train_scale=0.5, crop=crop, color_jitter=color_jitter
+            config,
+            train_scale=0.5,
+            decode_scale=decode_scale,
+            crop=crop,
+            color_jitter=color_jitter,
         )
         batches = input_pipeline.make_train_dataset(
             images, config, _identity, global_batch_size=8, seed=1
@@ -421,6 +440,38 @@ def test_host_and_device_make_the_same_smaller_images(crop, color_jitter):
     assert shown[0].shape == shown[1].shape == (8, REDUCED, REDUCED, 3)
     difference = np.abs(shown[0] - shown[1])
     assert difference.mean() < 0.6 and difference.max() < 4 + 5 * color_jitter
+
+
+@pytest.mark.parametrize("config", [HOST, DEVICE], ids=_name)
+@pytest.mark.parametrize("view", [0, 1], ids=["train", "view"])
+def test_crops_of_larger_images_are_the_same_but_sharper(config, view):
+    """The same places, and detail that the smaller image has lost."""
+    noise = np.random.default_rng(0).integers(0, 256, [8, 64, 64, 3], np.uint8)
+    larger = cv2.blur(noise.transpose(1, 2, 0, 3).reshape(64, 64, -1), (2, 2))
+    larger = larger.reshape(64, 64, 8, 3).transpose(2, 0, 1, 3)
+    pixels = np.stack([cv2.resize(i, (32, 32)) for i in larger])
+    shown = []
+    for decode_scale, images in ((1.0, pixels), (2.0, larger)):
+        config = dataclasses.replace(
+            config, image_size=32, crop=0.2, decode_scale=decode_scale
+        )
+        examples = Examples(DecodedImages(pixels, images), np.zeros(8, int))
+        arguments = {"global_batch_size": 8, "seed": 1}
+        if view:
+            batches = input_pipeline.make_eval_dataset(
+                examples, config, _identity, augmented_view=view, **arguments
+            )
+        else:
+            batches = input_pipeline.make_train_dataset(
+                examples, config, _identity, **arguments
+            )
+        (batch,) = batches.take(1)
+        stage = input_pipeline.make_device_stage(config, _identity)
+        shown.append(stage(batch).numpy())
+    blurred, sharp = shown
+    assert blurred.shape == sharp.shape
+    assert np.corrcoef(blurred.ravel(), sharp.ravel())[0, 1] > 0.8
+    assert sharp.std() > 1.1 * blurred.std()
 
 
 @pytest.mark.parametrize("config", [HOST, DEVICE], ids=_name)

@@ -37,6 +37,7 @@ def benchmark(session: Session) -> None:
                 session.source,
                 "train",
                 dataclasses.replace(session.config.input, cache=cache),
+                augmented=True,
             )
             for cache in ("memory", "none")
         )

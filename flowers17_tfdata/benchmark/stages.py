@@ -86,11 +86,9 @@ def make_resize(encoded: list[bytes], image_size: int) -> Callable[[], float]:
 def make_augment(
     examples: Examples, config: InputConfig
 ) -> Callable[[], float]:
-    """Pixels of the network's size, resampled once by OpenCV, on all cores."""
-    size, indices = config.image_size, np.arange(_SAMPLE) % len(examples.labels)
-    transforms = augmentation.make_affine(config).draw(
-        0, 0, _SAMPLE, size, size
-    )
+    """Decoded pixels, resampled once by OpenCV, on all cores."""
+    indices = np.arange(_SAMPLE) % len(examples.labels)
+    transforms = augmentation.draw_affine(config, 0, 0, _SAMPLE)
     cores = input_pipeline.num_cores()
     shares = list(
         zip(
@@ -102,7 +100,12 @@ def make_augment(
     pool = ThreadPoolExecutor(cores)
 
     def call() -> int:
-        batches = pool.map(lambda share: examples.images.read(*share), shares)
+        batches = pool.map(
+            lambda share: examples.images.resample(
+                *share, config.train_image_size
+            ),
+            shares,
+        )
         return sum(len(batch) for batch in batches)
 
     return lambda: timing.rate(call)
@@ -114,7 +117,7 @@ def make_normalize(session: Session, examples: Examples) -> Callable[[], float]:
     size = config.optimization.global_batch_size
     with tf.device("CPU:0"):
         images = tf.constant(
-            examples.images.read(np.arange(size) % len(examples.labels), None)
+            examples.images.read(np.arange(size) % len(examples.labels))
         )
         normalize = input_pipeline.make_normalize(
             backbones.get_preprocess(config.model.backbone),

@@ -30,8 +30,8 @@ _TRAINING_FLAGS = (
     *("finetune_epochs", "finetune_optimizer"),
     *("finetune_learning_rate", "finetune_lowest_rate", "schedule"),
     *("warmup_epochs", "weight_decay", "label_smoothing", "ema_decay"),
-    *("augmentation", "train_scale", "rotation", "shift", "zoom", "crop"),
-    *("horizontal_flip", "color_jitter", "precision", "seed"),
+    *("augmentation", "train_scale", "decode_scale", "rotation", "shift"),
+    *("zoom", "crop", "horizontal_flip", "color_jitter", "precision", "seed"),
 )
 
 

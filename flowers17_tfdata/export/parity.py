@@ -71,7 +71,7 @@ class Split:
         num_examples = self.examples.num_examples
         for start in range(0, num_examples, BATCH):
             indices = np.arange(start, min(start + BATCH, num_examples))
-            yield self.examples.images.read(indices, None)
+            yield self.examples.images.read(indices)
 
     def num_batches(self) -> int:
         return -(-self.examples.num_examples // BATCH)

@@ -284,6 +284,29 @@ def change_colours(images: tf.Tensor, transforms: tf.Tensor) -> tf.Tensor:
     return tf.clip_by_value(changed, 0.0, 255.0)
 
 
+def draw_affine(
+    config: InputConfig,
+    seed: int | tf.Tensor,
+    epoch: int | tf.Tensor,
+    num_examples: int,
+) -> tf.Tensor:
+    """Draws an epoch's places, one row an example.
+
+    Args:
+      config: image sizes and ranges.
+      seed: of the run.
+      epoch: scalar.
+      num_examples: of the data set.
+
+    Returns:
+      float32 `[num_examples, 8]`, see `RandomAffine.draw`: from points of an
+      image of `train_image_size` to points of one of `decoded_image_size`.
+    """
+    size = config.decoded_image_size
+    rows = make_affine(config).draw(seed, epoch, num_examples, size, size)
+    return before_resize(rows, size / config.train_image_size)
+
+
 def draw_transforms(
     config: InputConfig,
     seed: int | tf.Tensor,
@@ -292,19 +315,10 @@ def draw_transforms(
 ) -> tf.Tensor:
     """Draws all that the flags ask of an epoch, one row an example.
 
-    Args:
-      config: image size and ranges.
-      seed: of the run.
-      epoch: scalar.
-      num_examples: of the data set.
-
-    Returns:
-      float32 `[num_examples, 8]`, see `RandomAffine.draw`; with
-      `--color_jitter` `[num_examples, 20]`, those of `draw_colours` after them.
+    Args and result as `draw_affine`; with `--color_jitter` float32
+    `[num_examples, 20]`, the colours of `draw_colours` after the places.
     """
-    size = config.image_size
-    affine = make_affine(config)
-    rows = affine.draw(seed, epoch, num_examples, size, size)
+    rows = draw_affine(config, seed, epoch, num_examples)
     if not config.color_jitter:
         return rows
     colours = draw_colours(seed, epoch, num_examples, config.color_jitter)

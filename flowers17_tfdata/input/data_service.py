@@ -168,8 +168,7 @@ def make_train_dataset(
 
 def _batch_maker(files, config, preprocess, compute_dtype):
     """Returns `make_batch(indices, weights, transforms) -> Batch`."""
-    size = config.image_size
-    reduced = config.train_image_size
+    size, reduced = config.decoded_image_size, config.train_image_size
     paths, labels = tf.constant(files.paths), tf.constant(files.labels)
     affine = augmentation.make_affine(config)
     on_device = input_pipeline.resolve_augment_on(config) == "device"

@@ -101,7 +101,7 @@ def make_device_stage(
 
     Args:
       config: augmentation, and where it runs; `train_image_size`, the size of
-        the images that it augments.
+        the images that it makes.
       preprocess: from float32 in [0, 255] to the backbone's range.
       compute_dtype: of the model.
 
@@ -249,7 +249,7 @@ def make_epoch_plan(
       indices int64 `[batches, batch]`, and the weights and transforms of its
       batches, see `Batch`.
     """
-    scale = config.image_size / config.train_image_size
+    reduced = config.image_size / config.train_image_size
 
     def plan(epoch: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         order = epoch_order(num_examples, seed, epoch)
@@ -260,12 +260,11 @@ def make_epoch_plan(
             drawn = augmentation.draw_transforms(
                 config, seed, epoch, num_examples
             )
-        elif scale != 1:
+        elif reduced != 1:
             drawn = tf.tile(tf.constant([_IDENTITY]), [num_examples, 1])
+            drawn = augmentation.before_resize(drawn, reduced)
         else:
             drawn = tf.zeros([num_examples, 0])
-        if scale != 1:
-            drawn = augmentation.before_resize(drawn, scale)
         return indices, weights, tf.gather(drawn, indices)
 
     return plan
@@ -329,7 +328,7 @@ def make_eval_dataset(
 
     Args:
       examples: the split.
-      config: image size.
+      config: image size; of an augmented view `train_image_size`.
       preprocess: from float32 in [0, 255] to the backbone's range.
       global_batch_size: images a step over all replicas.
       compute_dtype: of the model.
@@ -366,13 +365,19 @@ def _batch_maker(examples, config, preprocess, compute_dtype):
     def make_batch(indices, weights, transforms, augment=lambda x: x) -> Batch:
         # Python, but for microseconds an image: OpenCV and the decoder let
         # other threads run meanwhile.
-        warps = on_host and transforms.shape[1]
-        size = config.image_size if not warps else config.train_image_size
+        if not transforms.shape[1]:
+            size = config.image_size
+        elif on_host:
+            size = config.train_image_size
+        else:
+            size = config.decoded_image_size
 
         def read(indices, transforms):
-            return examples.images.read(
-                indices, transforms if warps else None, size
-            )
+            if not transforms.shape[1]:
+                return examples.images.read(indices)
+            if on_host:
+                return examples.images.resample(indices, transforms, size)
+            return examples.images.read_decoded(indices)
 
         images = tf.numpy_function(
             read, [indices, transforms], tf.uint8, stateful=False

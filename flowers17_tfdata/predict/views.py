@@ -21,7 +21,8 @@ def view_transforms(
     """Returns the views that test-time augmentation averages over.
 
     The image as it is; then, with `horizontal_flip`, its mirror image; then
-    random ones from the training's distribution (of places, not of colours).
+    random ones from the training's distribution (of places, not of colours,
+    and at `image_size`).
     The same for every image, so that a prediction does not depend on the other
     images.
 

@@ -19,6 +19,7 @@ PHASES = (
     "prepare",
     "transfer",
     "finetune",
+    "refit",
     "train",
     "evaluate",
     "predict",
@@ -50,7 +51,7 @@ _NOT_OF_A_STAGE = {
     *("archive", "cache", "augment_on", "input_threads", "data_service"),
     *("model_summary", "plot_model"),
 }
-STAGES = ("transfer", "finetune")
+STAGES = ("transfer", "finetune", "refit")
 EXPORT_FORMATS = (
     "saved_model",
     "keras",
@@ -331,6 +332,20 @@ class OptimizationConfig:
     finetune_epochs: int = option(
         8, "Epochs with the backbone partly unfrozen.", at_least=1
     )
+    refit_epochs: int = option(
+        0,
+        "Refit stage: fine-tune once more from where fine-tuning started, on "
+        "train and validation together, for K epochs; 0: do not. Nothing is "
+        "left to validate that on: it is chosen by how fine-tuning did, and "
+        "test alone tells what it is worth.",
+        at_least=0,
+    )
+    validate_every: int = option(
+        1,
+        "Validate after every Kth epoch, and after a stage's last one; one of "
+        "these is kept.",
+        at_least=1,
+    )
     finetune_optimizer: str = option(
         "adamw", "Optimizer of the fine-tune stage.", choices=OPTIMIZERS
     )
@@ -492,8 +507,8 @@ class EvaluationConfig:
 
     model: str = option(
         "",
-        "Saved .keras classifier ('': the workdir's model_finetune.keras, "
-        "else model_transfer.keras).",
+        "Saved .keras classifier ('': the workdir's model_refit.keras, else "
+        "model_finetune.keras, else model_transfer.keras).",
     )
     split: str = option(
         "test", "Split to evaluate, to report on, or to compare on."
@@ -592,7 +607,9 @@ class FindLrConfig:
     """What `--phase=find_lr` tries."""
 
     find_lr_stage: str = option(
-        "finetune", "Stage to find a learning rate for.", choices=STAGES
+        "finetune",
+        "Stage to find a learning rate for.",
+        choices=("transfer", "finetune"),
     )
     find_lr_steps: int = option(
         100,
@@ -785,6 +802,10 @@ def validate(config: Config) -> None:
             "--archive goes with --dataset=oxford_flowers17 (seeded or "
             f"official_*) alone; got --dataset={config.data.dataset}"
         )
+    if config.phase == "refit" and not config.optimization.refit_epochs:
+        raise ConfigError(
+            "--refit_epochs must be at least 1 for --phase=refit; got 0"
+        )
     if config.phase == "train" and config.evaluation.model:
         raise ConfigError(
             "--model does not go with --phase=train, which evaluates the "
@@ -824,6 +845,21 @@ def _check_augmentation(config: InputConfig) -> None:
                 f"--{name}{range_text} goes with --augmentation=affine; got "
                 f"--augmentation={config.augmentation} and {value:g}"
             )
+
+
+def stages_of_training(config: Config) -> tuple[str, ...]:
+    """Returns the stages that `--phase=train` runs, in their order."""
+    if config.optimization.refit_epochs:
+        return STAGES
+    return tuple(stage for stage in STAGES if stage != "refit")
+
+
+def stage_prefix(stage: str) -> str:
+    """Returns what the flags of a stage's optimizer begin with.
+
+    Fine-tuning's are refit's, too.
+    """
+    return "transfer" if stage == "transfer" else "finetune"
 
 
 def runs_all_folds(config: Config) -> bool:

@@ -106,6 +106,7 @@ _GROUPS_OF_PHASE = {
     "prepare": {"data"},
     "transfer": {"data", "input", "model", "optimization"},
     "finetune": {"data", "input", "model", "optimization"},
+    "refit": {"data", "input", "model", "optimization"},
     "train": {"data", "input", "model", "optimization", "evaluation"},
     "evaluate": {"data", "evaluation"},
     "predict": {"evaluation", "predict"},
@@ -122,6 +123,7 @@ phases:
   prepare    build the data set and audit it
   transfer   train the head on the frozen backbone
   finetune   unfreeze the upper backbone and train on
+  refit      fine-tune once more, on train and validation together
   train      all of these, then evaluate and report (the default)
   evaluate   any saved model on any split
   predict    what photographs show

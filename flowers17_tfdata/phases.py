@@ -172,13 +172,18 @@ def finetune(session: Session) -> None:
     train_stages(session, ["finetune"])
 
 
+def refit(session: Session) -> None:
+    """Fine-tunes on validation, too; writes `model_refit.keras`."""
+    train_stages(session, ["refit"])
+
+
 def train(session: Session) -> None:
-    """Audits, transfers, fine-tunes, evaluates on `--split`, and reports."""
+    """Audits, runs all stages, evaluates on `--split`, and reports."""
     # A misspelt split must not wait for the end of the training.
     session.source.check_split(session.config.evaluation.split)
     if not _is_audited(session):
         prepare(session)
-    train_stages(session, config_lib.STAGES)
+    train_stages(session, config_lib.stages_of_training(session.config))
     evaluation = _evaluate(session)
     # A missed gate is the very moment to look at one.
     report(session)
@@ -278,6 +283,7 @@ _PHASES = {
     "prepare": prepare,
     "transfer": transfer,
     "finetune": finetune,
+    "refit": refit,
     "train": train,
     "evaluate": evaluate,
     "export": export,

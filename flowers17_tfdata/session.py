@@ -177,10 +177,10 @@ def _settle_input(
         )
     elif config.phase in ("evaluate", "report", "export"):
         splits = (config.evaluation.split,)
-    num_augmented = (
-        source.split_sizes.get("train", 0) if "train" in splits else 0
-    )
-    num_images = sum(source.split_sizes.get(split, 0) for split in splits)
+    sizes = {split: source.split_sizes.get(split, 0) for split in splits}
+    num_images, num_augmented = sum(sizes.values()), sizes.get("train", 0)
+    if config.optimization.refit_epochs:
+        num_augmented += sizes.get("validation", 0)
     cache = examples.resolve_cache(options, num_images, num_augmented)
     on_device = input_pipeline.resolve_augment_on(options) == "device"
     return dataclasses.replace(

@@ -1,11 +1,13 @@
-"""The two training stages of a run: their data, their models, their files."""
+"""The training stages of a run: their data, their models, their files."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import itertools
 import pathlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import keras
@@ -67,34 +69,79 @@ def _stage_folder(session: Session, stage: str) -> pathlib.Path:
 
 @dataclasses.dataclass(frozen=True)
 class _Splits:
-    """The two splits that training looks at."""
+    """What a stage trains on, and what it validates on, if on anything.
 
+    Attributes:
+      trained: names of the splits that `train` holds.
+      train: examples of all of them.
+      validation: None: it is trained on.
+      train_files: of `train`, for `--data_service`.
+    """
+
+    trained: tuple[str, ...]
     train: Examples
-    validation: Examples
+    validation: Examples | None
     train_files: data_service.ImageFiles | None = None
 
 
-def _load_splits(session: Session) -> _Splits:
-    config, source = session.config, session.source
-    splits = _Splits(
-        *(
-            examples_lib.load_examples(
-                source, split, config.input, augmented=split == "train"
+def _trained_splits(stage: str) -> tuple[str, ...]:
+    """Returns the names of the splits that a stage trains on."""
+    return TRAINING_SPLITS if stage == "refit" else ("train",)
+
+
+class _Loader:
+    """Decodes each split once for all stages that need it.
+
+    Args:
+      session: of the process.
+      stages: that will be run.
+    """
+
+    def __init__(self, session: Session, stages: Iterable[str]):
+        self._session = session
+        trained = (_trained_splits(stage) for stage in stages)
+        self._augmented = set(itertools.chain.from_iterable(trained))
+
+    @functools.cached_property
+    def _examples(self) -> dict[str, Examples]:
+        with timings.measure(self._session.output, "decoding"):
+            return {
+                split: examples_lib.load_examples(
+                    self._session.source,
+                    split,
+                    self._session.config.input,
+                    augmented=split in self._augmented,
+                )
+                for split in TRAINING_SPLITS
+            }
+
+    def load(self, stage: str) -> _Splits:
+        names, validation = _trained_splits(stage), None
+        train = examples_lib.join_examples([self._examples[n] for n in names])
+        if "validation" not in names:
+            validation = self._examples["validation"]
+        files = None
+        if self._session.config.input.data_service:
+            files = self._write_files(names)
+        return _Splits(names, train, validation, files)
+
+    def _write_files(self, names: Sequence[str]) -> data_service.ImageFiles:
+        session = self._session
+        data_service.check_reachable(session.config.input.data_service)
+        paths, labels = [], []
+        for split in names:
+            name = f"images/{session.source.name}/{split}"
+            if session.workers.is_chief:
+                data_service.write_images(
+                    session.source, split, session.output / name
+                )
+            session.workers.barrier()
+            files = data_service.find_images(
+                session.workdir / name, self._examples[split].labels
             )
-            for split in TRAINING_SPLITS
-        )
-    )
-    if not config.input.data_service:
-        return splits
-    data_service.check_reachable(config.input.data_service)
-    name = f"images/{source.name}/train"
-    if session.workers.is_chief:
-        data_service.write_images(source, "train", session.output / name)
-    session.workers.barrier()
-    files = data_service.find_images(
-        session.workdir / name, splits.train.labels
-    )
-    return dataclasses.replace(splits, train_files=files)
+            paths += files.paths
+            labels.append(files.labels)
+        return data_service.ImageFiles(paths, np.concatenate(labels))
 
 
 def _class_weights(session: Session, train: Examples) -> np.ndarray | None:
@@ -164,7 +211,9 @@ def _image_data(
     return StageData(
         num_examples=splits.train.num_examples,
         make_train=make_train,
-        make_validation=make_validation,
+        make_validation=make_validation
+        if splits.validation is not None
+        else None,
         make_calibration=make_calibration if num_calibration else None,
         device_stage=input_pipeline.make_device_stage(
             options, preprocess, session.compute_dtype
@@ -350,7 +399,7 @@ def train_stages(session: Session, stages: Sequence[str]) -> None:
 def _run_stages(
     session: Session, keys: dict[str, dict[str, Any]], stop: StopRequest
 ) -> None:
-    splits = None
+    loader = None
     for stage, key in keys.items():
         done = (_stage_folder(session, stage) / "done.json").exists()
         done = done and session.model_path(stage).exists()
@@ -359,11 +408,10 @@ def _run_stages(
             terminal.say(f"{stage}: already done in {session.workdir}")
             continue
         stop.check(f"stopped before {stage}")
-        if splits is None:
+        if loader is None:
             write_config(session)
-            with timings.measure(session.output, "decoding"):
-                splits = _load_splits(session)
-        _run_stage(session, stage, splits, key, stop)
+            loader = _Loader(session, keys)
+        _run_stage(session, stage, loader.load(stage), key, stop)
 
 
 def _checked_resume_key(session: Session, stage: str) -> dict[str, Any]:
@@ -372,7 +420,8 @@ def _checked_resume_key(session: Session, stage: str) -> dict[str, Any]:
         config, stage, session.source.name, session.precision
     )
     for earlier in config_lib.STAGES[: config_lib.STAGES.index(stage) + 1]:
-        # A fine-tuned model stands on the transfer stage of the same flags.
+        # A fine-tuned model stands on the transfer stage of the same flags,
+        # and a refitted one does as it did.
         if earlier == stage or not config.model.init_from:
             checkpoints.check_resume_key(
                 _stage_folder(session, earlier), key, session.workdir
@@ -401,28 +450,48 @@ def _run_stage(
     if runner.model is not model:
         # It is the head, trained on standardized features.
         classifier.absorb_standardization(runner.model)
-    trains_batch_norm = stage == "finetune" and config.model.trains_batch_norm
+    trains_batch_norm = stage != "transfer" and config.model.trains_batch_norm
     if trains_batch_norm and config.model.fold_batch_norm:
         with session.strategy.scope():
             model = folding.fold_batch_norm(model)
-    classifier.save_classifier(
-        model,
-        session.output / session.model_path(stage).name,
-        {
-            "class_names": list(session.source.class_names),
-            "dataset": session.source.name,
-            "trained_on": session.source.fingerprints("train"),
-        },
-    )
+    _save_model(session, stage, model, splits.trained)
     metrics.write_json(folder / "done.json", dataclasses.asdict(result))
+    if result.validation_accuracy is None:
+        outcome = (
+            f"{result.best_epoch} epochs on {' and '.join(splits.trained)}"
+        )
+    else:
+        outcome = (
+            f"best epoch {result.best_epoch}, validation accuracy "
+            f"{result.validation_accuracy:.4f}"
+        )
     terminal.say(
-        f"{stage}: best epoch {result.best_epoch}, validation accuracy "
-        f"{result.validation_accuracy:.4f}; {result.seconds:.0f} s in epochs, "
+        f"{stage}: {outcome}; {result.seconds:.0f} s in epochs, "
         f"{time.perf_counter() - start:.0f} s in this process; saved "
         f"{session.model_path(stage)}"
     )
     # The next stage reads what the chief wrote.
     session.workers.barrier()
+
+
+def _save_model(
+    session: Session, stage: str, model: keras.Model, splits: tuple[str, ...]
+) -> None:
+    source = session.source
+    classifier.save_classifier(
+        model,
+        session.output / session.model_path(stage).name,
+        {
+            "class_names": list(source.class_names),
+            "dataset": source.name,
+            "trained_splits": list(splits),
+            "trained_on": [
+                fingerprint
+                for split in splits
+                for fingerprint in source.fingerprints(split)
+            ],
+        },
+    )
 
 
 def _make_stage(
@@ -466,7 +535,7 @@ def _make_stage(
 
 def _on_images(config: Config, stage: str, model: keras.Model) -> Trainable:
     rate_scales = None
-    if stage == "finetune":
+    if stage != "transfer":
         lowest = config.optimization.finetune_lowest_rate
         rate_scales = freeze.learning_rate_scales(model, lowest)
     has_gpu = bool(tf.config.list_physical_devices("GPU"))
@@ -496,10 +565,10 @@ def open_stage(
     Raises:
       UserError: what the stage starts from isn't there.
     """
-    if stage == "finetune":
+    if stage != "transfer":
         # Before the images: it may be missing.
         _initial_model_path(session)
-    splits = _load_splits(session)
+    splits = _Loader(session, [stage]).load(stage)
     model = _build_stage_model(session, stage, splits)
     stop = StopRequest()
     return _make_stage(session, stage, splits, model, stop, schedule)

@@ -32,7 +32,7 @@ class TrainedModel:
       path: of its `.keras` file.
       model: from preprocessed images to logits; batch-norm folded.
       extras: what was saved beside it: `class_names`, `dataset`,
-        `trained_on`; none of it in a file of another program.
+        `trained_splits`, `trained_on`; none of it in a file of another program.
       preprocess: from float32 images in [0, 255] to what the model takes.
     """
 
@@ -46,6 +46,11 @@ class TrainedModel:
         """In the order of the logits; None: the file holds none."""
         names = self.extras.get("class_names")
         return None if names is None else tuple(map(str, names))
+
+    @property
+    def trained_splits(self) -> tuple[str, ...]:
+        """Of its data set, those that it was trained on."""
+        return tuple(self.extras.get("trained_splits", ("train",)))
 
     def was_trained_in(self, workdir: pathlib.Path) -> bool:
         """Whether the workdir's record is that of this model's training."""
@@ -129,12 +134,18 @@ def load_model_for(session: Session) -> TrainedModel:
 def _check_not_trained_on(session: Session, trained: TrainedModel) -> None:
     """Refuses images that the model was trained on, wherever they lie now.
 
-    The data set that it was trained on has splits that keep them apart; one
-    that changed, was renamed or copied since has other splits.
+    Of the data set that it was trained on, those of train may be asked for by
+    name. One that changed, was renamed or copied since has other splits.
     """
     before, source = trained.extras.get("dataset", ""), session.source
     split = session.config.evaluation.split
     if before == source.name:
+        if split != "train" and split in trained.trained_splits:
+            raise UserError(
+                f"--split={split}: {trained.path} was trained on it, too "
+                "(--refit_epochs): an accuracy on it would measure memory; "
+                "pass another --model, such as model_finetune.keras"
+            )
         return
     seen = set(trained.extras.get("trained_on", ()))
     if split not in source.split_sizes or seen.isdisjoint(

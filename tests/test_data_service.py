@@ -160,6 +160,7 @@ def test_run_with_a_data_service(tmp_path, tiny_command):
                 "--feature_views=0",
                 "--transfer_epochs=2",
                 "--finetune_epochs=1",
+                "--refit_epochs=1",
             ),
             cwd=ROOT,
             capture_output=True,
@@ -168,7 +169,7 @@ def test_run_with_a_data_service(tmp_path, tiny_command):
         )
     assert result.returncode == 0, result.stderr
     lines = metrics.read_metrics(tmp_path / "work" / "metrics.jsonl")
-    assert [line["step"] for line in lines] == [13, 26, 13]
+    assert [line["step"] for line in lines] == [13, 26, 13, 17]
 
 
 def test_nobody_listens():

@@ -347,19 +347,21 @@ def test_deterministic_runs_are_bit_equal(tmp_path, tiny_command):
 def test_all_options_of_the_recipe_go_together(run, tmp_path):
     """From another size than evaluation's to a model of evaluation's."""
     recipe = [
-        *("--train_scale=0.75", "--crop=0.3", "--shift=0"),
+        *("--train_scale=0.75", "--decode_scale=1.5", "--crop=0.3"),
+        *("--shift=0", "--validate_every=2", "--refit_epochs=1"),
         *("--backbone_taps=block1_relu", "--finetune_lowest_rate=0.1"),
         *("--ema_decay=0.9", "--batch_norm_statistics=train"),
         *("--unfreeze_from=block2", "--global_clip_norm=1"),
     ]
-    for phase in ("transfer", "finetune", "evaluate"):
+    for phase in ("transfer", "finetune", "refit", "evaluate"):
         code, _, err = run(f"--phase={phase}", *recipe)
         assert code == 0, err
     workdir = tmp_path / "work"
-    model = keras.models.load_model(workdir / "model_finetune.keras")
-    assert model.input_shape == (None, 32, 32, 3)
-    # The head sees 8 channels of the tap beside 16.
-    assert model.get_layer("pooler").output.shape[-1] == 24
+    for stage in ("finetune", "refit"):
+        model = keras.models.load_model(workdir / f"model_{stage}.keras")
+        assert model.input_shape == (None, 32, 32, 3)
+        # The head sees 8 channels of the tap beside 16.
+        assert model.get_layer("pooler").output.shape[-1] == 24
     # Another stage's flag changes nothing of this one.
     code, out, err = run("--phase=transfer", *recipe, "--finetune_epochs=3")
     assert code == 0 and "already done" in out, err

@@ -406,6 +406,33 @@ def test_both_caches_hold_the_split_in_its_order(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("cache", ["memory", "none"])
+def test_joined_splits_show_what_each_shows(cache):
+    encoded = [_png(fakes.make_smooth_image(90, 80, k)) for k in range(7)]
+    config = InputConfig(image_size=SIZE, decode_scale=1.5, cache=cache)
+    whole, first, second = (
+        examples.load_examples(_Source(part), "train", config, augmented=True)
+        for part in (encoded, encoded[:4], encoded[4:])
+    )
+    joined = examples.join_examples([first, second])
+    assert joined.num_examples == 7
+    np.testing.assert_array_equal(joined.labels[4:], second.labels)
+    assert joined.ids == first.ids + second.ids
+    transforms = augmentation.draw_affine(config, 0, 0, 7).numpy()
+    for indices in ([6, 0, 4, 3, 4], [5], [1, 2]):
+        indices = np.array(indices)
+        for name, arguments in (
+            ("read", ()),
+            ("read_decoded", ()),
+            ("resample", (transforms[indices], SIZE)),
+        ):
+            np.testing.assert_array_equal(
+                getattr(joined.images, name)(indices, *arguments),
+                getattr(whole.images, name)(indices, *arguments),
+            )
+    assert joined.images.digest() != first.images.digest()
+
+
+@pytest.mark.parametrize("cache", ["memory", "none"])
 @pytest.mark.parametrize("cut", [0, 300])
 def test_undecodable_image_is_named(cache, cut):
     good = _jpeg(fakes.make_smooth_image(60, 60))

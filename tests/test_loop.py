@@ -291,9 +291,55 @@ def test_best_epoch_is_what_the_model_holds_in_the_end(tmp_path):
     assert result.best_epoch == best["epoch"]
     assert result.validation_accuracy == best["validation_accuracy"]
     validation = loop.evaluate(
-        stage._trainer.eval_step, stage._validation_batches()
+        stage._trainer.eval_step, stage._validation_batches
     )
     assert validation["loss"] == pytest.approx(best["validation_loss"])
+
+
+def test_validates_every_few_epochs_and_after_the_last(tmp_path):
+    config = dataclasses.replace(
+        CONFIG,
+        optimization=dataclasses.replace(
+            OPTIMIZATION, transfer_epochs=5, validate_every=2
+        ),
+    )
+    result = _stage(tmp_path / "some", config).run()
+    _stage(tmp_path / "all", _with_epochs(5)).run()
+    some, every = (
+        metrics.read_metrics(tmp_path / name / "metrics.jsonl")
+        for name in ("some", "all")
+    )
+    validated = [x for x in some if x["validation_accuracy"] is not None]
+    assert [x["epoch"] for x in validated] == [2, 4, 5]
+    assert result.best_epoch in (2, 4, 5)
+    # It changes nothing of the training.
+    for a, b in zip(some, every, strict=True):
+        assert a["train_loss"] == b["train_loss"]
+        assert a["validation_loss"] in (None, b["validation_loss"])
+
+
+def test_without_validation_the_last_epoch_is_kept(tmp_path):
+    config = dataclasses.replace(
+        CONFIG, optimization=dataclasses.replace(OPTIMIZATION, ema_decay=0.9)
+    )
+    data = dataclasses.replace(_data(), make_validation=None)
+    stage = _stage(tmp_path / "refit", config, data=data)
+    result = stage.run()
+    assert result.best_epoch == 4
+    assert result.validation_accuracy is result.validation_loss is None
+    lines = metrics.read_metrics(tmp_path / "refit" / "metrics.jsonl")
+    assert [x["validation_loss"] for x in lines] == [None] * 4
+    # Of the average, as where it is validated.
+    watched = _stage(tmp_path / "watched", config)
+    kept, watched._checkpoints.save_if_best = (
+        [],
+        lambda *_: kept.append(_weights(watched)),
+    )
+    with pytest.raises(UserError):
+        # Nothing was kept, to be restored.
+        watched.run()
+    for a, b in zip(_weights(stage), kept[-1], strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_nan_stops_with_the_flag_to_turn_and_keeps_the_checkpoint(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import pathlib
 
@@ -10,9 +11,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from flowers17_tfdata import cli
+from flowers17_tfdata import cli, stages
 from flowers17_tfdata.config import RuntimeConfig
-from flowers17_tfdata.input import examples
+from flowers17_tfdata.input import examples, input_pipeline
 from flowers17_tfdata.models import batch_norm, classifier
 from flowers17_tfdata.models.backbones import build_backbone
 from flowers17_tfdata.results import metrics
@@ -151,12 +152,12 @@ def check_resumes(run, tmp_path, monkeypatch):
     original = loop.Stage._run_epoch
 
     def killed(self, epoch, *args):
-        if epoch == 2:
+        if epoch == 2 and self.name == killed.stage:
             raise _Killed
         original(self, epoch, *args)
 
     def check_resumes(stage, *flags):
-        flags = [f"--phase={stage}", *flags]
+        killed.stage, flags = stage, [f"--phase={stage}", *flags]
         run("whole", *flags)
         with monkeypatch.context() as patch:
             patch.setattr(loop.Stage, "_run_epoch", killed)
@@ -183,6 +184,93 @@ def test_killed_training_of_batch_norm_resumes_exactly(
     run("from", *flags, "--phase=transfer")
     flags += [f"--init_from={tmp_path / 'from' / 'model_transfer.keras'}"]
     check_resumes("finetune", *flags, "--finetune_epochs=3")
+
+
+def test_killed_refit_resumes_exactly(run, tmp_path, check_resumes):
+    flags = ["--train_batch_norm", "--ema_decay=0.9", "--refit_epochs=3"]
+    run("from", *flags, "--phase=transfer")
+    flags += [f"--init_from={tmp_path / 'from' / 'model_transfer.keras'}"]
+    check_resumes("refit", *flags)
+
+
+def test_refit_trains_on_validation_too(run, tmp_path, monkeypatch, capsys):
+    seen = {}
+    make = input_pipeline.make_train_dataset
+
+    def watched(examples, *args, **kwargs):
+        seen[examples.num_examples] = examples
+        return make(examples, *args, **kwargs)
+
+    monkeypatch.setattr(input_pipeline, "make_train_dataset", watched)
+    out = run("a", "--refit_epochs=2", "--validate_every=2", "--phase=train")
+    assert "refit: 2 epochs on train and validation; " in out
+    workdir = tmp_path / "a"
+    with open(workdir / "splits.csv", encoding="utf-8") as file:
+        splits = {row["file"]: row["split"] for row in csv.DictReader(file)}
+    names = {
+        wanted: {name for name, split in splits.items() if split in wanted}
+        for wanted in (("train",), ("train", "validation"))
+    }
+    for wanted, made in zip(names.values(), seen.values(), strict=True):
+        assert set(made.ids) == wanted
+        assert len(made.ids) == len(wanted)
+    # Each image with its own label and pixels, whichever split it is of.
+    tuned, refitted = seen.values()
+    assert refitted.num_examples == tuned.num_examples + 260
+    for index in (0, tuned.num_examples - 1):
+        np.testing.assert_array_equal(
+            refitted.images.read(np.array([index])),
+            tuned.images.read(np.array([index])),
+        )
+        assert refitted.labels[index] == tuned.labels[index]
+    lines = metrics.read_metrics(workdir / "metrics.jsonl")
+    steps = [x["step"] for x in lines if x["phase"] == "refit"]
+    assert steps == [17, 34]
+
+    # Test is what it is evaluated on, not what it was trained on.
+    evaluation = metrics.read_json(workdir / "evaluation.json")
+    assert evaluation["split"] == "test"
+    assert evaluation["model"].endswith("model_refit.keras")
+    flags = ["--phase=evaluate", "--split=validation"]
+    with pytest.raises(AssertionError, match=r"--split=validation: .*memory"):
+        run("a", *flags)
+    run("a", *flags, f"--model={workdir / 'model_finetune.keras'}")
+    evaluation = metrics.read_json(workdir / "evaluation.json")
+    (validated,) = (x for x in lines if x["phase"] == "finetune")
+    assert evaluation["accuracy"] == validated["validation_accuracy"]
+
+
+def test_refit_trains_as_fine_tuning_does(run, tmp_path, monkeypatch):
+    """On the same images it comes to the same."""
+    monkeypatch.setattr(stages, "_trained_splits", lambda stage: ("train",))
+    run(
+        "a",
+        "--phase=train",
+        *("--refit_epochs=2", "--finetune_epochs=2", "--train_batch_norm"),
+        *("--finetune_lowest_rate=0.1", "--finetune_learning_rate=2e-3"),
+    )
+    _assert_equal(
+        tmp_path / "a" / "model_finetune.keras",
+        tmp_path / "a" / "model_refit.keras",
+        rtol=0,
+    )
+
+
+def test_refit_goes_with_the_flags_of_the_fine_tuning(run, tmp_path):
+    for phase in ("transfer", "finetune"):
+        run("a", f"--phase={phase}")
+    with pytest.raises(AssertionError, match="--finetune_learning_rate"):
+        run(
+            "a",
+            *("--phase=refit", "--refit_epochs=1"),
+            "--finetune_learning_rate=0.1",
+        )
+    with pytest.raises(AssertionError, match="--refit_epochs must be at least"):
+        run("a", "--phase=refit")
+    # Of fine-tuning nothing changes by how long it is refitted.
+    assert "already done" in run("a", "--phase=finetune", "--refit_epochs=3")
+    run("a", "--phase=refit", "--refit_epochs=1")
+    assert (tmp_path / "a" / "model_refit.keras").exists()
 
 
 def test_folded_training_is_equal_before_and_plain_after(run, tmp_path):

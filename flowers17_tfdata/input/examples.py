@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import pathlib
 import tempfile
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import cv2
@@ -185,6 +186,59 @@ class EncodedImages:
 
     def digest(self) -> str:
         return _digest(self.data)
+
+
+@dataclasses.dataclass(frozen=True)
+class JoinedImages:
+    """The images of several splits, one split after another.
+
+    Attributes:
+      parts: of the splits; made by the same flags.
+      starts: int64 `[parts]`, where each one's images begin.
+    """
+
+    parts: tuple[Images, ...]
+    starts: np.ndarray
+
+    def read(self, indices):
+        return self._gather(indices, lambda part, at, _: part.read(at))
+
+    def read_decoded(self, indices):
+        return self._gather(indices, lambda part, at, _: part.read_decoded(at))
+
+    def resample(self, indices, transforms, size):
+        return self._gather(
+            indices,
+            lambda part, at, here: part.resample(at, transforms[here], size),
+        )
+
+    def _gather(self, indices, read):
+        owners = np.searchsorted(self.starts, indices, side="right") - 1
+        pieces, order = [], []
+        for owner in np.unique(owners):
+            (here,) = np.nonzero(owners == owner)
+            at = indices[here] - self.starts[owner]
+            pieces.append(read(self.parts[owner], at, here))
+            order.append(here)
+        batch = np.empty([len(indices), *pieces[0].shape[1:]], np.uint8)
+        batch[np.concatenate(order)] = np.concatenate(pieces)
+        return batch
+
+    def digest(self) -> str:
+        return "+".join(part.digest() for part in self.parts)
+
+
+def join_examples(splits: Sequence[Examples]) -> Examples:
+    """Makes one split of several, one after another; of one, itself."""
+    if len(splits) == 1:
+        return splits[0]
+    sizes = [split.num_examples for split in splits]
+    starts = np.cumsum([0, *sizes[:-1]])
+    return Examples(
+        JoinedImages(tuple(split.images for split in splits), starts),
+        np.concatenate([split.labels for split in splits]),
+        tuple(name for split in splits for name in split.ids),
+    )
 
 
 def _digest(values: np.ndarray) -> str:

@@ -26,7 +26,7 @@ _MOST_PAIRS = 20
 # As many classes as one would miss a top-5 of.
 _TOP_5_OF = 5
 
-STAGE_TITLES = {"transfer": "Transfer", "finetune": "Fine-tune"}
+STAGE_TITLES = training_charts.STAGE_TITLES
 
 
 def headline(
@@ -70,6 +70,9 @@ def _stage_row(stage: StageRecord) -> dict[str, Any]:
         "title": STAGE_TITLES[stage.name],
         "num_epochs": len(stage.epochs),
         "best_epoch": stage.best_epoch,
+        "validated": any(
+            line["validation_accuracy"] is not None for line in stage.epochs
+        ),
         "best_accuracy": best["validation_accuracy"] if best else None,
         "best_loss": best["validation_loss"] if best else None,
         "seconds": stage.seconds,
@@ -79,7 +82,7 @@ def _stage_row(stage: StageRecord) -> dict[str, Any]:
 
 
 def learning(record: RunRecord, label_smoothing: float) -> dict[str, Any]:
-    """Returns the curves of both stages, and their numbers."""
+    """Returns the curves of all stages, and their numbers."""
     return {
         "charts": training_charts.learning_charts(record.stages)
         if record.stages

@@ -46,15 +46,17 @@ def render(context: Mapping[str, Any], template: str = "report.html") -> str:
     )
 
 
-def percent(value: float, digits: int = 1) -> str:
+def percent(value: float | None, digits: int = 1) -> str:
     """Returns a share in percent; a dash where there is none."""
     if value is None or math.isnan(value):
         return "–"
     return f"{100 * value:.{digits}f} %"
 
 
-def number(value: float) -> str:
-    """Returns a number to three digits."""
+def number(value: float | None) -> str:
+    """Returns a number to three digits; a dash where there is none."""
+    if value is None:
+        return "–"
     if abs(value) >= 100:
         return f"{value:,.0f}"
     return f"{value:.3g}"

@@ -10,7 +10,11 @@ from flowers17_tfdata.report import charts
 from flowers17_tfdata.report.charts import Chart, make_chart
 from flowers17_tfdata.report.record import StageRecord
 
-_STAGE_TITLES = {"transfer": "Transfer", "finetune": "Fine-tune"}
+STAGE_TITLES = {
+    "transfer": "Transfer",
+    "finetune": "Fine-tune",
+    "refit": "Refit",
+}
 _MOST_TICKS = 8
 
 
@@ -84,6 +88,8 @@ def _curves(
             figure.add_scatter(
                 x=x,
                 y=[line[column] for line in stage.epochs],
+                # Over epochs that weren't validated.
+                connectgaps=True,
                 customdata=epochs,
                 name=shown,
                 legendgroup=column,
@@ -126,7 +132,7 @@ def _mark_stage(figure: go.Figure, stage: StageRecord, offset: int) -> None:
         yanchor="bottom",
         xanchor="left",
         yshift=2,
-        text=_STAGE_TITLES[stage.name],
+        text=STAGE_TITLES[stage.name],
         showarrow=False,
         font={"size": 11.5, "color": charts.MUTED},
     )

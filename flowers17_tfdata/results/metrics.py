@@ -44,7 +44,7 @@ class MetricsWriter:
 
     Args:
       workdir: of the run.
-      phase: `transfer` or `finetune`.
+      phase: `transfer`, `finetune` or `refit`.
       num_epochs_done: epochs that the restored checkpoint holds. Later lines
         of this phase are from a run that died before its checkpoint; they are
         dropped, because those epochs run again.

@@ -48,9 +48,15 @@ _FREE_TO_CHANGE = {
     *(f.name for f in config_lib.options(config_lib.FindLrConfig)),
     *(f.name for f in config_lib.options(config_lib.BenchmarkConfig)),
 }
-_OF_STAGE = {
-    "transfer": {"feature_views"},
-    "finetune": {"unfreeze_from", "init_from"},
+# The flags of some stages alone; what they begin with, or all of one.
+_OF_TRANSFER = ("transfer_", "feature_views")
+_OF_FINETUNE = ("finetune_", "unfreeze_from", "init_from")
+_OF_REFIT = ("refit_",)
+_OF_OTHER_STAGES = {
+    "transfer": (*_OF_FINETUNE, *_OF_REFIT),
+    "finetune": (*_OF_TRANSFER, *_OF_REFIT),
+    # It trains as fine-tuning does.
+    "refit": _OF_TRANSFER,
 }
 
 
@@ -61,14 +67,13 @@ def resume_key(
 
     Args:
       config: of the run.
-      stage: `transfer` or `finetune`.
+      stage: `transfer`, `finetune` or `refit`.
       dataset: full name, with config and version.
       precision: resolved dtype policy.
     """
-    other = "finetune" if stage == "transfer" else "transfer"
     free = set(_FREE_TO_CHANGE)
     trains_batch_norm = config.model.weights == "none" or (
-        stage == "finetune" and config.model.train_batch_norm
+        stage != "transfer" and config.model.train_batch_norm
     )
     if trains_batch_norm or config.input.augmentation == "keras":
         # A replica's batch decides batch-norm's statistics, and the draws of
@@ -77,9 +82,7 @@ def resume_key(
     key = {
         name: value
         for name, value in config_lib.to_values(config).items()
-        if name not in free
-        and not name.startswith(other + "_")
-        and name not in _OF_STAGE[other]
+        if name not in free and not name.startswith(_OF_OTHER_STAGES[stage])
     }
     return key | {"dataset": dataset, "precision": precision}
 
@@ -140,8 +143,8 @@ class StageCheckpoints:
       step: number of finished steps of the epoch after them.
       sums: float32 `[4]`, that epoch's `TrainTotals` so far.
       step_secs: wall time of those steps.
-      best_accuracy, best_loss, best_epoch: of the best epoch by validation
-        accuracy, then loss.
+      best_accuracy, best_loss, best_epoch: of the epoch that is kept: the
+        best one by validation accuracy, then loss.
       seconds: wall time of the finished epochs.
     """
 
@@ -277,10 +280,20 @@ class StageCheckpoints:
         before = (self.best_accuracy.numpy(), -self.best_loss.numpy())
         if (accuracy, -loss) <= before:
             return
-        epoch = int(self.epoch.numpy()) + 1
-        self.best_epoch.assign(epoch)
         self.best_accuracy.assign(accuracy)
         self.best_loss.assign(loss)
+        self.keep()
+
+    def keep(self) -> None:
+        """Keeps the model's weights as they are now, whatever they are worth.
+
+        To be called as `save_if_best`.
+
+        Raises:
+          UserError: the checkpoint can't be written.
+        """
+        epoch = int(self.epoch.numpy()) + 1
+        self.best_epoch.assign(epoch)
         with self._writing():
             self._best.save(checkpoint_number=epoch)
 
@@ -298,7 +311,7 @@ class StageCheckpoints:
         self._workers.barrier()
 
     def restore_best(self) -> None:
-        """Puts the best epoch's weights into the model."""
+        """Puts the kept epoch's weights into the model."""
         path = f"{self._folder}/best/ckpt-{self.best_epoch.numpy()}"
         _restore(self._best.checkpoint, path)
 

@@ -7,7 +7,7 @@ import functools
 import math
 import pathlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import keras
 import tensorflow as tf
@@ -41,12 +41,13 @@ class StageData:
     """What a stage trains and validates on.
 
     Attributes:
-      num_examples: of the train split.
+      num_examples: to train on.
       make_train: `(initial_epoch, initial_step, input_context)` to the endless
         dataset.
-      make_validation: `(input_context)` to one pass of validation.
-      make_calibration: to the train split's clean batches, for the statistics
-        of batch-norm that has none yet, or trains; None: they stay.
+      make_validation: `(input_context)` to one pass of validation; None: the
+        stage isn't validated, its last epoch is kept.
+      make_calibration: to clean batches of what is trained on, for the
+        statistics of batch-norm that has none yet, or trains; None: they stay.
       device_stage: from a replica's `Batch` to the model's inputs.
     """
 
@@ -54,7 +55,9 @@ class StageData:
     make_train: Callable[
         [int, int, tf.distribute.InputContext], tf.data.Dataset
     ]
-    make_validation: Callable[[tf.distribute.InputContext], tf.data.Dataset]
+    make_validation: (
+        Callable[[tf.distribute.InputContext], tf.data.Dataset] | None
+    )
     make_calibration: Callable[[], tf.data.Dataset] | None = None
     device_stage: Callable[[Batch], tf.Tensor] = lambda batch: batch.inputs
 
@@ -93,16 +96,23 @@ class Trainable:
 
 @dataclasses.dataclass(frozen=True)
 class StageResult:
-    """The best epoch of a stage, and the wall time of all of its epochs."""
+    """The epoch of a stage that was kept, and the wall time of all of them.
+
+    Attributes:
+      best_epoch: the kept one.
+      validation_accuracy: its; None: the stage isn't validated.
+      validation_loss: likewise, nats.
+      seconds: of all epochs.
+    """
 
     best_epoch: int
-    validation_accuracy: float
-    validation_loss: float
+    validation_accuracy: float | None
+    validation_loss: float | None
     seconds: float
 
 
 class Stage:
-    """One stage (`transfer` or `finetune`) of one run.
+    """One stage (`transfer`, `finetune` or `refit`) of one run.
 
     Args:
       name: of the stage.
@@ -110,7 +120,7 @@ class Stage:
       workdir: of the run.
       trained: the model, and what goes with it.
       strategy: the current one.
-      data: train and validation split.
+      data: what to train and validate on.
       stop: whether to save and stop.
       output: where this process writes, if it isn't the chief.
       workers: of the strategy.
@@ -140,18 +150,19 @@ class Stage:
         options = config.optimization
         self._batch_size = options.global_batch_size
         self._epochs = getattr(options, f"{name}_epochs")
+        self._prefix = prefix = config_lib.stage_prefix(name)
         self._steps_per_epoch = input_pipeline.steps_per_epoch(
             data.num_examples, self._batch_size
         )
         self._schedule = schedule or optimizers.learning_rate_schedule(
             options,
-            getattr(options, f"{name}_learning_rate"),
+            getattr(options, f"{prefix}_learning_rate"),
             self._epochs,
             self._steps_per_epoch,
         )
         with strategy.scope():
             optimizer = optimizers.make_optimizer(
-                getattr(options, f"{name}_optimizer"),
+                getattr(options, f"{prefix}_optimizer"),
                 self._schedule,
                 options,
                 scale_loss=keras.config.dtype_policy().name == "mixed_float16",
@@ -191,7 +202,8 @@ class Stage:
     def run(self) -> StageResult:
         """Trains from the newest checkpoint to the last epoch.
 
-        Leaves the best epoch's weights in the model.
+        Leaves the weights of the best validated epoch in the model; of the
+        last one, where nothing is validated.
 
         Raises:
           UserError: the loss is not finite; the last checkpoint stays.
@@ -209,19 +221,22 @@ class Stage:
         writer = metrics.MetricsWriter(self._output, self.name, done)
         if done < self._epochs:
             batches = iter(self._train_batches(done, step))
-            # Once: each one made would be traced and compiled anew.
-            validation = self._validation_batches()
             for epoch in range(done, self._epochs):
-                self._run_epoch(epoch, batches, validation, writer)
+                self._run_epoch(epoch, batches, writer)
                 self._stop.check(f"{self.name} epoch {epoch + 1} is saved")
         writer.close()
         self._profiler.stop()
         self._checkpoints.restore_best()
+        kept, validated = self._checkpoints, self._data.make_validation
         return StageResult(
-            best_epoch=int(self._checkpoints.best_epoch.numpy()),
-            validation_accuracy=float(self._checkpoints.best_accuracy.numpy()),
-            validation_loss=float(self._checkpoints.best_loss.numpy()),
-            seconds=float(self._checkpoints.seconds.numpy()),
+            best_epoch=int(kept.best_epoch.numpy()),
+            validation_accuracy=(
+                float(kept.best_accuracy.numpy()) if validated else None
+            ),
+            validation_loss=(
+                float(kept.best_loss.numpy()) if validated else None
+            ),
+            seconds=float(kept.seconds.numpy()),
         )
 
     def try_steps(self, num_steps: int) -> Iterator[tuple[float, float]]:
@@ -247,17 +262,11 @@ class Stage:
         self,
         epoch: int,
         batches: Iterator,
-        validation_batches: Iterable,
         writer: metrics.MetricsWriter,
     ) -> None:
         totals, train_secs = self._train_epoch(epoch, batches)
         start = time.perf_counter()
-        with self._trainer.averaged_weights():
-            self._measure_trained_batch_norm()
-            validation = evaluate(self._eval_step, validation_batches)
-            self._checkpoints.save_if_best(
-                validation["accuracy"], validation["loss"]
-            )
+        loss, accuracy = self._validate(epoch)
         examples = float(totals.examples)
         step = (epoch + 1) * self._steps_per_epoch
         line = {
@@ -266,8 +275,8 @@ class Stage:
             "step": step,
             "train_loss": float(totals.loss) / examples,
             "train_accuracy": float(totals.correct) / examples,
-            "validation_loss": validation["loss"],
-            "validation_accuracy": validation["accuracy"],
+            "validation_loss": loss,
+            "validation_accuracy": accuracy,
             "learning_rate": float(self._schedule(step - 1)),
             "images_per_sec": examples / train_secs,
             "data_wait_fraction": float(totals.wait_secs) / train_secs,
@@ -282,13 +291,38 @@ class Stage:
             f"{self.name} epoch {epoch + 1}/{self._epochs}: "
             f"train loss {line['train_loss']:.3f} "
             f"accuracy {line['train_accuracy']:.3f}, "
-            f"validation loss {line['validation_loss']:.3f} "
-            f"accuracy {line['validation_accuracy']:.3f}, "
-            f"{line['images_per_sec']:.1f} images/s "
+            + (
+                f"validation loss {loss:.3f} accuracy {accuracy:.3f}, "
+                if loss is not None
+                else ""
+            )
+            + f"{line['images_per_sec']:.1f} images/s "
             f"(wait {line['data_wait_fraction']:.1%}), "
             f"{line['seconds']:.0f} s",
             **line,
         )
+
+    def _validate(self, epoch: int) -> tuple[float | None, float | None]:
+        """Validates the averaged weights, and keeps the best.
+
+        Where nothing is validated, it keeps the last epoch's.
+
+        Returns:
+          Loss and accuracy; None: they weren't to be measured.
+        """
+        last = epoch + 1 == self._epochs
+        validated = self._data.make_validation is not None
+        every = self._config.optimization.validate_every
+        if not last and not (validated and (epoch + 1) % every == 0):
+            return None, None
+        with self._trainer.averaged_weights():
+            self._measure_trained_batch_norm()
+            if not validated:
+                self._checkpoints.keep()
+                return None, None
+            result = evaluate(self._eval_step, self._validation_batches)
+            self._checkpoints.save_if_best(result["accuracy"], result["loss"])
+        return result["loss"], result["accuracy"]
 
     def _train_epoch(
         self, epoch: int, batches: Iterator
@@ -348,7 +382,7 @@ class Stage:
         raise UserError(
             f"the training loss became {float(totals.loss)} in {self.name} "
             f"epoch {epoch + 1}, step {first} to {step}: try a lower "
-            f"--{self.name}_learning_rate or --global_clip_norm=1"
+            f"--{self._prefix}_learning_rate or --global_clip_norm=1"
             + (
                 f", in another --workdir; epoch {epoch}'s checkpoint is kept"
                 if epoch
@@ -362,7 +396,7 @@ class Stage:
             batch_norm.calibrate(self.model, self._data.calibration_batches())
 
     def _measure_trained_batch_norm(self) -> None:
-        """After an epoch, under the weights as they are now.
+        """Before the weights, as they are now, are validated or kept.
 
         It trained on the batches' own statistics; evaluated, and saved, it is
         with those of the data.
@@ -386,7 +420,9 @@ class Stage:
             )
         )
 
+    @functools.cached_property
     def _validation_batches(self):
+        # Once: each one made would be traced and compiled anew.
         return self._strategy.distribute_datasets_from_function(
             self._data.make_validation
         )

@@ -246,6 +246,31 @@ def test_it_says_what_the_workdir_does_not_hold(workdir, command):
     assert "holds no config.json" in _Page(workdir / "report.html").text
 
 
+def test_epochs_without_validation_are_shown_as_such(workdir, command):
+    path = workdir / "metrics.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    refit = [
+        x
+        | {"phase": "refit", "validation_loss": None}
+        | {"validation_accuracy": None}
+        for x in lines
+        if x["phase"] == "finetune"
+    ]
+    text = "".join(json.dumps(line) + "\n" for line in [*lines, *refit])
+    path.write_text(text)
+    done = workdir / "checkpoints" / "refit" / "done.json"
+    done.parent.mkdir()
+    done.write_text(json.dumps({"best_epoch": 2}))
+    assert command(workdir, "--phase=report") == 0
+    shown = _Page(workdir / "report.html")
+    assert "Refit 2 epochs on train and validation, so" in shown.text
+    assert "Fine-tune – validation" not in shown.text
+    assert re.search(r"Refit 2 \S+ \S+ % – – ", shown.text)
+    accuracy = dict(shown.scripts)["chart-accuracy"]["data"]
+    *_, drawn = (t["y"] for t in accuracy if t["name"] == "validation")
+    assert drawn == [None, None]
+
+
 def test_pairs_across_splits_are_warned_of(workdir, command):
     path = workdir / "audit.json"
     audit = json.loads(path.read_text())

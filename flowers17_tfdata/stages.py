@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-import itertools
 import pathlib
 import time
 from collections.abc import Iterable, Sequence
@@ -89,59 +87,57 @@ def _trained_splits(stage: str) -> tuple[str, ...]:
     return TRAINING_SPLITS if stage == "refit" else ("train",)
 
 
-class _Loader:
-    """Decodes each split once for all stages that need it.
+def _load_examples(
+    session: Session, stages: Iterable[str]
+) -> dict[str, Examples]:
+    """Decodes the splits that stages look at, once for all of them."""
+    augmented = {name for stage in stages for name in _trained_splits(stage)}
+    return {
+        split: examples_lib.load_examples(
+            session.source,
+            split,
+            session.config.input,
+            augmented=split in augmented,
+        )
+        for split in TRAINING_SPLITS
+    }
 
-    Args:
-      session: of the process.
-      stages: that will be run.
-    """
 
-    def __init__(self, session: Session, stages: Iterable[str]):
-        self._session = session
-        trained = (_trained_splits(stage) for stage in stages)
-        self._augmented = set(itertools.chain.from_iterable(trained))
+def _share_out(
+    session: Session, stage: str, examples: dict[str, Examples]
+) -> _Splits:
+    """Says which of the splits a stage trains on, and which it validates on."""
+    trained = _trained_splits(stage)
+    files = None
+    if session.config.input.data_service:
+        files = _write_files(session, trained, examples)
+    return _Splits(
+        trained,
+        examples_lib.join_examples([examples[split] for split in trained]),
+        None if "validation" in trained else examples["validation"],
+        files,
+    )
 
-    @functools.cached_property
-    def _examples(self) -> dict[str, Examples]:
-        with timings.measure(self._session.output, "decoding"):
-            return {
-                split: examples_lib.load_examples(
-                    self._session.source,
-                    split,
-                    self._session.config.input,
-                    augmented=split in self._augmented,
-                )
-                for split in TRAINING_SPLITS
-            }
 
-    def load(self, stage: str) -> _Splits:
-        names, validation = _trained_splits(stage), None
-        train = examples_lib.join_examples([self._examples[n] for n in names])
-        if "validation" not in names:
-            validation = self._examples["validation"]
-        files = None
-        if self._session.config.input.data_service:
-            files = self._write_files(names)
-        return _Splits(names, train, validation, files)
-
-    def _write_files(self, names: Sequence[str]) -> data_service.ImageFiles:
-        session = self._session
-        data_service.check_reachable(session.config.input.data_service)
-        paths, labels = [], []
-        for split in names:
-            name = f"images/{session.source.name}/{split}"
-            if session.workers.is_chief:
-                data_service.write_images(
-                    session.source, split, session.output / name
-                )
-            session.workers.barrier()
-            files = data_service.find_images(
-                session.workdir / name, self._examples[split].labels
+def _write_files(
+    session: Session, splits: Iterable[str], examples: dict[str, Examples]
+) -> data_service.ImageFiles:
+    """Writes the images of splits, one after another, for data workers."""
+    data_service.check_reachable(session.config.input.data_service)
+    paths, labels = [], []
+    for split in splits:
+        name = f"images/{session.source.name}/{split}"
+        if session.workers.is_chief:
+            data_service.write_images(
+                session.source, split, session.output / name
             )
-            paths += files.paths
-            labels.append(files.labels)
-        return data_service.ImageFiles(paths, np.concatenate(labels))
+        session.workers.barrier()
+        files = data_service.find_images(
+            session.workdir / name, examples[split].labels
+        )
+        paths += files.paths
+        labels.append(files.labels)
+    return data_service.ImageFiles(paths, np.concatenate(labels))
 
 
 def _class_weights(session: Session, train: Examples) -> np.ndarray | None:
@@ -399,7 +395,7 @@ def train_stages(session: Session, stages: Sequence[str]) -> None:
 def _run_stages(
     session: Session, keys: dict[str, dict[str, Any]], stop: StopRequest
 ) -> None:
-    loader = None
+    examples = None
     for stage, key in keys.items():
         done = (_stage_folder(session, stage) / "done.json").exists()
         done = done and session.model_path(stage).exists()
@@ -408,10 +404,12 @@ def _run_stages(
             terminal.say(f"{stage}: already done in {session.workdir}")
             continue
         stop.check(f"stopped before {stage}")
-        if loader is None:
+        if examples is None:
             write_config(session)
-            loader = _Loader(session, keys)
-        _run_stage(session, stage, loader.load(stage), key, stop)
+            with timings.measure(session.output, "decoding"):
+                examples = _load_examples(session, keys)
+        splits = _share_out(session, stage, examples)
+        _run_stage(session, stage, splits, key, stop)
 
 
 def _checked_resume_key(session: Session, stage: str) -> dict[str, Any]:
@@ -568,7 +566,7 @@ def open_stage(
     if stage != "transfer":
         # Before the images: it may be missing.
         _initial_model_path(session)
-    splits = _Loader(session, [stage]).load(stage)
+    splits = _share_out(session, stage, _load_examples(session, [stage]))
     model = _build_stage_model(session, stage, splits)
     stop = StopRequest()
     return _make_stage(session, stage, splits, model, stop, schedule)

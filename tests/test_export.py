@@ -559,7 +559,7 @@ def _facts(**changes) -> model_card.Facts:
     report |= {"split": "test", "num_examples": 4, "threads": 2}
     report |= {"trained_precision": "float32"}
     facts = model_card.Facts(
-        *("model_finetune.keras", "tiny_net", "folder:x"),
+        *("model_refit.keras", ("train", "validation"), "tiny_net", "folder:x"),
         *(("a|b", "c"), {"train": 8, "test": 4}),
         *({}, {}, {}),
         report | {"formats": [row]},
@@ -589,6 +589,7 @@ def test_the_folder_names_no_path_of_this_machine(run):
     flags = {"weights": "/home/me/inception.weights.h5", "seed": 3}
     card = model_card.make_card(_facts(run={"flags": flags}))
     assert "| `weights` | inception.weights.h5 |" in card
+    assert "was trained on train and validation." in card
     assert "/home/me" not in card
 
 

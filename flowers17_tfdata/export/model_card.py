@@ -27,7 +27,7 @@ _TRAINING_FLAGS = (
     *("batch_norm_statistics", "train_batch_norm", "image_size"),
     *("head_units", "dropout", "unfreeze_from", "global_batch_size"),
     *("transfer_epochs", "transfer_optimizer", "transfer_learning_rate"),
-    *("finetune_epochs", "finetune_optimizer"),
+    *("finetune_epochs", "refit_epochs", "finetune_optimizer"),
     *("finetune_learning_rate", "finetune_lowest_rate", "schedule"),
     *("warmup_epochs", "weight_decay", "label_smoothing", "ema_decay"),
     *("augmentation", "train_scale", "decode_scale", "rotation", "shift"),
@@ -41,6 +41,7 @@ class Facts:
 
     Attributes:
       model_file: name of the `.keras` file.
+      trained_splits: that it was trained on.
       backbone: name of it.
       dataset: full name of the data set.
       class_names: in the order of the class ids.
@@ -52,6 +53,7 @@ class Facts:
     """
 
     model_file: str
+    trained_splits: tuple[str, ...]
     backbone: str
     dataset: str
     class_names: tuple[str, ...]
@@ -85,6 +87,7 @@ class Facts:
             evaluation = {}
         return cls(
             trained.path.name,
+            trained.trained_splits,
             # Not the flag: --model may name another.
             classifier.get_backbone(trained.model).name,
             source.name,
@@ -305,7 +308,9 @@ def _training(facts: Facts) -> str:
         [
             "## Training",
             "A head on the frozen backbone first (transfer), then the upper "
-            "backbone too (finetune).",
+            "backbone too (finetune); where asked for, that once more, on "
+            "validation too (refit). This model was trained on "
+            f"{' and '.join(facts.trained_splits)}.",
             table(["flag", "value"], rows),
             "Versions: " + ", ".join(f"{k} {v}" for k, v in versions.items()),
         ]

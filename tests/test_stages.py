@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from flowers17_tfdata import cli, stages
+from flowers17_tfdata import cli, stage_data
 from flowers17_tfdata.config import RuntimeConfig
 from flowers17_tfdata.input import examples, input_pipeline
 from flowers17_tfdata.models import batch_norm, classifier
@@ -241,7 +241,7 @@ def test_refit_trains_on_validation_too(run, tmp_path, monkeypatch, capsys):
 
 def test_refit_trains_as_fine_tuning_does(run, tmp_path, monkeypatch):
     """On the same images it comes to the same."""
-    monkeypatch.setattr(stages, "_trained_splits", lambda stage: ("train",))
+    monkeypatch.setattr(stage_data, "_trained_splits", lambda stage: ("train",))
     run(
         "a",
         "--phase=train",

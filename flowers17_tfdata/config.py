@@ -42,7 +42,7 @@ _OF_A_RUN = {
     *("image_size", "decode_scale", "augmentation", "rotation", "shift"),
     *("zoom", "crop", "horizontal_flip", "color_jitter"),
     *("backbone", "fold_batch_norm"),
-    *("precision", "global_batch_size"),
+    *("precision", "global_batch_size", "tta"),
 }
 # `find_lr` trains as the run's stage does: by all of its options, but those
 # that were of the machine, of the moment, or for the eye.
@@ -513,6 +513,14 @@ class EvaluationConfig:
     split: str = option(
         "test", "Split to evaluate, to report on, or to compare on."
     )
+    tta: int = option(
+        1,
+        "Test-time augmentation of evaluate and predict: mean probability over "
+        "K views of an image, the image itself, its mirror image, and randomly "
+        "augmented ones; in K times the time.",
+        at_least=1,
+        at_most=1000,
+    )
     assert_accuracy_at_least: float = option(
         0.0,
         "Exit with 3 if the accuracy is lower.",
@@ -548,13 +556,6 @@ class PredictConfig:
         "told as uncertain.",
         at_least=0,
         at_most=1,
-    )
-    tta: int = option(
-        1,
-        "Test-time augmentation: mean probability over K views of an image, "
-        "the image itself, its mirror image, and randomly augmented ones.",
-        at_least=1,
-        at_most=1000,
     )
     labels: str = option(
         "",
@@ -793,6 +794,12 @@ def validate(config: Config) -> None:
     _check_folder(config)
     _check_folds(config)
     _check_augmentation(config.input)
+    # Beyond the image and its mirror image, views are drawn at random.
+    if config.evaluation.tta > 2 and config.input.augmentation == "none":
+        raise ConfigError(
+            "--tta above 2 goes with --augmentation=affine or keras, whose "
+            f"ranges it draws from; got {config.evaluation.tta} and none"
+        )
     if not config.workdir:
         raise ConfigError("--workdir must name a folder; got ''")
     if not config.data.dataset:
@@ -909,12 +916,6 @@ def _check_predict(config: Config) -> None:
         raise ConfigError(
             "--launch_local does not go with --phase=predict, which takes one "
             f"process; got {config.runtime.launch_local}"
-        )
-    # Beyond the image and its mirror image, views are drawn at random.
-    if config.predict.tta > 2 and config.input.augmentation == "none":
-        raise ConfigError(
-            "--tta above 2 goes with --augmentation=affine or keras, whose "
-            f"ranges it draws from; got {config.predict.tta} and none"
         )
 
 

@@ -178,10 +178,16 @@ def _settle_input(
     elif config.phase in ("evaluate", "report", "export"):
         splits = (config.evaluation.split,)
     sizes = {split: source.split_sizes.get(split, 0) for split in splits}
-    num_images, num_augmented = sum(sizes.values()), sizes.get("train", 0)
+    augmented = {"train"}
     if config.optimization.refit_epochs:
-        num_augmented += sizes.get("validation", 0)
-    cache = examples.resolve_cache(options, num_images, num_augmented)
+        augmented.add("validation")
+    if config.evaluation.tta > 1:
+        augmented.add(config.evaluation.split)
+    cache = examples.resolve_cache(
+        options,
+        sum(sizes.values()),
+        sum(n for split, n in sizes.items() if split in augmented),
+    )
     on_device = input_pipeline.resolve_augment_on(options) == "device"
     return dataclasses.replace(
         options,

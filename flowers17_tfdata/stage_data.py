@@ -12,6 +12,7 @@ import numpy as np
 
 from flowers17_tfdata.config import Config, InputConfig
 from flowers17_tfdata.input import (
+    augmentation,
     data_service,
     feature_cache,
     input_pipeline,
@@ -312,6 +313,11 @@ def _extract_views(
     )
 
     def extract(examples: Examples, view: int, title: str) -> np.ndarray:
+        transforms = None
+        if view:
+            transforms = augmentation.draw_transforms(
+                options, config.runtime.seed, view, examples.num_examples
+            )
         batches = session.strategy.distribute_datasets_from_function(
             lambda context: input_pipeline.make_eval_dataset(
                 examples,
@@ -319,8 +325,7 @@ def _extract_views(
                 preprocess,
                 global_batch_size=size,
                 compute_dtype=session.compute_dtype,
-                augmented_view=view,
-                seed=config.runtime.seed,
+                transforms=transforms,
                 input_context=context,
             )
         )

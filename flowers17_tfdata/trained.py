@@ -8,12 +8,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from flowers17_tfdata import config as config_lib
 from flowers17_tfdata.config import Config
 from flowers17_tfdata.errors import UserError, one_line
-from flowers17_tfdata.input import input_pipeline
+from flowers17_tfdata.input import augmentation, input_pipeline
 from flowers17_tfdata.input.examples import Examples, load_examples
 from flowers17_tfdata.models import backbones, classifier, folding
 from flowers17_tfdata.results import evaluate as evaluate_lib
@@ -199,7 +200,12 @@ def _read_labels(name: str) -> tuple[str, ...]:
 
 
 def predict_examples(
-    session: Session, trained: TrainedModel, examples: Examples, title: str
+    session: Session,
+    trained: TrainedModel,
+    examples: Examples,
+    title: str,
+    *,
+    num_views: int = 1,
 ) -> Predictions:
     """Runs a model over a split, on all replicas.
 
@@ -208,9 +214,37 @@ def predict_examples(
       trained: the model, built in the session's strategy.
       examples: the split, at the model's image size.
       title: of the progress bar.
+      num_views: of each image, see `augmentation.draw_views`; of several, the
+        logits are logarithms of the mean probabilities.
     """
-    options = session.config.input
+    logits = _run_on_examples(session, trained, examples, title)
+    if num_views > 1:
+        views = augmentation.draw_views(session.config.input, num_views)
+        more = _run_on_examples(
+            session, trained, examples, f"{title}, other views", views
+        )
+        more = more.reshape(len(views), *logits.shape)
+        views_logits = np.concatenate([logits[np.newaxis], more])
+        mean = predictions_lib.softmax(views_logits).mean(axis=0)
+        logits = np.log(np.maximum(mean, np.finfo(np.float32).tiny))
+    return Predictions(examples.ids, examples.labels, logits)
+
+
+def _run_on_examples(
+    session: Session,
+    trained: TrainedModel,
+    examples: Examples,
+    title: str,
+    views: np.ndarray | None = None,
+) -> np.ndarray:
+    """Returns logits `[n or views * n, num_classes]`, view by view."""
+    # Views are of the size that the model takes.
+    options = dataclasses.replace(session.config.input, train_scale=1.0)
     size = session.config.optimization.global_batch_size
+    num_rows, transforms = examples.num_examples, None
+    if views is not None:
+        transforms = tf.repeat(views, num_rows, axis=0)
+        num_rows *= len(views)
     batches = session.strategy.distribute_datasets_from_function(
         lambda context: input_pipeline.make_eval_dataset(
             examples,
@@ -218,10 +252,11 @@ def predict_examples(
             trained.preprocess,
             global_batch_size=size,
             compute_dtype=session.compute_dtype,
+            transforms=transforms,
             input_context=context,
         )
     )
-    logits = inference.run_model(
+    return inference.run_model(
         trained.model,
         session.strategy,
         batches,
@@ -229,10 +264,9 @@ def predict_examples(
             options, trained.preprocess, session.compute_dtype
         ),
         title=title,
-        num_steps=input_pipeline.steps_per_epoch(examples.num_examples, size),
+        num_steps=input_pipeline.steps_per_epoch(num_rows, size),
         xla=loop.uses_xla(session.config.runtime.xla),
     )
-    return Predictions(examples.ids, examples.labels, logits)
 
 
 def predict_split(
@@ -243,8 +277,13 @@ def predict_split(
     Raises:
       UserError: there is no such split, or an image can't be decoded.
     """
-    examples = load_examples(session.source, split, session.config.input)
-    return predict_examples(session, trained, examples, f"{split} split")
+    num_views = session.config.evaluation.tta
+    examples = load_examples(
+        session.source, split, session.config.input, augmented=num_views > 1
+    )
+    return predict_examples(
+        session, trained, examples, f"{split} split", num_views=num_views
+    )
 
 
 def evaluate_split(
@@ -268,6 +307,10 @@ def evaluate_split(
     evaluation = evaluate_lib.summarize(
         evaluate_lib.tally(predictions), split, session.source.class_names
     )
-    evaluation |= {"model": str(trained.path), "dataset": session.source.name}
+    evaluation |= {
+        "model": str(trained.path),
+        "dataset": session.source.name,
+        "views": session.config.evaluation.tta,
+    }
     metrics.write_json(session.output / "evaluation.json", evaluation)
     return evaluation, predictions

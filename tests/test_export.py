@@ -575,6 +575,19 @@ def test_the_card_says_what_was_not_done():
     assert "model-index" not in _front_matter(card)
 
 
+def test_the_card_tells_views_from_what_is_exported():
+    scores = {"precision": 1.0, "recall": 1.0, "f1": 1.0, "support": 2}
+    evaluation = {"split": "test", "num_examples": 4, "views": 8}
+    evaluation |= {"accuracy": 1.0, "accuracy_interval": [0.5, 1.0]}
+    evaluation |= {"top_5_accuracy": 1.0, "loss": 0.1}
+    evaluation |= {"per_class": {"c": scores}}
+    card = model_card.make_card(_facts(evaluation=evaluation))
+    assert "mean over 8 views of each image" in card
+    (entry,) = _front_matter(card)["model-index"]
+    (result,) = entry["results"]
+    assert result["metrics"][0]["value"] == 0.5
+
+
 def test_the_card_warns_of_leaks():
     found = {"num_pairs": 9, "num_groups": 8, "num_pairs_across_splits": 7}
     card = model_card.make_card(_facts(audit={"near_duplicates": found}))
@@ -599,6 +612,10 @@ def test_an_outdated_evaluation_is_not_the_card_s():
     assert model_card._is_of(found | {"accuracy": 0.8}, "m.keras", report)
     assert not model_card._is_of(found | {"accuracy": 0.7}, "m.keras", report)
     assert not model_card._is_of({}, "m.keras", report)
+    # Of several views it is another accuracy.
+    assert model_card._is_of(
+        found | {"accuracy": 0.9, "views": 8}, "m.keras", report
+    )
     elsewhere = found | {"split": "validation", "accuracy": 0.7}
     assert model_card._is_of(elsewhere, "m.keras", report)
 

@@ -335,8 +335,11 @@ def test_augmented_view_is_what_that_epoch_of_training_shows(config):
             config,
             num_examples,
             2,
-            augmented_view=number,
-            seed=seed,
+            transforms=augmentation.draw_transforms(
+                config, seed, number, num_examples
+            )
+            if number
+            else None,
         )
         return batch
 
@@ -456,14 +459,17 @@ def test_crops_of_larger_images_are_the_same_but_sharper(config, view):
             config, image_size=32, crop=0.2, decode_scale=decode_scale
         )
         examples = Examples(DecodedImages(pixels, images), np.zeros(8, int))
-        arguments = {"global_batch_size": 8, "seed": 1}
         if view:
             batches = input_pipeline.make_eval_dataset(
-                examples, config, _identity, augmented_view=view, **arguments
+                examples,
+                config,
+                _identity,
+                transforms=augmentation.draw_transforms(config, 1, view, 8),
+                global_batch_size=8,
             )
         else:
             batches = input_pipeline.make_train_dataset(
-                examples, config, _identity, **arguments
+                examples, config, _identity, global_batch_size=8, seed=1
             )
         (batch,) = batches.take(1)
         stage = input_pipeline.make_device_stage(config, _identity)

@@ -20,6 +20,7 @@ import tensorflow as tf
 from flowers17_tfdata import cli
 from flowers17_tfdata.config import InputConfig
 from flowers17_tfdata.errors import ConfigError
+from flowers17_tfdata.input import augmentation
 from flowers17_tfdata.predict import formats, image_files, run, views
 from flowers17_tfdata.predict.formats import Prediction
 from flowers17_tfdata.results import predictions
@@ -98,6 +99,40 @@ def test_predictions_are_those_of_the_evaluation(predict, trained, tmp_path):
     evaluation = json.loads((workdir / "evaluation.json").read_text())
     assert hits == pytest.approx(evaluation["accuracy"])
     assert hits > 0.2
+
+
+def test_views_of_a_run_are_averaged_by_evaluation_and_prediction_alike(
+    trained, tiny_backbone, tmp_path
+):
+    original, folder = trained
+    workdir = tmp_path / "work"
+    shutil.copytree(original, workdir)
+    path = workdir / "config.json"
+    record = json.loads(path.read_text())
+    record["flags"] |= {"tta": 4, "decode_scale": 1.5, "crop": 0.4}
+    path.write_text(json.dumps(record))
+    evaluate = ["main.py", "--phase=evaluate", f"--workdir={workdir}"]
+    assert cli.main(evaluate) == 0
+    averaged = predictions.load(workdir / "predictions_test.npz")
+    assert json.loads((workdir / "evaluation.json").read_text())["views"] == 4
+    out = tmp_path / "out.jsonl"
+    paths = [str(folder / name) for name in averaged.ids]
+    command = ["main.py", "--phase=predict", f"--workdir={workdir}"]
+    command += ["--format=json", "--top_k=1", f"--output={out}"]
+    assert cli.main([*command, *paths]) == 0
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    told = [row["top"][0]["probability"] for row in rows]
+    np.testing.assert_allclose(
+        told, averaged.probabilities.max(axis=1), atol=2e-6
+    )
+    # Told from what one look says; of which the first view is one.
+    assert cli.main([*evaluate, "--tta=1"]) == 0
+    plain = predictions.load(workdir / "predictions_test.npz")
+    difference = np.abs(plain.probabilities - averaged.probabilities)
+    assert difference.max() > 1e-3
+    assert (
+        np.corrcoef(plain.logits.ravel(), averaged.logits.ravel())[0, 1] > 0.5
+    )
 
 
 def test_unreadable_files_come_at_the_end_and_in_the_exit_code(
@@ -286,7 +321,7 @@ def test_views_are_the_image_its_mirror_and_random_ones(tmp_path):
     path = tmp_path / "image.png"
     cv2.imwrite(str(path), image[..., ::-1])
     config = InputConfig(image_size=32)
-    transforms = views.view_transforms(config, 4, seed=0)
+    transforms = augmentation.draw_views(config, 4)
     assert transforms.shape == (3, 8)
     dataset = views.make_dataset(
         iter([str(path)]), config, transforms, batch_size=2
@@ -299,11 +334,11 @@ def test_views_are_the_image_its_mirror_and_random_ones(tmp_path):
     np.testing.assert_array_equal(pixels[1], image[:, ::-1])
     assert not np.array_equal(pixels[2], pixels[3])
     # Flowers that must not be mirrored are not.
-    plain = views.view_transforms(
-        InputConfig(image_size=32, horizontal_flip=False), 4, seed=0
+    plain = augmentation.draw_views(
+        InputConfig(image_size=32, horizontal_flip=False), 4
     )
     assert (plain[:, 0] > 0).all()
-    assert views.view_transforms(config, 1, seed=0).shape == (0, 8)
+    assert augmentation.draw_views(config, 1).shape == (0, 8)
 
 
 def test_probabilities_are_averaged_over_views():

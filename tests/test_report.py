@@ -213,6 +213,8 @@ def test_it_evaluates_only_what_is_due(workdir, command, capsys):
     # The copy's evaluation is of the original's model.
     assert evaluates()
     assert not evaluates()
+    assert evaluates("--tta=2")
+    assert "by the mean over 2 views" in _Page(workdir / "report.html").text
     assert evaluates("--split=validation")
     assert "Accuracy on validation" in _Page(workdir / "report.html").text
     assert evaluates()

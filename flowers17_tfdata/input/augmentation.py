@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from flowers17_tfdata.config import InputConfig
@@ -19,6 +21,9 @@ _LARGEST_ASPECT = 4 / 3
 # Keep the random streams of crops and colours apart from that of the rest.
 _CROP_STREAM = 2
 _COLOUR_STREAM = 3
+
+# Of test-time views: whatever the run's seed, they are the same.
+_VIEWS_SEED = 0
 
 # Columns of `RandomAffine.draw`, before those of `draw_colours`.
 _NUM_COORDINATES = 8
@@ -323,6 +328,30 @@ def draw_transforms(
         return rows
     colours = draw_colours(seed, epoch, num_examples, config.color_jitter)
     return tf.concat([rows, colours], axis=1)
+
+
+def draw_views(config: InputConfig, num_views: int) -> np.ndarray:
+    """Returns the views that test-time augmentation averages over.
+
+    The image as it is; then, with `horizontal_flip`, its mirror image; then
+    random ones from the training's distribution (of places, not of colours),
+    at `image_size`. The same for every image, so that a prediction does not
+    depend on the other images, and for every run.
+
+    Args:
+      config: image sizes and ranges.
+      num_views: at least 1.
+
+    Returns:
+      float32 `[num_views - 1, 8]`, see `draw_affine`: all but the first.
+    """
+    config = dataclasses.replace(config, train_scale=1.0)
+    size = config.decoded_image_size
+    mirror = tf.constant([[-1.0, 0, size - 1, 0, 1, 0, 0, 0]])
+    rows = [draw_affine(config, _VIEWS_SEED, 0, num_views)]
+    if config.horizontal_flip:
+        rows.insert(0, before_resize(mirror, size / config.image_size))
+    return tf.concat(rows, axis=0).numpy()[: num_views - 1]
 
 
 class KerasStack:

@@ -317,40 +317,38 @@ def make_eval_dataset(
     *,
     global_batch_size: int,
     compute_dtype: str = "float32",
-    augmented_view: int = 0,
-    seed: int = 0,
+    transforms: tf.Tensor | None = None,
     input_context: tf.distribute.InputContext | None = None,
 ) -> tf.data.Dataset:
-    """Makes the evaluation pipeline: one pass, in order, not augmented.
+    """Makes the evaluation pipeline: one pass, in order.
 
     Every example has weight 1 exactly once; examples of weight 0 fill the last
     step up to whole batches on every replica.
 
     Args:
       examples: the split.
-      config: image size; of an augmented view `train_image_size`.
+      config: image size; `train_image_size` of what is augmented.
       preprocess: from float32 in [0, 255] to the backbone's range.
       global_batch_size: images a step over all replicas.
       compute_dtype: of the model.
-      augmented_view: 0, or the epoch by whose random transforms the images
-        are augmented after all: a view for the feature cache.
-      seed: of the augmented view.
+      transforms: float32 `[views * num_examples, 8 or 20]`, see
+        `augmentation.draw_transforms`: all examples, then all once more, as
+        often as there are views to augment them for. None: once, as they are.
       input_context: which of how many replicas; None: one replica, all of it.
 
     Returns:
       Dataset of `Batch`, as `make_train_dataset`.
     """
     num_examples = examples.num_examples
-    indices, weights = replica_batches(
-        tf.range(num_examples, dtype=tf.int64), global_batch_size, input_context
+    if transforms is None:
+        transforms = tf.zeros([num_examples, 0])
+    rows, weights = replica_batches(
+        tf.range(transforms.shape[0], dtype=tf.int64),
+        global_batch_size,
+        input_context,
     )
-    drawn = tf.zeros([num_examples, 0])
-    if augmented_view:
-        drawn = augmentation.draw_transforms(
-            config, seed, augmented_view, num_examples
-        )
     batches = tf.data.Dataset.from_tensor_slices(
-        (indices, weights, tf.gather(drawn, indices))
+        (rows % num_examples, weights, tf.gather(transforms, rows))
     )
     make_batch = _batch_maker(examples, config, preprocess, compute_dtype)
     return finish(batches, make_batch, config)

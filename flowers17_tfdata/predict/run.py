@@ -17,7 +17,7 @@ import tensorflow as tf
 from flowers17_tfdata import trained as trained_lib
 from flowers17_tfdata.config import Config
 from flowers17_tfdata.errors import UserError, one_line
-from flowers17_tfdata.input import input_pipeline
+from flowers17_tfdata.input import augmentation, input_pipeline
 from flowers17_tfdata.predict import formats, image_files, views
 from flowers17_tfdata.predict.formats import Prediction
 from flowers17_tfdata.results import terminal
@@ -95,8 +95,8 @@ def _predictions(
 ) -> Iterator[Prediction]:
     """Yields what the model says of each image, in order."""
     options = dataclasses.replace(config.input, image_size=trained.image_size)
-    num_views = config.predict.tta
-    transforms = views.view_transforms(options, num_views, config.runtime.seed)
+    num_views = config.evaluation.tta
+    transforms = augmentation.draw_views(options, num_views)
     size = max(1, config.optimization.global_batch_size // num_views)
     forward = make_forward(trained)
     batches = views.make_dataset(paths, options, transforms, batch_size=size)

@@ -10,38 +10,7 @@ import tensorflow as tf
 
 from flowers17_tfdata.config import InputConfig
 from flowers17_tfdata.data import decode
-from flowers17_tfdata.input import augmentation, examples, input_pipeline
-
-_MIRROR = (-1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0)
-
-
-def view_transforms(
-    config: InputConfig, num_views: int, seed: int
-) -> np.ndarray:
-    """Returns the views that test-time augmentation averages over.
-
-    The image as it is; then, with `horizontal_flip`, its mirror image; then
-    random ones from the training's distribution (of places, not of colours,
-    and at `image_size`).
-    The same for every image, so that a prediction does not depend on the other
-    images.
-
-    Args:
-      config: image size and augmentation ranges.
-      num_views: at least 1.
-      seed: of the random ones.
-
-    Returns:
-      float32 `[num_views - 1, 8]`, see `RandomAffine.draw`: all but the first.
-    """
-    size = config.image_size
-    mirror = np.array([_MIRROR], np.float32)
-    mirror[0, 2] = size - 1
-    drawn = augmentation.make_affine(config).draw(
-        seed, 0, num_views, size, size
-    )
-    rows = [mirror] if config.horizontal_flip else []
-    return np.concatenate([*rows, drawn.numpy()])[: num_views - 1]
+from flowers17_tfdata.input import examples, input_pipeline
 
 
 def make_dataset(
@@ -55,8 +24,8 @@ def make_dataset(
 
     Args:
       paths: of the images.
-      config: image size, threads.
-      transforms: of the further views, see `view_transforms`.
+      config: image sizes, threads.
+      transforms: of the further views, see `augmentation.draw_views`.
       batch_size: images a batch.
 
     Returns:
@@ -71,13 +40,16 @@ def make_dataset(
         try:
             with open(path, "rb") as file:
                 encoded = decode.upright(file.read())
-            views[0] = decode.decode_and_resize(tf.constant(encoded), size)
+            image = decode.decode_image(tf.constant(encoded))
+            views[0] = decode.resize(image, size)
+            if len(transforms):
+                larger = decode.resize(image, config.decoded_image_size).numpy()
         except OSError as error:
             return path, views, error.strerror or str(error)
         except (ValueError, tf.errors.InvalidArgumentError) as error:
             return path, views, decode.decoder_message(error)
         for view, transform in zip(views[1:], transforms, strict=True):
-            examples.warp_affine(views[0], transform, out=view)
+            examples.warp_affine(larger, transform, out=view)
         return path, views, ""
 
     def load_in_graph(path):

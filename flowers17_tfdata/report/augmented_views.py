@@ -52,17 +52,16 @@ def make_views(
     sample = _first_of_classes(source, split, num_images)
     examples = load_examples(sample, split, config, augmented=True)
     num_images = examples.num_examples
-    arguments = {"global_batch_size": num_images, "seed": seed}
 
     def identity(images):
         return images
 
     finish = input_pipeline.make_device_stage(config, identity)
     batches = input_pipeline.make_train_dataset(
-        examples, config, identity, **arguments
+        examples, config, identity, global_batch_size=num_images, seed=seed
     )
     clean = input_pipeline.make_eval_dataset(
-        examples, config, identity, **arguments
+        examples, config, identity, global_batch_size=num_images
     )
     size = config.image_size
     views = np.empty([num_images, 1 + num_views, size, size, 3], np.uint8)

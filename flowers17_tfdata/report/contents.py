@@ -49,6 +49,7 @@ def headline(
         "num_correct": round(evaluation["accuracy"] * n),
         "num_classes": num_classes,
         "split": evaluation["split"],
+        "views": evaluation.get("views", 1),
         "model": model,
         "backbone": backbone,
         "loss": evaluation["loss"],

@@ -47,7 +47,8 @@ def _load_evaluation(
 ) -> tuple[dict[str, Any], Predictions] | None:
     """Returns the workdir's evaluation, unless it is of something else.
 
-    Of another split, another model or data set, or older than the model.
+    Of another split, another model or data set, of other views, or older than
+    the model.
     """
     path = session.workdir / "evaluation.json"
     predicted = predictions_lib.predictions_path(session.workdir, split)
@@ -58,6 +59,7 @@ def _load_evaluation(
     if (
         evaluation["split"] != split
         or evaluation["dataset"] != session.source.name
+        or evaluation.get("views", 1) != session.config.evaluation.tta
         or evaluation["class_names"] != list(session.source.class_names)
         or not _is_same_file(evaluation["model"], trained.path)
         or min(p.stat().st_mtime for p in (path, predicted)) < changed

@@ -16,7 +16,8 @@ class Predictions(NamedTuple):
     Attributes:
       ids: the examples' ids, `[n]`.
       labels: int64 `[n]`, the true classes.
-      logits: float32 `[n, num_classes]`.
+      logits: float32 `[n, num_classes]`; of a mean over views, logarithms of
+        probabilities.
     """
 
     ids: tuple[str, ...]

@@ -235,10 +235,13 @@ def show_evaluation(evaluation: Mapping[str, Any]) -> None:
     top_5 = ""
     if len(evaluation["per_class"]) > 5:
         top_5 = f"top-5 {evaluation['top_5_accuracy']:.4f}, "
+    views = ""
+    if evaluation["views"] > 1:
+        views = f", mean of {evaluation['views']} views"
     say(
         f"{evaluation['split']}: accuracy {evaluation['accuracy']:.4f} "
         f"(95 % interval {low:.4f} to {high:.4f}, "
-        f"{evaluation['num_examples']} images), "
+        f"{evaluation['num_examples']} images{views}), "
         f"{top_5}loss {evaluation['loss']:.4f}",
         **{
             name: evaluation[name]

@@ -75,6 +75,30 @@ def test_eval_sees_every_example_once(batch_size, replicas):
     )
 
 
+@pytest.mark.parametrize("config", [HOST, DEVICE], ids=_name)
+def test_views_come_one_after_another_on_any_replicas(config):
+    views = augmentation.draw_views(config, 4)
+    transforms = np.repeat(views, NUM_EXAMPLES, axis=0)
+    one, two = (
+        list(
+            _eval(
+                8,
+                config,
+                transforms=transforms,
+                input_context=_context(1, 0, replicas),
+            )
+        )
+        for replicas in (1, 2)
+    )
+    # Every pixel is the image's index, wherever one looks.
+    ids = [i for b in one for i in _ids(b)]
+    assert ids == 3 * list(range(NUM_EXAMPLES))
+    assert [i for b in two for i in _ids(b)] == ids
+    if config is DEVICE:
+        sent = np.concatenate([b.transforms[b.weights > 0] for b in one])
+        np.testing.assert_array_equal(sent, transforms)
+
+
 @pytest.mark.parametrize(
     "batch_size", [NUM_EXAMPLES - 1, NUM_EXAMPLES, NUM_EXAMPLES + 1]
 )

@@ -667,7 +667,7 @@ def test_the_average_is_validated_and_kept_and_training_goes_on(tmp_path):
         != averaged_lines[-1]["validation_loss"]
     )
     # What `run` leaves in the model validates as the best epoch did.
-    batches = averaged._validation_batches()
+    batches = averaged._validation_batches
     loss = evaluate_lib.evaluate(averaged._trainer.eval_step, batches)["loss"]
     best = int(averaged._checkpoints.best_epoch.numpy())
     assert loss == pytest.approx(averaged_lines[best - 1]["validation_loss"])

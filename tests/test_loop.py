@@ -614,17 +614,20 @@ def _key(stage, **values):
         ("split", "validation", []),
         ("benchmark_runs", 1, []),
         ("find_lr_steps", 20, []),
+        ("tta", 2, []),
         ("feature_views", 2, ["transfer"]),
-        ("unfreeze_from", "all", ["finetune"]),
-        ("augment_on", "device", ["transfer", "finetune"]),
-        ("cache", "none", ["transfer", "finetune"]),
-        ("fold_batch_norm", False, ["transfer", "finetune"]),
-        ("train_batch_norm", True, ["transfer", "finetune"]),
-        ("global_batch_size", 32, ["transfer", "finetune"]),
+        ("unfreeze_from", "all", ["finetune", "refit"]),
+        ("refit_epochs", 3, ["refit"]),
+        ("augment_on", "device", ["transfer", "finetune", "refit"]),
+        ("cache", "none", ["transfer", "finetune", "refit"]),
+        ("decode_scale", 1.5, ["transfer", "finetune", "refit"]),
+        ("fold_batch_norm", False, ["transfer", "finetune", "refit"]),
+        ("train_batch_norm", True, ["transfer", "finetune", "refit"]),
+        ("global_batch_size", 32, ["transfer", "finetune", "refit"]),
     ],
 )
 def test_flags_that_a_stage_is_held_to(flag, value, stages):
-    for stage in ("transfer", "finetune"):
+    for stage in config_lib.STAGES:
         same = _key(stage) == _key(stage, **{flag: value})
         assert same is (stage not in stages), stage
 

@@ -112,6 +112,7 @@ def test_views_of_a_run_are_averaged_by_evaluation_and_prediction_alike(
     record["flags"] |= {"tta": 4, "decode_scale": 1.5, "crop": 0.4}
     path.write_text(json.dumps(record))
     evaluate = ["main.py", "--phase=evaluate", f"--workdir={workdir}"]
+    evaluate.append("--strategy=default")
     assert cli.main(evaluate) == 0
     averaged = predictions.load(workdir / "predictions_test.npz")
     assert json.loads((workdir / "evaluation.json").read_text())["views"] == 4

@@ -110,7 +110,8 @@ def test_help_of_a_phase_shows_its_flags_alone(phase, capsys):
         "--export_formats=": {"export"},
         "--baseline=": {"compare"},
         "--finetune_epochs=": {
-            *("transfer", "finetune", "train", "find_lr", "benchmark"),
+            *("transfer", "finetune", "refit", "train"),
+            *("find_lr", "benchmark"),
         },
         "--workdir=": set(PHASES),
     }.items():

@@ -517,7 +517,7 @@ class EvaluationConfig:
         1,
         "Test-time augmentation of evaluate and predict: mean probability over "
         "K views of an image, the image itself, its mirror image, and randomly "
-        "augmented ones; in K times the time.",
+        "augmented ones; the network runs K times.",
         at_least=1,
         at_most=1000,
     )
@@ -839,18 +839,17 @@ def _check_augmentation(config: InputConfig) -> None:
         )
     if config.augmentation == "affine":
         return
-    for name, without, range_text in (
-        ("feature_views", 1, " above 1"),
-        ("crop", 1, " below 1"),
-        ("decode_scale", 1, " above 1"),
-        ("color_jitter", 0, ""),
+    for name, augments, range_text in (
+        ("feature_views", config.feature_views > 1, " above 1"),
+        ("crop", config.crop < 1, " below 1"),
+        ("decode_scale", config.decode_scale > 1, " above 1"),
+        ("color_jitter", config.color_jitter > 0, ""),
     ):
-        value = getattr(config, name)
-        # 0 views: none is kept.
-        if value != without and (name, value) != ("feature_views", 0):
+        if augments:
             raise ConfigError(
                 f"--{name}{range_text} goes with --augmentation=affine; got "
-                f"--augmentation={config.augmentation} and {value:g}"
+                f"--augmentation={config.augmentation} and "
+                f"{getattr(config, name):g}"
             )
 
 

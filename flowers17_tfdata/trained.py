@@ -227,7 +227,9 @@ def predict_examples(
         views_logits = np.concatenate([logits[np.newaxis], more])
         mean = predictions_lib.softmax(views_logits).mean(axis=0)
         logits = np.log(np.maximum(mean, np.finfo(np.float32).tiny))
-    return Predictions(examples.ids, examples.labels, logits)
+    return Predictions(
+        examples.ids, examples.labels, logits, str(trained.path), num_views
+    )
 
 
 def _run_on_examples(
@@ -308,9 +310,9 @@ def evaluate_split(
         evaluate_lib.tally(predictions), split, session.source.class_names
     )
     evaluation |= {
-        "model": str(trained.path),
+        "model": predictions.model,
         "dataset": session.source.name,
-        "views": session.config.evaluation.tta,
+        "views": predictions.num_views,
     }
     metrics.write_json(session.output / "evaluation.json", evaluation)
     return evaluation, predictions

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 
 import numpy as np
@@ -160,7 +161,16 @@ def test_figures_of_a_pair():
     assert 0 < low < 0.08 < high < 0.16
 
 
-def _write(workdir, ids, right, *, split="test", labels=None):
+def _write(
+    workdir,
+    ids,
+    right,
+    *,
+    split="test",
+    labels=None,
+    model="a.keras",
+    num_views=1,
+):
     """Makes a workdir that says of each id whether it was told rightly."""
     workdir.mkdir(parents=True, exist_ok=True)
     if labels is None:
@@ -171,7 +181,7 @@ def _write(workdir, ids, right, *, split="test", labels=None):
     logits[np.arange(len(ids)), answers] = 5.0
     predictions.save(
         predictions.predictions_path(workdir, split),
-        Predictions(tuple(ids), labels, logits),
+        Predictions(tuple(ids), labels, logits, model, num_views),
     )
 
 
@@ -286,6 +296,40 @@ def test_a_difference_that_chance_explains(compare, runs):
         "test: the difference between runs/b and runs/a (20.0 points, 95 % "
         "interval 0.0 to 50.0, p = 0.5000) is within what chance explains"
     ) in out
+
+
+def test_what_is_compared_is_told(compare, runs):
+    ids = [f"image_{k}" for k in range(10)]
+    refit = {"model": "elsewhere/model_refit.keras", "num_views": 8}
+    _write(runs / "a", ids, [True] * 10, **refit)
+    _write(runs / "b", ids, [True] * 10, model="b/model_transfer.keras")
+    code, out, err = compare("--compare=runs/a", "--baseline=runs/b")
+    assert code == 0, err
+    assert "compare: model_refit.keras, 8 view(s)" in out
+    assert "baseline: model_transfer.keras, 1 view(s)" in out
+    written = json.loads((runs / "comparison" / "comparison.json").read_text())
+    pair = written["pairs"][0]
+    assert pair["compare_model"] == "elsewhere/model_refit.keras"
+    assert (pair["compare_views"], pair["baseline_views"]) == (8, 1)
+
+
+@pytest.mark.parametrize("name", ["runs/a/model.keras", "gone/model.keras"])
+def test_answers_of_a_model_that_has_changed(compare, runs, name):
+    # By its path, or, where that is another machine's, by its name.
+    ids = [f"image_{k}" for k in range(10)]
+    for workdir in ("a", "b"):
+        _write(runs / workdir, ids, [True] * 10, model=name)
+    model = runs / "a" / "model.keras"
+    model.write_bytes(b"")
+    answered = (runs / "a" / "predictions_test.npz").stat().st_mtime
+    flags = "--compare=runs/a", "--baseline=runs/b"
+    os.utime(model, (answered - 1, answered - 1))
+    assert compare(*flags)[0] == 0
+    os.utime(model, (answered + 1, answered + 1))
+    code, _, err = compare(*flags)
+    assert code == 1
+    assert "runs/a/predictions_test.npz is older than runs/a/model.keras" in err
+    assert "--phase=evaluate --split=test --workdir=runs/a" in err
 
 
 def test_json_lines(compare, runs):
@@ -438,9 +482,8 @@ def test_files_that_do_not_fit_end_in_one_line(compare, runs):
     assert "image_4 is there 2 times" in err
     path = runs / "a" / "predictions_test.npz"
     for num_labels, shape in ((99, [100, 3]), (100, [99, 3]), (100, [100, 0])):
-        np.savez(
-            path, ids=ids, labels=labels[:num_labels], logits=np.ones(shape)
-        )
+        cut = Predictions(tuple(ids), labels[:num_labels], np.ones(shape))
+        predictions.save(path, cut)
         expected = f"holds 100 ids, labels [{num_labels}], logits {shape}"
         assert expected in error(*both)
     path.write_bytes(b"PK\x03\x04 cut short")

@@ -116,6 +116,8 @@ def test_views_of_a_run_are_averaged_by_evaluation_and_prediction_alike(
     assert cli.main(evaluate) == 0
     averaged = predictions.load(workdir / "predictions_test.npz")
     assert json.loads((workdir / "evaluation.json").read_text())["views"] == 4
+    assert averaged.num_views == 4
+    assert averaged.model == str(workdir / "model_transfer.keras")
     out = tmp_path / "out.jsonl"
     paths = [str(folder / name) for name in averaged.ids]
     command = ["main.py", "--phase=predict", f"--workdir={workdir}"]

@@ -10,29 +10,32 @@ import numpy as np
 
 from flowers17_tfdata.errors import UserError
 from flowers17_tfdata.results import predictions as predictions_lib
-from flowers17_tfdata.results.comparison import PairedAnswers
 from flowers17_tfdata.results.predictions import Predictions
 
 
 def read_pairs(
     folders: Iterable[tuple[pathlib.Path, pathlib.Path]], split: str
-) -> list[PairedAnswers]:
+) -> list[tuple[Predictions, Predictions]]:
     """Reads the predictions of pairs of workdirs, and aligns them by id.
 
     Args:
       folders: `(compared, baseline)` of each pair.
       split: whose predictions.
 
+    Returns:
+      Those of each pair, the second ones in the order of the first.
+
     Raises:
-      UserError: a file is damaged; two runs are not of the same images, or
-        two pairs not of one data set.
+      UserError: a file is damaged or older than its model; two runs are not of
+        the same images, or two pairs not of one data set.
     """
     pairs = []
     # Of each id, its label and the workdir that told it first.
     known: dict[str, tuple[int, pathlib.Path]] = {}
     for compared, baseline in folders:
         one, other = _read(compared, split), _read(baseline, split)
-        pairs.append(_align(one, other, compared, baseline, split))
+        other = _align(one, other, compared, baseline, split)
+        pairs.append((one, other))
         for example, label in zip(one.ids, one.labels.tolist(), strict=True):
             before, where = known.setdefault(example, (label, compared))
             if label != before:
@@ -47,7 +50,7 @@ def read_pairs(
 def _read(workdir: pathlib.Path, split: str) -> Predictions:
     path = predictions_lib.predictions_path(workdir, split)
     predictions = predictions_lib.load(path)
-    ids, labels, logits = predictions
+    ids, labels, logits = predictions[:3]
     if (
         not ids
         or labels.shape != (len(ids),)
@@ -64,7 +67,24 @@ def _read(workdir: pathlib.Path, split: str) -> Predictions:
             f"{path}: every id must be there once, to be found in another "
             f"run; {twice} is there {count} times"
         )
+    _check_age(path, predictions.model, split)
     return predictions
+
+
+def _check_age(path: pathlib.Path, model: str, split: str) -> None:
+    """Checks that a model hasn't changed since it answered.
+
+    Raises:
+      UserError: it has.
+    """
+    # By its name, where the workdir was moved or is seen from another folder.
+    places = pathlib.Path(model), path.parent / pathlib.Path(model).name
+    found = next((place for place in places if place.is_file()), None)
+    if found and found.stat().st_mtime > path.stat().st_mtime:
+        raise UserError(
+            f"{path} is older than {found}, which it is of: evaluate it again "
+            f"(--phase=evaluate --split={split} --workdir={path.parent})"
+        )
 
 
 def _align(
@@ -73,7 +93,7 @@ def _align(
     compared: pathlib.Path,
     baseline: pathlib.Path,
     split: str,
-) -> PairedAnswers:
+) -> Predictions:
     """Puts the second run's answers in the order of the first one's.
 
     Raises:
@@ -98,8 +118,6 @@ def _align(
             f"{len(differ)} differ, e.g. {one.ids[k]}: {one.labels[k]} and "
             f"{other.labels[order[k]]}"
         )
-    return PairedAnswers(
-        one.ids,
-        one.predicted == one.labels,
-        (other.predicted == other.labels)[order],
+    return other._replace(
+        ids=one.ids, labels=one.labels, logits=other.logits[order]
     )

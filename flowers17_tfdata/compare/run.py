@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import pathlib
+from typing import Any
+
 from flowers17_tfdata.compare import answers, workdirs
 from flowers17_tfdata.config import Config
 from flowers17_tfdata.results import comparison as comparison_lib
 from flowers17_tfdata.results import metrics, terminal
+from flowers17_tfdata.results.comparison import PairedAnswers
+from flowers17_tfdata.results.predictions import Predictions
 from flowers17_tfdata.session import make_workdir
 from flowers17_tfdata.training import cluster
 
@@ -25,7 +30,13 @@ def compare(config: Config) -> None:
         return
     split, seed = config.evaluation.split, config.runtime.seed
     folders = workdirs.find_pairs(config.compare, split)
-    pairs = answers.read_pairs(folders, split)
+    predictions = answers.read_pairs(folders, split)
+    pairs = [
+        PairedAnswers(
+            one.ids, one.predicted == one.labels, other.predicted == one.labels
+        )
+        for one, other in predictions
+    ]
     comparison = {
         "split": split,
         "compare": config.compare.compare,
@@ -33,9 +44,12 @@ def compare(config: Config) -> None:
         "seed": seed,
         "num_resamples": comparison_lib.NUM_RESAMPLES,
         "pairs": [
-            {"compare": str(compared), "baseline": str(baseline)}
+            _origin("compare", compared, one)
+            | _origin("baseline", baseline, other)
             | comparison_lib.summarize_pair(pair, seed)
-            for (compared, baseline), pair in zip(folders, pairs, strict=True)
+            for (compared, baseline), (one, other), pair in zip(
+                folders, predictions, pairs, strict=True
+            )
         ],
         "pooled": comparison_lib.summarize_all(pairs, seed),
     }
@@ -43,3 +57,14 @@ def compare(config: Config) -> None:
     metrics.write_json(path, comparison)
     terminal.show_comparison(comparison)
     terminal.say(f"comparison written to {path}")
+
+
+def _origin(
+    side: str, workdir: pathlib.Path, predictions: Predictions
+) -> dict[str, Any]:
+    """Returns whose answers one side of a pair is of."""
+    return {
+        side: str(workdir),
+        f"{side}_model": predictions.model,
+        f"{side}_views": predictions.num_views,
+    }

@@ -59,7 +59,8 @@ def _load_evaluation(
     if (
         evaluation["split"] != split
         or evaluation["dataset"] != session.source.name
-        or evaluation.get("views", 1) != session.config.evaluation.tta
+        # Before there were views, it didn't say.
+        or evaluation.get("views") != session.config.evaluation.tta
         or evaluation["class_names"] != list(session.source.class_names)
         or not _is_same_file(evaluation["model"], trained.path)
         or min(p.stat().st_mtime for p in (path, predicted)) < changed

@@ -18,11 +18,15 @@ class Predictions(NamedTuple):
       labels: int64 `[n]`, the true classes.
       logits: float32 `[n, num_classes]`; of a mean over views, logarithms of
         probabilities.
+      model: path of the model's file; empty if it isn't of one.
+      num_views: of each image, that the answers are the mean over.
     """
 
     ids: tuple[str, ...]
     labels: np.ndarray
     logits: np.ndarray
+    model: str = ""
+    num_views: int = 1
 
     @property
     def probabilities(self) -> np.ndarray:
@@ -48,14 +52,9 @@ def predictions_path(workdir: pathlib.Path, split: str) -> pathlib.Path:
 
 
 def save(path: pathlib.Path, predictions: Predictions) -> None:
-    """Writes an .npz with `ids`, `labels` and `logits`."""
+    """Writes an .npz with an array for each attribute."""
     temporary = path.with_name("incomplete_" + path.name)
-    np.savez(
-        temporary,
-        ids=np.asarray(predictions.ids, np.str_),
-        labels=predictions.labels,
-        logits=predictions.logits,
-    )
+    np.savez(temporary, **predictions._asdict())
     temporary.replace(path)
 
 
@@ -71,6 +70,8 @@ def load(path: pathlib.Path) -> Predictions:
                 tuple(map(str, arrays["ids"])),
                 arrays["labels"],
                 arrays["logits"],
+                str(arrays["model"]),
+                int(arrays["num_views"]),
             )
     # NumPy raises whatever the zip reader does.
     except Exception as error:

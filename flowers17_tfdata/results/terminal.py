@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import pathlib
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -263,6 +264,7 @@ def show_comparison(comparison: Mapping[str, Any]) -> None:
             rows += _pair_rows({**pooled, **names})
         columns = ["workdir", "accuracy, %", "alone", "points", "p"]
         show_table(title, columns, rows)
+        _tell_of_models(pairs)
     say(
         f"{comparison['split']}: {_verdict(comparison)}",
         split=comparison["split"],
@@ -286,6 +288,17 @@ def _pair_rows(figures: Mapping[str, Any]) -> list[list[Any]]:
         _p_value(figures["p_value"]).removeprefix("= ").replace(" ", ""),
     ]
     return rows
+
+
+def _tell_of_models(pairs: Sequence[Mapping[str, Any]]) -> None:
+    """Says whose answers are compared, and from how many looks at an image."""
+    for name in _SIDES:
+        kinds = dict.fromkeys(
+            f"{pathlib.Path(pair[f'{name}_model']).name}, "
+            f"{pair[f'{name}_views']} view(s)"
+            for pair in pairs
+        )
+        say(f"{name}: {'; '.join(kinds)}")
 
 
 def _verdict(comparison: Mapping[str, Any]) -> str:

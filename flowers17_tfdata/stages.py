@@ -308,21 +308,22 @@ def _load_initial_model(session: Session) -> keras.Model:
         )
         classifier.check_backbone(model, path, config.model.backbone)
         _check_policy(model, path, session.precision)
-        keeps = not config.model.trains_batch_norm
-        folds = config.model.fold_batch_norm and folding.is_functional(model)
-        if keeps and folds:
-            model = folding.fold_batch_norm(model)
-        model = resizing.for_training(model, config.input)
         backbone = classifier.get_backbone(model)
         unfreeze = config.model.unfreeze_from
         if unfreeze == "auto" and config.model.weights == "none":
             # Nothing in a random network is worth freezing.
             unfreeze = "all"
-        freeze.unfreeze_from(backbone, unfreeze, keep_batch_norm=keeps)
-    if config.model.train_batch_norm:
-        freeze.check_trains_batch_norm(backbone, path)
-        _warn_of_small_batches(session)
-    return model
+        freeze.unfreeze_from(
+            backbone,
+            unfreeze,
+            keep_batch_norm=not config.model.trains_batch_norm,
+        )
+        if config.model.train_batch_norm:
+            freeze.check_trains_batch_norm(backbone, path)
+            _warn_of_small_batches(session)
+        if config.model.fold_batch_norm and folding.is_functional(model):
+            model = folding.fold_batch_norm(model, frozen_only=True)
+        return resizing.for_training(model, config.input)
 
 
 def _warn_of_small_batches(session: Session) -> None:

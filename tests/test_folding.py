@@ -305,6 +305,21 @@ def test_trainable_flags_stay(tiny_backbone):
         }
 
 
+def test_what_trains_is_kept(tiny_backbone):
+    model = _build_classifier(tiny_backbone)
+    backbone = classifier.get_backbone(model)
+    freeze.unfreeze_from(backbone, "block2", keep_batch_norm=False)
+    folded = folding.fold_batch_norm(model, frozen_only=True)
+    assert _norms(folded) == {"block2_bn"}
+    _assert_computes_the_same(folded, model)
+    # In training, too: it normalizes by the batch.
+    images = _images(model, batch_size=8)
+    expected = keras.ops.convert_to_numpy(model(images, training=True))
+    np.testing.assert_allclose(
+        folded(images, training=True), expected, rtol=1e-4, atol=1e-4
+    )
+
+
 def test_policies_stay(tiny_backbone):
     """Those of the model, whatever holds while it is folded."""
     keras.config.set_dtype_policy("mixed_bfloat16")

@@ -44,6 +44,17 @@ def test_it_computes_the_same_and_takes_both_sizes(model):
     assert reduced(images[:, :24, :24]).shape == (2, 5)
 
 
+def test_what_is_frozen_stays_so(model):
+    freeze.unfreeze_from(
+        classifier.get_backbone(model), "block2", keep_batch_norm=False
+    )
+    rebuilt = resizing.for_training(model, SIZES)
+    assert len(rebuilt.non_trainable_weights) > 0
+    assert [v.path for v in rebuilt.trainable_weights] == [
+        v.path for v in model.trainable_weights
+    ]
+
+
 def test_training_the_one_trains_the_other(model):
     rebuilt = resizing.for_training(model, SIZES)
     freeze.unfreeze_from(

@@ -185,7 +185,8 @@ def build_model(
     Args:
       session: of the process.
       unfreeze_from: the layer or block that training begins at.
-      train_batch_norm: train it, too; else it is folded, where it is to be.
+      train_batch_norm: train it, too. What is frozen is folded, where it is
+        to be.
     """
     config = dataclasses.replace(session.config.model, weights="none")
     with session.strategy.scope():
@@ -195,15 +196,14 @@ def build_model(
             num_classes=len(session.source.class_names),
             seed=session.config.runtime.seed,
         )
-        if config.fold_batch_norm and not train_batch_norm:
-            model = folding.fold_batch_norm(model)
-        model = resizing.for_training(model, session.config.input)
-    freeze.unfreeze_from(
-        classifier.get_backbone(model),
-        unfreeze_from,
-        keep_batch_norm=not train_batch_norm,
-    )
-    return model
+        freeze.unfreeze_from(
+            classifier.get_backbone(model),
+            unfreeze_from,
+            keep_batch_norm=not train_batch_norm,
+        )
+        if config.fold_batch_norm:
+            model = folding.fold_batch_norm(model, frozen_only=True)
+        return resizing.for_training(model, session.config.input)
 
 
 def make_image_trainer(

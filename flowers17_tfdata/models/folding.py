@@ -20,7 +20,9 @@ _CONVOLUTIONS = (
 )
 
 
-def fold_batch_norm(model: keras.Model) -> keras.Model:
+def fold_batch_norm(
+    model: keras.Model, *, frozen_only: bool = False
+) -> keras.Model:
     """Rebuilds a model with its batch-norms merged into its convolutions.
 
     With `s = gamma / sqrt(moving_variance + epsilon)`, the convolution's
@@ -41,6 +43,7 @@ def fold_batch_norm(model: keras.Model) -> keras.Model:
     Args:
       model: functional, built or loaded; left as it is. Variables of the new
         model are created in the caller's strategy scope.
+      frozen_only: keep what trains.
 
     Returns:
       A new model (also if nothing is to be merged) of plain Keras layers, with
@@ -57,7 +60,7 @@ def fold_batch_norm(model: keras.Model) -> keras.Model:
             "fold_batch_norm wants a functional model; got "
             f"{type(model).__name__} {model.name}"
         )
-    plan = _fold_config(model, config)
+    plan = _fold_config(model, config, frozen_only)
     folded = keras.Model.from_config(config)
     _copy_state(model, folded, plan)
     return folded
@@ -72,19 +75,26 @@ def _has_graph(config: dict[str, Any]) -> bool:
     return "input_layers" in config
 
 
-def _fold_config(model: keras.Model, config: dict[str, Any]) -> dict[str, Any]:
+def _fold_config(
+    model: keras.Model, config: dict[str, Any], frozen_only: bool
+) -> dict[str, Any]:
     """Takes the batch-norms that can be merged out of a model's config.
 
     Args:
       model: functional.
       config: of the model; changed in place.
+      frozen_only: see `fold_batch_norm`.
 
     Returns:
       The plan for `_copy_state`: by the convolution's name the batch-norm to
       merge, by a nested model's name its own plan.
     """
     operations = {operation.name: operation for operation in model.operations}
-    plan: dict[str, Any] = _find_folds(operations, config)
+    plan: dict[str, Any] = {
+        name: layer
+        for name, layer in _find_folds(operations, config).items()
+        if not (frozen_only and layer.trainable)
+    }
     sources = {bn.name: name for name, bn in plan.items()}
     config["layers"] = [x for x in config["layers"] if x["name"] not in sources]
     for layer in config["layers"]:
@@ -92,7 +102,9 @@ def _fold_config(model: keras.Model, config: dict[str, Any]) -> dict[str, Any]:
         if name in plan:
             layer["config"]["use_bias"] = True
         elif _has_graph(layer["config"]):
-            plan[name] = _fold_config(operations[name], layer["config"])
+            plan[name] = _fold_config(
+                operations[name], layer["config"], frozen_only
+            )
     # Who used a batch-norm's output now uses the convolution's.
     for layer in config["layers"]:
         _redirect(layer["inbound_nodes"], sources)

@@ -18,9 +18,8 @@ def for_training(model: keras.Model, config: InputConfig) -> keras.Model:
 
     Returns:
       `model`, where they are one; else a classifier of the same weights, names,
-      input and output shapes, whose backbone takes images of any size. Its
-      layers are all trainable; its variables are created in the caller's
-      strategy scope.
+      trainable flags, input and output shapes, whose backbone takes images of
+      any size. Its variables are created in the caller's strategy scope.
     """
     if not _reduces(config):
         return model

@@ -340,6 +340,13 @@ class OptimizationConfig:
         "test alone tells what it is worth.",
         at_least=0,
     )
+    refit_runs: int = option(
+        1,
+        "Refit stage: fine-tune K times, each time anew and for --refit_epochs "
+        "with other random draws, and average the weights: one network, which "
+        "errs less than each of them.",
+        at_least=1,
+    )
     validate_every: int = option(
         1,
         "Validate after every Kth epoch, and after a stage's last one; one of "

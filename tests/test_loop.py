@@ -92,6 +92,7 @@ def _stage(
     policy=None,
     make_model=None,
     trained=None,
+    name="transfer",
     **kwargs,
 ) -> loop.Stage:
     workdir.mkdir(exist_ok=True)
@@ -103,7 +104,7 @@ def _stage(
         model = make_model(dropout=config.model.dropout)
     kwargs.setdefault("data", _data(config))
     trained = loop.Trainable(model, **(trained or {}))
-    return loop.Stage("transfer", config, workdir, trained, strategy, **kwargs)
+    return loop.Stage(name, config, workdir, trained, strategy, **kwargs)
 
 
 def _weights(stage):
@@ -340,6 +341,84 @@ def test_without_validation_the_last_epoch_is_kept(tmp_path):
     watched.run()
     for a, b in zip(_weights(stage), kept[-1], strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def _refit(workdir, *, runs=1, first_epoch=0, ema_decay=0.0, strategy=None):
+    """A refit stage of two epochs a run, with the data from an epoch on."""
+    config = dataclasses.replace(
+        CONFIG,
+        model=ModelConfig(dropout=0.0),
+        optimization=dataclasses.replace(
+            OPTIMIZATION,
+            finetune_learning_rate=1e-2,
+            refit_epochs=2,
+            refit_runs=runs,
+            ema_decay=ema_decay,
+        ),
+    )
+    whole = _data(config)
+
+    def make_train(initial_epoch, initial_step, context):
+        return whole.make_train(
+            initial_epoch + first_epoch, initial_step, context
+        )
+
+    data = dataclasses.replace(
+        whole, make_train=make_train, make_validation=None
+    )
+    return _stage(workdir, config, strategy, name="refit", data=data)
+
+
+@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+@pytest.mark.parametrize("distributed", [False, True])
+def test_runs_of_a_refit_are_averaged(
+    tmp_path, request, ema_decay, distributed
+):
+    options = {"ema_decay": ema_decay}
+    if distributed:
+        options["strategy"] = request.getfixturevalue("mirrored_strategy")
+    first = _refit(tmp_path / "first", **options)
+    second = _refit(tmp_path / "second", first_epoch=2, **options)
+    both = _refit(tmp_path / "both", runs=2, **options)
+    assert [s.run().best_epoch for s in (first, second, both)] == [2, 2, 4]
+    changed = False
+    for a, b, mean in zip(*map(_weights, (first, second, both)), strict=True):
+        changed |= not np.allclose(a, b, atol=1e-4)
+        np.testing.assert_allclose(mean, (a + b) / 2, atol=1e-6)
+    assert changed
+    lines = metrics.read_metrics(tmp_path / "both" / "metrics.jsonl")
+    assert [line["epoch"] for line in lines] == [1, 2, 3, 4]
+    assert [line["step"] for line in lines] == [3, 6, 9, 12]
+    rates = [line["learning_rate"] for line in lines]
+    assert rates[:2] == rates[2:]
+    losses = [
+        metrics.read_metrics(tmp_path / name / "metrics.jsonl")[0]["train_loss"]
+        for name in ("first", "second")
+    ]
+    assert [lines[0]["train_loss"], lines[2]["train_loss"]] == losses
+
+
+def test_a_refit_killed_at_the_end_of_a_run_averages_once(
+    tmp_path, monkeypatch
+):
+    whole = _refit(tmp_path / "whole", runs=2)
+    whole.run()
+    for end in (2, 4):
+        stage = _refit(tmp_path / f"killed_{end}", runs=2)
+        save = stage._checkpoints.save
+
+        def killed(seconds, stage=stage, save=save, end=end):
+            if stage._checkpoints.epoch.numpy() + 1 == end:
+                raise _Killed
+            save(seconds)
+
+        monkeypatch.setattr(stage._checkpoints, "save", killed)
+        with pytest.raises(_Killed):
+            stage.run()
+        resumed = _refit(tmp_path / f"killed_{end}", runs=2)
+        resumed.run()
+        for a, b in zip(_weights(whole), _weights(resumed), strict=True):
+            np.testing.assert_array_equal(a, b)
 
 
 def test_nan_stops_with_the_flag_to_turn_and_keeps_the_checkpoint(tmp_path):

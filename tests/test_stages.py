@@ -186,8 +186,12 @@ def test_killed_training_of_batch_norm_resumes_exactly(
     check_resumes("finetune", *flags, "--finetune_epochs=3")
 
 
-def test_killed_refit_resumes_exactly(run, tmp_path, check_resumes):
-    flags = ["--train_batch_norm", "--ema_decay=0.9", "--refit_epochs=3"]
+@pytest.mark.parametrize(("epochs", "runs"), [(3, 1), (2, 2)])
+def test_killed_refit_resumes_exactly(
+    run, tmp_path, check_resumes, epochs, runs
+):
+    flags = ["--train_batch_norm", "--ema_decay=0.9"]
+    flags += [f"--refit_epochs={epochs}", f"--refit_runs={runs}"]
     run("from", *flags, "--phase=transfer")
     flags += [f"--init_from={tmp_path / 'from' / 'model_transfer.keras'}"]
     check_resumes("refit", *flags)

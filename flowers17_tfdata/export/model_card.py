@@ -27,7 +27,7 @@ _TRAINING_FLAGS = (
     *("batch_norm_statistics", "train_batch_norm", "image_size"),
     *("head_units", "dropout", "unfreeze_from", "global_batch_size"),
     *("transfer_epochs", "transfer_optimizer", "transfer_learning_rate"),
-    *("finetune_epochs", "refit_epochs", "finetune_optimizer"),
+    *("finetune_epochs", "refit_epochs", "refit_runs", "finetune_optimizer"),
     *("finetune_learning_rate", "finetune_lowest_rate", "schedule"),
     *("warmup_epochs", "weight_decay", "label_smoothing", "ema_decay"),
     *("augmentation", "train_scale", "decode_scale", "rotation", "shift"),

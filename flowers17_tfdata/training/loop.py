@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from flowers17_tfdata import config as config_lib
@@ -149,7 +150,10 @@ class Stage:
         self._data = data
         options = config.optimization
         self._batch_size = options.global_batch_size
-        self._epochs = getattr(options, f"{name}_epochs")
+        self._run_epochs = getattr(options, f"{name}_epochs")
+        # Of refit: several, whose weights are averaged in the end.
+        self._num_runs = options.refit_runs if name == "refit" else 1
+        self._epochs = self._num_runs * self._run_epochs
         self._prefix = prefix = config_lib.stage_prefix(name)
         self._steps_per_epoch = input_pipeline.steps_per_epoch(
             data.num_examples, self._batch_size
@@ -157,7 +161,7 @@ class Stage:
         self._schedule = schedule or optimizers.learning_rate_schedule(
             options,
             getattr(options, f"{prefix}_learning_rate"),
-            self._epochs,
+            self._run_epochs,
             self._steps_per_epoch,
         )
         with strategy.scope():
@@ -181,6 +185,7 @@ class Stage:
             training_model=trained.training_model,
             device_stage=data.device_stage,
         )
+        self._initial_state = self._read_state() if self._num_runs > 1 else None
         self._steps_per_call = (
             config.runtime.steps_per_call or trained.steps_per_call
         )
@@ -202,8 +207,9 @@ class Stage:
     def run(self) -> StageResult:
         """Trains from the newest checkpoint to the last epoch.
 
-        Leaves the weights of the best validated epoch in the model; of the
-        last one, where nothing is validated.
+        Leaves the weights of the best validated epoch in the model; where
+        nothing is validated, of the last one, or the mean over the last ones
+        of all runs.
 
         Raises:
           UserError: the loss is not finite; the last checkpoint stays.
@@ -269,6 +275,7 @@ class Stage:
         loss, accuracy = self._validate(epoch)
         examples = float(totals.examples)
         step = (epoch + 1) * self._steps_per_epoch
+        run_steps = self._run_epochs * self._steps_per_epoch
         line = {
             "phase": self.name,
             "epoch": epoch + 1,
@@ -277,7 +284,7 @@ class Stage:
             "train_accuracy": float(totals.correct) / examples,
             "validation_loss": loss,
             "validation_accuracy": accuracy,
-            "learning_rate": float(self._schedule(step - 1)),
+            "learning_rate": float(self._schedule((step - 1) % run_steps)),
             "images_per_sec": examples / train_secs,
             "data_wait_fraction": float(totals.wait_secs) / train_secs,
             "seconds": train_secs + time.perf_counter() - start,
@@ -305,24 +312,64 @@ class Stage:
     def _validate(self, epoch: int) -> tuple[float | None, float | None]:
         """Validates the averaged weights, and keeps the best.
 
-        Where nothing is validated, it keeps the last epoch's.
+        Where nothing is validated, it keeps each run's last epoch's, averaged
+        with those of the runs before, and starts the next run.
 
         Returns:
           Loss and accuracy; None: they weren't to be measured.
         """
-        last = epoch + 1 == self._epochs
+        runs, epoch_of_run = divmod(epoch + 1, self._run_epochs)
+        last = not epoch_of_run
         validated = self._data.make_validation is not None
         every = self._config.optimization.validate_every
         if not last and not (validated and (epoch + 1) % every == 0):
             return None, None
         with self._trainer.averaged_weights():
+            if runs > 1:
+                self._average_with_earlier_runs(runs)
             self._measure_trained_batch_norm()
-            if not validated:
-                self._checkpoints.keep()
-                return None, None
-            result = evaluate(self._eval_step, self._validation_batches)
-            self._checkpoints.save_if_best(result["accuracy"], result["loss"])
-        return result["loss"], result["accuracy"]
+            if validated:
+                result = evaluate(self._eval_step, self._validation_batches)
+                self._checkpoints.save_if_best(
+                    result["accuracy"], result["loss"]
+                )
+                return result["loss"], result["accuracy"]
+            self._checkpoints.keep()
+        if runs < self._num_runs:
+            self._write_state(self._initial_state)
+        return None, None
+
+    def _average_with_earlier_runs(self, runs: int) -> None:
+        """Makes the model's weights the mean over those of all runs so far.
+
+        A soup of models (M. Wortsman et al., "Model soups: averaging weights
+        of multiple fine-tuned models improves accuracy without increasing
+        inference time", ICML 2022, section 2). What started from the same
+        weights stays close enough for that.
+
+        Args:
+          runs: how many; what was kept last is the mean over all but this one.
+        """
+        variables = self.model.trainable_variables
+        with self._strategy.scope():
+            own = [keras.ops.convert_to_numpy(v) for v in variables]
+            self._checkpoints.restore_best()
+            for variable, value in zip(variables, own, strict=True):
+                mean = keras.ops.convert_to_numpy(variable)
+                variable.assign(mean + (value - mean) / runs)
+
+    def _state(self) -> list[keras.Variable]:
+        # Without the random state of dropout: another run draws anew.
+        return [*self.model.weights, *self._trainer.optimizer.variables]
+
+    def _read_state(self) -> list[np.ndarray]:
+        with self._strategy.scope():
+            return [keras.ops.convert_to_numpy(v) for v in self._state()]
+
+    def _write_state(self, values: Sequence[np.ndarray]) -> None:
+        with self._strategy.scope():
+            for variable, value in zip(self._state(), values, strict=True):
+                variable.assign(value)
 
     def _train_epoch(
         self, epoch: int, batches: Iterator

@@ -124,6 +124,8 @@ def _run_stage(
         outcome = (
             f"{result.best_epoch} epochs on {' and '.join(splits.trained)}"
         )
+        if config.optimization.refit_runs > 1:
+            outcome += f", the mean of {config.optimization.refit_runs} runs"
     else:
         outcome = (
             f"best epoch {result.best_epoch}, validation accuracy "

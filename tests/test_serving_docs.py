@@ -60,11 +60,17 @@ def serving(export_folder):
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
+        # A shell's background job, which this may be, ignores it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
-        address = process.stdout.readline()
-        yield int(re.search(r":(\d+)/", address)[1])
-        process.send_signal(signal.SIGINT)
-        process.wait(timeout=60)
+        try:
+            address = process.stdout.readline()
+            yield int(re.search(r":(\d+)/", address)[1])
+            process.send_signal(signal.SIGINT)
+            process.wait(timeout=60)
+        finally:
+            # Else leaving the block would wait for it.
+            process.kill()
     assert process.returncode == 0
 
 

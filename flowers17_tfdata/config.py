@@ -343,8 +343,8 @@ class OptimizationConfig:
     refit_runs: int = option(
         1,
         "Refit stage: fine-tune K times, each time anew and for --refit_epochs "
-        "with other random draws, and average the weights: one network, which "
-        "errs less than each of them.",
+        "with other random draws, and average the weights: one network, as a "
+        "rule better than each of them.",
         at_least=1,
     )
     validate_every: int = option(

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from flowers17_tfdata import config as config_lib
@@ -29,6 +28,8 @@ from flowers17_tfdata.training.trainer import (
     EvalTotals,
     Trainer,
     TrainTotals,
+    read_variables,
+    write_variables,
 )
 from flowers17_tfdata.training.workers import Workers
 
@@ -185,7 +186,12 @@ class Stage:
             training_model=trained.training_model,
             device_stage=data.device_stage,
         )
-        self._initial_state = self._read_state() if self._num_runs > 1 else None
+        # What each run starts from; of a single one nobody asks again.
+        self._initial_state = (
+            read_variables(self._state(), strategy)
+            if self._num_runs > 1
+            else None
+        )
         self._steps_per_call = (
             config.runtime.steps_per_call or trained.steps_per_call
         )
@@ -336,7 +342,7 @@ class Stage:
                 return result["loss"], result["accuracy"]
             self._checkpoints.keep()
         if runs < self._num_runs:
-            self._write_state(self._initial_state)
+            write_variables(self._state(), self._initial_state, self._strategy)
         return None, None
 
     def _average_with_earlier_runs(self, runs: int) -> None:
@@ -351,25 +357,16 @@ class Stage:
           runs: how many; what was kept last is the mean over all but this one.
         """
         variables = self.model.trainable_variables
-        with self._strategy.scope():
-            own = [keras.ops.convert_to_numpy(v) for v in variables]
-            self._checkpoints.restore_best()
-            for variable, value in zip(variables, own, strict=True):
-                mean = keras.ops.convert_to_numpy(variable)
-                variable.assign(mean + (value - mean) / runs)
+        own = read_variables(variables, self._strategy)
+        self._checkpoints.restore_best()
+        means = read_variables(variables, self._strategy)
+        pairs = zip(means, own, strict=True)
+        means = [mean + (value - mean) / runs for mean, value in pairs]
+        write_variables(variables, means, self._strategy)
 
     def _state(self) -> list[keras.Variable]:
         # Without the random state of dropout: another run draws anew.
         return [*self.model.weights, *self._trainer.optimizer.variables]
-
-    def _read_state(self) -> list[np.ndarray]:
-        with self._strategy.scope():
-            return [keras.ops.convert_to_numpy(v) for v in self._state()]
-
-    def _write_state(self, values: Sequence[np.ndarray]) -> None:
-        with self._strategy.scope():
-            for variable, value in zip(self._state(), values, strict=True):
-                variable.assign(value)
 
     def _train_epoch(
         self, epoch: int, batches: Iterator

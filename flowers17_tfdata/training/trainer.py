@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from flowers17_tfdata.input.input_pipeline import Batch
@@ -47,6 +48,25 @@ def averages_weights(optimizer: keras.optimizers.Optimizer) -> bool:
     """Whether an optimizer keeps a moving average of the weights."""
     # Loss scaling wraps the one that does.
     return getattr(optimizer, "inner_optimizer", optimizer).use_ema
+
+
+def read_variables(
+    variables: Sequence[keras.Variable], strategy: tf.distribute.Strategy
+) -> list[np.ndarray]:
+    """Returns the values of variables, which `strategy` created."""
+    with strategy.scope():
+        return [keras.ops.convert_to_numpy(v) for v in variables]
+
+
+def write_variables(
+    variables: Sequence[keras.Variable],
+    values: Sequence[np.ndarray],
+    strategy: tf.distribute.Strategy,
+) -> None:
+    """Puts values into variables, on all replicas alike."""
+    with strategy.scope():
+        for variable, value in zip(variables, values, strict=True):
+            variable.assign(value)
 
 
 class Trainer:
@@ -138,15 +158,13 @@ class Trainer:
             yield
             return
         variables = self.model.trainable_variables
+        trained = read_variables(variables, self.strategy)
         with self.strategy.scope():
-            trained = [keras.ops.convert_to_numpy(v) for v in variables]
             self.optimizer.finalize_variable_values(variables)
         try:
             yield
         finally:
-            with self.strategy.scope():
-                for variable, value in zip(variables, trained, strict=True):
-                    variable.assign(value)
+            write_variables(variables, trained, self.strategy)
 
     @tf.function
     def train_step(self, batch: Batch) -> TrainTotals:

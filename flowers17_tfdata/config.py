@@ -39,16 +39,15 @@ PHASES_ON_A_RUN = (
 _OF_A_RUN = {
     *("dataset", "data_dir", "split_fractions", "split_seed"),
     *("near_duplicates", "folds", "fold"),
-    *("image_size", "decode_scale", "augmentation", "rotation", "shift"),
-    *("zoom", "crop", "horizontal_flip", "color_jitter"),
-    *("backbone", "fold_batch_norm"),
+    *("image_size", "augmentation", "rotation", "shift", "zoom", "crop"),
+    *("horizontal_flip", "backbone"),
     *("precision", "global_batch_size", "tta"),
 }
 # `find_lr` trains as the run's stage does: by all of its options, but those
 # that were of the machine, of the moment, or for the eye.
 _GROUPS_OF_A_STAGE = ("data", "input", "model", "optimization")
 _NOT_OF_A_STAGE = {
-    *("archive", "cache", "augment_on", "input_threads", "data_service"),
+    *("archive", "cache", "augment_on", "data_service"),
     *("model_summary", "plot_model"),
 }
 STAGES = ("transfer", "finetune", "refit")
@@ -60,6 +59,8 @@ EXPORT_FORMATS = (
     "onnx",
 )
 OPTIMIZERS = ("sgd", "adam", "adamw")
+# Not a step at a time: the head's optimum, found on cached features.
+SOLVER = "lbfgs"
 
 
 def option(
@@ -144,32 +145,24 @@ class InputConfig:
     )
     train_scale: float = option(
         1.0,
-        "Size of augmented training images, as a fraction of --image_size. "
-        "Smaller ones train faster, and make up for crops, which magnify.",
+        "Size of the images that fine-tuning trains on, as a fraction of "
+        "--image_size. Smaller ones train faster, and make up for crops, "
+        "which magnify.",
         at_least=0.25,
         at_most=1,
-    )
-    decode_scale: float = option(
-        1.0,
-        "Size of the images that augmentation resamples, as a multiple of "
-        "--image_size: a crop of a larger image is a sharper one.",
-        at_least=1,
-        # Beyond, resampling without a filter would skip pixels.
-        at_most=2,
     )
     cache: str = option(
         "auto",
         "memory: decode once, keep resized uint8 images (3 * image_size^2 "
-        "bytes each, with --decode_scale=K another K^2 times that for train); "
-        "none: decode in every epoch; auto: memory where they take less than "
-        "half of what is free.",
+        "bytes each); none: decode in every epoch; auto: memory where they "
+        "take less than half of what is free.",
         choices=("auto", "memory", "none"),
     )
     feature_views: int = option(
-        1,
+        2,
         "Transfer stage: run the frozen backbone once over K views of each "
-        "train image (one clean, the others augmented), then train the head "
-        "on these features; 0: augment anew, and run it, in every epoch.",
+        "train image (the image, its mirror image, random ones), then fit the "
+        "head to these features; 0: augment anew, and run it, in every epoch.",
         at_least=0,
         at_most=1000,
     )
@@ -179,12 +172,6 @@ class InputConfig:
         "uint8 over the bus; auto: device where there is a GPU.",
         choices=("auto", "host", "device"),
     )
-    input_threads: int = option(
-        0,
-        "Batches that tf.data makes at once; 0: one a core, up to 16.",
-        at_least=0,
-        at_most=256,
-    )
     data_service: str = option(
         "",
         "grpc://HOST:PORT of a tf.data service (flowers17-data-server) that "
@@ -192,10 +179,8 @@ class InputConfig:
     )
     augmentation: str = option(
         "affine",
-        "affine: one random affine resampling; keras: the stock layers "
-        "RandomFlip, RandomRotation, RandomTranslation, RandomZoom with the "
-        "same ranges; none.",
-        choices=("affine", "keras", "none"),
+        "affine: a random affine transform of each training image; none.",
+        choices=("affine", "none"),
     )
     rotation: float = option(
         30.0, "Rotation range, +-degrees.", at_least=0, at_most=180
@@ -218,23 +203,11 @@ class InputConfig:
         at_most=1,
     )
     horizontal_flip: bool = option(True, "Flip half of the images.")
-    color_jitter: float = option(
-        0.0,
-        "Random colours: brightness, contrast and saturation of each training "
-        "image are multiplied by factors in [1-color_jitter, 1+color_jitter].",
-        at_least=0,
-        at_most=0.9,
-    )
 
     @property
     def train_image_size(self) -> int:
         """Height and width of augmented training images, pixels."""
         return round(self.train_scale * self.image_size)
-
-    @property
-    def decoded_image_size(self) -> int:
-        """Height and width of the images that augmentation resamples."""
-        return round(self.decode_scale * self.image_size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -246,52 +219,28 @@ class ModelConfig:
         "Any keras.applications classifier, e.g. inception_v3, xception, "
         "resnet50v2, mobilenet_v2, efficientnetv2-b0, vgg16.",
     )
-    backbone_end: str = option(
-        "",
-        "Last backbone layer that is used, e.g. mixed7, block_12_add; '': all "
-        "of them. A shorter network is faster, and may know enough.",
-    )
-    backbone_taps: str = option(
-        "",
-        "Earlier backbone layers, comma-separated, whose channels the head "
-        "sees beside those of the last one, e.g. mixed4,mixed7.",
-    )
     weights: str = option(
         "imagenet",
         "Backbone weights: imagenet (downloaded), none (random), or the path "
         "of a .weights.h5 / .h5 file without the top.",
     )
-    fold_batch_norm: bool = option(
-        True,
-        "Merge frozen batch-norm into the convolutions: the same function, "
-        "faster. Done at the training's end for batch-norm that is trained "
-        "(--train_batch_norm, --weights=none).",
-    )
-    batch_norm_statistics: str = option(
-        "pretrained",
-        "Means and variances of frozen batch-norm: pretrained: the weights' "
-        "own; train: measured on clean images of the train split, before "
-        "anything trains (--weights=none measures them in any case).",
-        choices=("pretrained", "train"),
-    )
-    train_batch_norm: bool = option(
-        False,
-        "Fine-tuning trains batch-norm, too: each replica's batch is "
-        "normalized by its own statistics, and those of the train split are "
-        "measured before each validation (--weights=none trains it in any "
-        "case).",
-    )
     head_units: int = option(
-        1024, "Units of the head's hidden layer; 0: none.", at_least=0
+        0,
+        "Units of the head's hidden layer, which --transfer_optimizer=sgd, "
+        "adam or adamw trains; 0: none.",
+        at_least=0,
     )
     dropout: float = option(
-        0.4, "Dropout rate before the last layer.", at_least=0, at_most=0.95
+        0.0,
+        "Dropout rate before the last layer, wherever it is trained.",
+        at_least=0,
+        at_most=0.95,
     )
     unfreeze_from: str = option(
         "auto",
         "First backbone layer or block that the fine-tune stage trains, e.g. "
-        "mixed2, block5; all; auto: per backbone (inception_v3: mixed2; all "
-        "for --weights=none).",
+        "mixed2, block5; all; auto: the first feature map of an eighth of the "
+        "image's size (all for --weights=none).",
     )
     init_from: str = option(
         "",
@@ -310,7 +259,7 @@ class ModelConfig:
     @property
     def trains_batch_norm(self) -> bool:
         """Whether fine-tuning does: until then it can't be folded."""
-        return self.train_batch_norm or self.weights == "none"
+        return self.weights == "none"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -320,38 +269,33 @@ class OptimizationConfig:
     global_batch_size: int = option(
         32, "Images a step, over all replicas.", at_least=1
     )
-    transfer_epochs: int = option(
-        30, "Epochs with the backbone frozen.", at_least=1
-    )
     transfer_optimizer: str = option(
-        "adamw", "Optimizer of the transfer stage.", choices=OPTIMIZERS
+        SOLVER,
+        "Transfer stage: lbfgs: find the linear head's optimum on cached "
+        "features, its weight decay by cross-validation within train; sgd, "
+        "adam, adamw: train the head for --transfer_epochs.",
+        choices=(SOLVER, *OPTIMIZERS),
+    )
+    transfer_epochs: int = option(
+        30,
+        "Epochs with the backbone frozen; --transfer_optimizer=lbfgs needs "
+        "none.",
+        at_least=1,
     )
     transfer_learning_rate: float = option(
         1e-3, "Peak learning rate of the transfer stage.", above=0
     )
     finetune_epochs: int = option(
-        8, "Epochs with the backbone partly unfrozen.", at_least=1
-    )
-    refit_epochs: int = option(
-        0,
-        "Refit stage: fine-tune once more from where fine-tuning started, on "
-        "train and validation together, for K epochs; 0: do not. Nothing is "
-        "left to validate that on: it is chosen by how fine-tuning did, and "
-        "test alone tells what it is worth.",
+        8,
+        "Epochs with the backbone partly unfrozen; 0: no fine-tuning, the head "
+        "alone.",
         at_least=0,
     )
-    refit_runs: int = option(
-        1,
-        "Refit stage: fine-tune K times, each time anew and for --refit_epochs "
-        "with other random draws, and average the weights: one network, as a "
-        "rule better than each of them.",
-        at_least=1,
-    )
-    validate_every: int = option(
-        1,
-        "Validate after every Kth epoch, and after a stage's last one; one of "
-        "these is kept.",
-        at_least=1,
+    refit: bool = option(
+        False,
+        "In the end train the better of the two stages once more, on train and "
+        "validation together. Nothing is left to validate that on: test alone "
+        "tells what it is worth.",
     )
     finetune_optimizer: str = option(
         "adamw", "Optimizer of the fine-tune stage.", choices=OPTIMIZERS
@@ -369,16 +313,9 @@ class OptimizationConfig:
     )
     schedule: str = option(
         "cosine",
-        "Learning rate after the warm-up: cosine to 0, or constant.",
+        "cosine: one epoch of linear warm-up, then a cosine to 0; constant.",
         choices=("cosine", "constant"),
     )
-    warmup_epochs: float = option(
-        1.0,
-        "Epochs of linear warm-up, in each stage.",
-        at_least=0,
-        at_most=1000,
-    )
-    momentum: float = option(0.9, "Momentum of sgd.", at_least=0, at_most=0.999)
     weight_decay: float = option(
         1e-4,
         "Decoupled weight decay of adamw (times the learning rate); not on "
@@ -393,19 +330,6 @@ class OptimizationConfig:
     )
     label_smoothing: float = option(
         0.1, "Label smoothing of the training loss.", at_least=0, at_most=0.9
-    )
-    global_clip_norm: float = option(
-        0.0,
-        "Clip the all-reduced gradient to this global norm; 0: do not clip.",
-        at_least=0,
-    )
-    ema_decay: float = option(
-        0.0,
-        "Validate and save an exponential moving average of the weights, "
-        "which keeps this much of itself at each step; 0: the weights "
-        "themselves.",
-        at_least=0,
-        at_most=0.9999,
     )
 
 
@@ -452,25 +376,6 @@ class RuntimeConfig:
         "GPUs (on CPUs it was slower).",
         choices=("auto", "on", "off"),
     )
-    steps_per_call: int = option(
-        0,
-        "Training steps between two looks of Python at the device; 0: 1 on "
-        "CPUs, 10 on GPUs, 100 for a head on cached features.",
-        at_least=0,
-        at_most=10000,
-    )
-    intra_op_threads: int = option(
-        0,
-        "Threads within a TensorFlow operation; 0: one a core.",
-        at_least=0,
-        at_most=1024,
-    )
-    inter_op_threads: int = option(
-        0,
-        "TensorFlow operations run at once; 0: one a core.",
-        at_least=0,
-        at_most=1024,
-    )
     profile_steps: str = option(
         "",
         "FIRST,LAST: write a TensorBoard profile of these training steps of "
@@ -515,7 +420,8 @@ class EvaluationConfig:
     model: str = option(
         "",
         "Saved .keras classifier ('': the workdir's model_refit.keras, else "
-        "model_finetune.keras, else model_transfer.keras).",
+        "the better one by validation of model_finetune.keras and "
+        "model_transfer.keras).",
     )
     split: str = option(
         "test", "Split to evaluate, to report on, or to compare on."
@@ -556,13 +462,6 @@ class PredictConfig:
     )
     top_k: int = option(
         3, "Classes told of each image, the likeliest first.", at_least=1
-    )
-    min_probability: float = option(
-        0.0,
-        "Leave out classes less likely than this; an image with none left is "
-        "told as uncertain.",
-        at_least=0,
-        at_most=1,
     )
     labels: str = option(
         "",
@@ -619,30 +518,6 @@ class FindLrConfig:
         "Stage to find a learning rate for.",
         choices=("transfer", "finetune"),
     )
-    find_lr_steps: int = option(
-        100,
-        "Training steps, each at a higher learning rate than the last one.",
-        at_least=20,
-        at_most=10000,
-    )
-    find_lr_from: float = option(
-        1e-6, "Learning rate of the first step.", above=0
-    )
-    find_lr_to: float = option(
-        1.0,
-        "Learning rate of the last step; the test ends before it where the "
-        "loss diverges.",
-        above=0,
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class BenchmarkConfig:
-    """How long `--phase=benchmark` measures."""
-
-    benchmark_runs: int = option(
-        5, "Measurements of each stage, of which the median counts.", at_least=1
-    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -668,9 +543,6 @@ class Config:
     folders: FoldersConfig = dataclasses.field(default_factory=FoldersConfig)
     compare: CompareConfig = dataclasses.field(default_factory=CompareConfig)
     find_lr: FindLrConfig = dataclasses.field(default_factory=FindLrConfig)
-    benchmark: BenchmarkConfig = dataclasses.field(
-        default_factory=BenchmarkConfig
-    )
 
     def __post_init__(self) -> None:
         validate(self)
@@ -804,8 +676,8 @@ def validate(config: Config) -> None:
     # Beyond the image and its mirror image, views are drawn at random.
     if config.evaluation.tta > 2 and config.input.augmentation == "none":
         raise ConfigError(
-            "--tta above 2 goes with --augmentation=affine or keras, whose "
-            f"ranges it draws from; got {config.evaluation.tta} and none"
+            "--tta above 2 goes with --augmentation=affine, whose ranges it "
+            f"draws from; got {config.evaluation.tta} and none"
         )
     if not config.workdir:
         raise ConfigError("--workdir must name a folder; got ''")
@@ -815,10 +687,6 @@ def validate(config: Config) -> None:
         raise ConfigError(
             "--archive goes with --dataset=oxford_flowers17 (seeded or "
             f"official_*) alone; got --dataset={config.data.dataset}"
-        )
-    if config.phase == "refit" and not config.optimization.refit_epochs:
-        raise ConfigError(
-            "--refit_epochs must be at least 1 for --phase=refit; got 0"
         )
     if config.phase == "train" and config.evaluation.model:
         raise ConfigError(
@@ -832,25 +700,18 @@ def validate(config: Config) -> None:
         )
     _check_predict(config)
     _check_compare(config)
-    _check_find_lr(config.find_lr)
+    _check_stages(config)
     _check_home(config)
     _check_data_service(config.input)
     _check_devices(config)
 
 
 def _check_augmentation(config: InputConfig) -> None:
-    if config.augment_on == "device" and config.augmentation == "keras":
-        raise ConfigError(
-            "--augment_on=device goes with --augmentation=affine or none; got "
-            "--augmentation=keras, which runs in tf.data"
-        )
     if config.augmentation == "affine":
         return
     for name, augments, range_text in (
-        ("feature_views", config.feature_views > 1, " above 1"),
+        ("feature_views", config.feature_views > 2, " above 2"),
         ("crop", config.crop < 1, " below 1"),
-        ("decode_scale", config.decode_scale > 1, " above 1"),
-        ("color_jitter", config.color_jitter > 0, ""),
     ):
         if augments:
             raise ConfigError(
@@ -862,17 +723,13 @@ def _check_augmentation(config: InputConfig) -> None:
 
 def stages_of_training(config: Config) -> tuple[str, ...]:
     """Returns the stages that `--phase=train` runs, in their order."""
-    if config.optimization.refit_epochs:
-        return STAGES
-    return tuple(stage for stage in STAGES if stage != "refit")
-
-
-def stage_prefix(stage: str) -> str:
-    """Returns what the flags of a stage's optimizer begin with.
-
-    Fine-tuning's are refit's, too.
-    """
-    return "transfer" if stage == "transfer" else "finetune"
+    options = config.optimization
+    runs = {
+        "transfer": True,
+        "finetune": options.finetune_epochs > 0,
+        "refit": options.refit,
+    }
+    return tuple(stage for stage in STAGES if runs[stage])
 
 
 def runs_all_folds(config: Config) -> bool:
@@ -942,11 +799,26 @@ def _check_compare(config: Config) -> None:
         )
 
 
-def _check_find_lr(config: FindLrConfig) -> None:
-    if not config.find_lr_from < config.find_lr_to:
+def _check_stages(config: Config) -> None:
+    options = config.optimization
+    if config.phase == "finetune" and not options.finetune_epochs:
         raise ConfigError(
-            "--find_lr_from must be below --find_lr_to; got "
-            f"{config.find_lr_from:g} and {config.find_lr_to:g}"
+            "--finetune_epochs must be at least 1 for --phase=finetune; got 0"
+        )
+    if options.transfer_optimizer != SOLVER:
+        return
+    names = ", ".join(OPTIMIZERS)
+    if config.model.head_units:
+        raise ConfigError(
+            f"--head_units must be 0 for --transfer_optimizer={SOLVER}, which "
+            f"solves a linear head (a hidden layer is trained by {names}); got "
+            f"{config.model.head_units}"
+        )
+    if not config.input.feature_views:
+        raise ConfigError(
+            f"--feature_views must be at least 1 for --transfer_optimizer="
+            f"{SOLVER} (training by {names} can augment anew in every epoch); "
+            "got 0"
         )
 
 
@@ -1007,11 +879,6 @@ def _check_data_service(config: InputConfig) -> None:
     ):
         raise ConfigError(
             f"--data_service must be grpc://HOST:PORT; got {address!r}"
-        )
-    if config.augmentation == "keras":
-        raise ConfigError(
-            "--data_service goes with --augmentation=affine or none; got "
-            f"--augmentation={config.augmentation}"
         )
 
 

@@ -115,15 +115,15 @@ _GROUPS_OF_PHASE = {
     "folders": {"data", "folders"},
     "compare": {"evaluation", "compare"},
     "find_lr": {"data", "input", "model", "optimization", "find_lr"},
-    "benchmark": {"data", "input", "model", "optimization", "benchmark"},
+    "benchmark": {"data", "input", "model", "optimization"},
 }
 
 _PHASES = """\
 phases:
   prepare    build the data set and audit it
-  transfer   train the head on the frozen backbone
+  transfer   fit the head to the frozen backbone's features
   finetune   unfreeze the upper backbone and train on
-  refit      fine-tune once more, on train and validation together
+  refit      train the better of the two on validation, too
   train      all of these, then evaluate and report (the default)
   evaluate   any saved model on any split
   predict    what photographs show

@@ -163,7 +163,7 @@ def prepare(session: Session) -> None:
 
 
 def transfer(session: Session) -> None:
-    """Trains the head; writes `model_transfer.keras`."""
+    """Fits the head; writes `model_transfer.keras`."""
     train_stages(session, ["transfer"])
 
 
@@ -173,7 +173,10 @@ def finetune(session: Session) -> None:
 
 
 def refit(session: Session) -> None:
-    """Fine-tunes on validation, too; writes `model_refit.keras`."""
+    """Trains the better stage's model on validation, too.
+
+    Writes `model_refit.keras`.
+    """
     train_stages(session, ["refit"])
 
 

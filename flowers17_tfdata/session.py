@@ -23,7 +23,7 @@ from flowers17_tfdata.data import class_folders, folder_source, sources
 from flowers17_tfdata.data.source import Source
 from flowers17_tfdata.errors import ConfigError, UserError, one_line
 from flowers17_tfdata.input import examples, input_pipeline
-from flowers17_tfdata.models import backbones
+from flowers17_tfdata.models import backbones, saved_models
 from flowers17_tfdata.results import metrics, model_views, terminal, timings
 from flowers17_tfdata.training import checkpoints, precision
 from flowers17_tfdata.training import strategy as strategy_lib
@@ -87,7 +87,7 @@ class Session:
 
     def model_path(self, stage: str) -> pathlib.Path:
         """Returns where a stage's model is saved."""
-        return self.workdir / f"model_{stage}.keras"
+        return saved_models.model_path(self.workdir, stage)
 
 
 def _undivided(name: str) -> str:
@@ -177,17 +177,8 @@ def _settle_input(
         )
     elif config.phase in ("evaluate", "report", "export"):
         splits = (config.evaluation.split,)
-    sizes = {split: source.split_sizes.get(split, 0) for split in splits}
-    augmented = {"train"}
-    if config.optimization.refit_epochs:
-        augmented.add("validation")
-    if config.evaluation.tta > 1:
-        augmented.add(config.evaluation.split)
-    cache = examples.resolve_cache(
-        options,
-        sum(sizes.values()),
-        sum(n for split, n in sizes.items() if split in augmented),
-    )
+    num_images = sum(source.split_sizes.get(split, 0) for split in splits)
+    cache = examples.resolve_cache(options, num_images)
     on_device = input_pipeline.resolve_augment_on(options) == "device"
     return dataclasses.replace(
         options,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import keras
@@ -34,7 +34,7 @@ from flowers17_tfdata.training.preemption import StopRequest
 
 # Images that batch-norm is measured on: once, and after each epoch of its
 # training.
-CALIBRATION_IMAGES = 512
+_CALIBRATION_IMAGES = 512
 _EPOCH_CALIBRATION_IMAGES = 256
 
 
@@ -43,13 +43,13 @@ class Splits:
     """What a stage trains on, and what it validates on, if on anything.
 
     Attributes:
-      trained: names of the splits that `train` holds.
+      trained: the splits to train on, by name.
       train: examples of all of them.
       validation: None: it is trained on.
       train_files: of `train`, for `--data_service`.
     """
 
-    trained: tuple[str, ...]
+    trained: Mapping[str, Examples]
     train: Examples
     validation: Examples | None
     train_files: data_service.ImageFiles | None = None
@@ -60,17 +60,11 @@ def _trained_splits(stage: str) -> tuple[str, ...]:
     return TRAINING_SPLITS if stage == "refit" else ("train",)
 
 
-def load_examples(
-    session: Session, stages: Iterable[str]
-) -> dict[str, Examples]:
-    """Decodes the splits that stages look at, once for all of them."""
-    augmented = {name for stage in stages for name in _trained_splits(stage)}
+def load_examples(session: Session) -> dict[str, Examples]:
+    """Decodes the splits that a run trains and validates on, once for all."""
     return {
         split: examples_lib.load_examples(
-            session.source,
-            split,
-            session.config.input,
-            augmented=split in augmented,
+            session.source, split, session.config.input
         )
         for split in TRAINING_SPLITS
     }
@@ -85,7 +79,7 @@ def share_out(
     if session.config.input.data_service:
         files = _write_files(session, trained, examples)
     return Splits(
-        trained,
+        {split: examples[split] for split in trained},
         examples_lib.join_examples([examples[split] for split in trained]),
         None if "validation" in trained else examples["validation"],
         files,
@@ -113,11 +107,12 @@ def _write_files(
     return data_service.ImageFiles(paths, np.concatenate(labels))
 
 
-def _class_weights(session: Session, train: Examples) -> np.ndarray | None:
+def class_weights(session: Session, labels: np.ndarray) -> np.ndarray | None:
+    """Returns the weight of each class by `--class_weights`; None: all 1."""
     if session.config.optimization.class_weights == "none":
         return None
     return input_pipeline.balanced_class_weights(
-        train.labels, len(session.source.class_names)
+        labels, len(session.source.class_names)
     )
 
 
@@ -139,7 +134,7 @@ def image_data(
     """
     config = session.config
     preprocess = backbones.get_preprocess(config.model.backbone)
-    weights = _class_weights(session, splits.train)
+    weights = class_weights(session, splits.train.labels)
     arguments = {
         "global_batch_size": config.optimization.global_batch_size,
         "compute_dtype": session.compute_dtype,
@@ -196,66 +191,114 @@ def num_calibration_images(config: Config, stage: str) -> int:
     It must where there are no statistics to keep, or where they change.
     """
     if stage == "transfer":
-        return CALIBRATION_IMAGES if config.model.weights == "none" else 0
+        return _CALIBRATION_IMAGES if config.model.weights == "none" else 0
     return _EPOCH_CALIBRATION_IMAGES if config.model.trains_batch_norm else 0
 
 
-def feature_data(
+def extract_features(
     session: Session,
     splits: Splits,
     images: StageData,
     model: keras.Model,
     stop: StopRequest,
-) -> tuple[StageData, np.ndarray]:
+) -> tuple[Features, Features | None]:
     """Features of the frozen backbone, from the workdir or computed now.
 
+    Args:
+      session: of the process.
+      splits: what to fit a head to, and to validate it on.
+      images: the same, as images.
+      model: the classifier; its batch-norm is measured on `images` where the
+        stage measures it.
+      stop: whether to stop.
+
     Returns:
-      What to train the head on, and the train split's features,
-      `[views, n, channels]`.
+      Of what is trained on, and of validation (None: it is trained on).
+
+    Raises:
+      Preempted: it was asked to stop.
     """
     config = session.config
     if images.make_calibration:
         batch_norm.calibrate(model, images.calibration_batches())
     extractor = _get_extractor(session, model)
+    digest = inference.weights_digest(extractor)
+    views = augmentation.num_views(config.input, config.input.feature_views)
+
+    def extract(name: str, examples: Examples, num_views: int) -> Features:
+        return _cached_features(
+            session, extractor, digest, name, examples, num_views, stop
+        )
+
+    with timings.measure(session.output, "transfer: features"):
+        parts = [
+            extract(name, examples, views)
+            for name, examples in splits.trained.items()
+        ]
+        train = Features(
+            np.concatenate([part.values for part in parts], axis=1),
+            np.concatenate([part.labels for part in parts]),
+        )
+        if splits.validation is None:
+            return train, None
+        # With all views where a refit is to find them.
+        count = views if config.optimization.refit else 1
+        return train, extract("validation", splits.validation, count)
+
+
+def _cached_features(
+    session: Session,
+    extractor: keras.Model,
+    weights_digest: str,
+    name: str,
+    examples: Examples,
+    num_views: int,
+    stop: StopRequest,
+) -> Features:
+    """Features of a split, from the workdir or computed now."""
+    config = session.config
     key = feature_cache.cache_key(
         {
-            "weights": inference.weights_digest(extractor),
-            "fold_batch_norm": config.model.fold_batch_norm,
+            "weights": weights_digest,
             "backbone": config.model.backbone,
-            # They change what is computed, but not every time the weights.
-            "backbone_end": config.model.backbone_end,
-            "backbone_taps": config.model.backbone_taps,
-            "train": splits.train.images.digest(),
-            "validation": splits.validation.images.digest(),
+            "images": examples.images.digest(),
             "image_size": config.input.image_size,
-            "views": _views_key(config),
+            "views": _views_key(config, num_views),
             "precision": session.precision,
             "versions": versions(),
         }
     )
-    name = f"features/{key}.npz"
-    path, start = session.workdir / name, time.perf_counter()
-    with timings.measure(session.output, "transfer: features"):
-        arrays = feature_cache.load(path)
-        # Computing them takes all workers.
-        found = session.workers.all(arrays is not None)
-        if not found:
-            arrays = _extract_views(session, splits, extractor, stop)
-            feature_cache.save(session.output / name, arrays)
+    file = f"features/{key}.npz"
+    path, start = session.workdir / file, time.perf_counter()
+    arrays = feature_cache.load(path)
+    # Computing them takes all workers.
+    found = session.workers.all(arrays is not None)
+    if not found:
+        arrays = {
+            "values": _extract_views(
+                session, extractor, name, examples, num_views, stop
+            )
+        }
+        feature_cache.save(session.output / file, arrays)
     terminal.say(
-        f"transfer: features of {config.input.feature_views} view(s) "
+        f"features of {name}, {num_views} view(s), "
         + (f"from {path}" if found else f"saved to {path}")
         + f", {time.perf_counter() - start:.1f} s"
     )
-    train = Features(arrays["train"], splits.train.labels)
-    validation = Features(arrays["validation"], splits.validation.labels)
+    return Features(arrays["values"], examples.labels)
+
+
+def head_data(
+    session: Session, train: Features, validation: Features | None
+) -> StageData:
+    """What a head trains on, step by step: cached features."""
+    config = session.config
     size = config.optimization.global_batch_size
-    weights = _class_weights(session, splits.train)
+    weights = class_weights(session, train.labels)
 
     def make_train(initial_epoch, initial_step, context):
         return feature_cache.make_train_dataset(
             train,
-            config.input,
             global_batch_size=size,
             seed=config.runtime.seed,
             initial_epoch=initial_epoch,
@@ -266,58 +309,59 @@ def feature_data(
 
     def make_validation(context):
         return feature_cache.make_eval_dataset(
-            validation,
-            config.input,
-            global_batch_size=size,
-            input_context=context,
+            validation, global_batch_size=size, input_context=context
         )
 
-    data = StageData(splits.train.num_examples, make_train, make_validation)
-    return data, arrays["train"]
+    return StageData(
+        len(train.labels),
+        make_train,
+        make_validation if validation is not None else None,
+    )
 
 
 def _get_extractor(session: Session, model: keras.Model) -> keras.Model:
     """Returns what computes the features; frozen, so it can be folded."""
     extractor = classifier.get_feature_extractor(model)
-    config = session.config.model
-    if not (config.fold_batch_norm and config.trains_batch_norm):
+    if not session.config.model.trains_batch_norm:
+        # The classifier was built folded.
         return extractor
     with session.strategy.scope():
         return folding.fold_batch_norm(extractor)
 
 
-def _views_key(config: Config) -> dict[str, Any]:
+def _views_key(config: Config, num_views: int) -> dict[str, Any]:
     """Returns what the views of an image depend on, beside the image."""
-    if config.input.feature_views == 1:
-        # The clean one.
-        return {}
-    drawn = dataclasses.asdict(config.input)
-    drawn |= {"input_threads": 0, "train_scale": 1.0}
-    return drawn | {"seed": config.runtime.seed}
+    key: dict[str, Any] = {"count": num_views}
+    if num_views > augmentation.num_fixed_views(config.input):
+        key |= dataclasses.asdict(config.input) | {"train_scale": 1.0}
+        key |= {"seed": config.runtime.seed}
+    elif num_views > 1:
+        key |= {"augment_on": config.input.augment_on}
+    return key
 
 
 def _extract_views(
     session: Session,
-    splits: Splits,
     extractor: keras.Model,
+    name: str,
+    examples: Examples,
+    num_views: int,
     stop: StopRequest,
-) -> dict[str, np.ndarray]:
+) -> np.ndarray:
+    """Returns features, float32 `[num_views, n, channels]`."""
     config = session.config
     preprocess = backbones.get_preprocess(config.model.backbone)
     size = config.optimization.global_batch_size
-
     # Of the size that the head will meet.
     options = dataclasses.replace(config.input, train_scale=1.0)
     device_stage = input_pipeline.make_device_stage(
         options, preprocess, session.compute_dtype
     )
 
-    def extract(examples: Examples, view: int, title: str) -> np.ndarray:
-        transforms = None
-        if view:
-            transforms = augmentation.draw_transforms(
-                options, config.runtime.seed, view, examples.num_examples
-            )
+    def extract(view: int) -> np.ndarray:
+        transforms = augmentation.view_transforms(
+            options, config.runtime.seed, view, examples.num_examples
+        )
         batches = session.strategy.distribute_datasets_from_function(
             lambda context: input_pipeline.make_eval_dataset(
                 examples,
@@ -334,20 +378,11 @@ def _extract_views(
             session.strategy,
             batches,
             device_stage,
-            title=f"features of {title}",
+            title=f"features of {name}, view {view + 1}/{num_views}",
             num_steps=input_pipeline.steps_per_epoch(
                 examples.num_examples, size
             ),
             stop=stop,
         )
 
-    views = config.input.feature_views
-    return {
-        "train": np.stack(
-            [
-                extract(splits.train, view, f"train, view {view + 1}/{views}")
-                for view in range(views)
-            ]
-        ),
-        "validation": extract(splits.validation, 0, "validation")[np.newaxis],
-    }
+    return np.stack([extract(view) for view in range(num_views)])

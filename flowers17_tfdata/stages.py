@@ -13,24 +13,25 @@ import tensorflow as tf
 
 from flowers17_tfdata import config as config_lib
 from flowers17_tfdata import stage_data
-from flowers17_tfdata.config import Config
+from flowers17_tfdata.config import SOLVER, Config
 from flowers17_tfdata.errors import ConfigError, UserError
 from flowers17_tfdata.models import (
-    batch_norm,
     classifier,
     folding,
     freeze,
     resizing,
+    saved_models,
 )
 from flowers17_tfdata.results import metrics, model_views, terminal, timings
 from flowers17_tfdata.session import Session, write_config
-from flowers17_tfdata.training import checkpoints, preemption
-from flowers17_tfdata.training.loop import Stage, Trainable
+from flowers17_tfdata.training import checkpoints, linear_head, preemption
+from flowers17_tfdata.training.loop import (
+    Stage,
+    StageData,
+    StageResult,
+    Trainable,
+)
 from flowers17_tfdata.training.preemption import StopRequest
-
-# With fewer in a batch, networks that normalize by it become worse (Y. Wu and
-# K. He, "Group normalization", ECCV 2018, figure 1).
-_LEAST_NORMALIZED_IMAGES = 16
 
 # Python's share of a step is milliseconds: nothing beside a CPU's seconds,
 # too much beside a GPU's step, most of the head's.
@@ -68,14 +69,35 @@ def _run_stages(
         # The chief wrote them before a barrier; a restart finds them all.
         if session.workers.all(done):
             terminal.say(f"{stage}: already done in {session.workdir}")
-            continue
-        stop.check(f"stopped before {stage}")
-        if examples is None:
-            write_config(session)
-            with timings.measure(session.output, "decoding"):
-                examples = stage_data.load_examples(session, keys)
-        splits = stage_data.share_out(session, stage, examples)
-        _run_stage(session, stage, splits, key, stop)
+        else:
+            stop.check(f"stopped before {stage}")
+            if examples is None:
+                write_config(session)
+                with timings.measure(session.output, "decoding"):
+                    examples = stage_data.load_examples(session)
+            splits = stage_data.share_out(session, stage, examples)
+            _run_stage(session, stage, splits, key, stop)
+        if stage == "finetune":
+            _tell_kept(session)
+
+
+def _tell_kept(session: Session) -> None:
+    """Says which of head and fine-tuned model goes on, and why."""
+    before, after = (
+        saved_models.validation_of(session.model_path(stage))
+        for stage in ("transfer", "finetune")
+    )
+    if not before or not after:
+        # Fine-tuning started from another run's model.
+        return
+    accuracies = f"{before.accuracy:.1%} -> {after.accuracy:.1%}"
+    if saved_models.kept_stage(session.workdir) == "finetune":
+        terminal.say(f"fine-tuning helped on validation: {accuracies}")
+    else:
+        terminal.say(
+            f"fine-tuning did not help on validation ({accuracies}): kept the "
+            f"head, {session.model_path('transfer')}"
+        )
 
 
 def _checked_resume_key(session: Session, stage: str) -> dict[str, Any]:
@@ -103,29 +125,23 @@ def _run_stage(
     config = session.config
     folder = session.output / "checkpoints" / stage
     start = time.perf_counter()
+    method = _method(session, stage)
     with timings.measure(session.output, f"{stage}: building the network"):
-        model = _build_stage_model(session, stage, splits)
+        model = _build_stage_model(session, method)
     model_views.show(model, stage, session.output, config.model)
     folder.mkdir(parents=True, exist_ok=True)
     checkpoints.write_resume_key(folder, key)
-    runner = _make_stage(session, stage, splits, model, stop)
-    with timings.measure(session.output, f"{stage}: epochs"):
-        result = runner.run()
-    if runner.model is not model:
-        # It is the head, trained on standardized features.
-        classifier.absorb_standardization(runner.model)
-    trains_batch_norm = stage != "transfer" and config.model.trains_batch_norm
-    if trains_batch_norm and config.model.fold_batch_norm:
-        with session.strategy.scope():
-            model = folding.fold_batch_norm(model)
-    _save_model(session, stage, model, splits.trained)
+    if (
+        method == "transfer"
+        and config.optimization.transfer_optimizer == SOLVER
+    ):
+        result = _solve_head(session, stage, splits, model, stop)
+    else:
+        model, result = _train(session, stage, method, splits, model, stop)
+    _save_model(session, stage, model, splits, result)
     metrics.write_json(folder / "done.json", dataclasses.asdict(result))
     if result.validation_accuracy is None:
-        outcome = (
-            f"{result.best_epoch} epochs on {' and '.join(splits.trained)}"
-        )
-        if config.optimization.refit_runs > 1:
-            outcome += f", the mean of {config.optimization.refit_runs} runs"
+        outcome = f"trained on {' and '.join(splits.trained)}"
     else:
         outcome = (
             f"best epoch {result.best_epoch}, validation accuracy "
@@ -140,29 +156,146 @@ def _run_stage(
     session.workers.barrier()
 
 
+def _method(session: Session, stage: str) -> str:
+    """Returns how a stage trains: as `transfer` or as `finetune` does.
+
+    Refit does as the better of the two did.
+    """
+    if stage != "refit":
+        return stage
+    kept = saved_models.kept_stage(session.workdir, before_refit=True)
+    if kept is None:
+        raise UserError(
+            f"--phase=refit needs {session.model_path('transfer')}: run "
+            "--phase=train or --phase=transfer in this --workdir first"
+        )
+    return kept
+
+
+def _train(
+    session: Session,
+    stage: str,
+    method: str,
+    splits: stage_data.Splits,
+    model: keras.Model,
+    stop: StopRequest,
+) -> tuple[keras.Model, StageResult]:
+    """Trains a stage epoch by epoch; returns what it leaves."""
+    runner = _make_stage(session, stage, method, splits, model, stop)
+    with timings.measure(session.output, f"{stage}: epochs"):
+        result = runner.run()
+    if runner.model is not model:
+        # It is the head, trained on standardized features.
+        classifier.absorb_standardization(runner.model)
+    if method == "finetune" and session.config.model.trains_batch_norm:
+        with session.strategy.scope():
+            model = folding.fold_batch_norm(model)
+    return model, result
+
+
+def _solve_head(
+    session: Session,
+    stage: str,
+    splits: stage_data.Splits,
+    model: keras.Model,
+    stop: StopRequest,
+) -> StageResult:
+    """Gives the model the optimal linear head for what is trained on.
+
+    Writes the stage's line of `metrics.jsonl`. The features are what takes
+    time, and they are kept: a run that was stopped solves the head anew.
+    """
+    images = _image_data(session, "transfer", splits)
+    train, validation = stage_data.extract_features(
+        session, splits, images, model, stop
+    )
+    start = time.perf_counter()
+    class_weights = stage_data.class_weights(session, train.labels)
+    with timings.measure(session.output, f"{stage}: solving the head"):
+        head = linear_head.fit(
+            train,
+            len(session.source.class_names),
+            seed=session.config.runtime.seed,
+            example_weights=(
+                None if class_weights is None else class_weights[train.labels]
+            ),
+            stop=stop,
+        )
+    with session.strategy.scope():
+        classifier.set_linear_head(model, head.kernel, head.bias)
+    seconds = time.perf_counter() - start
+    train_loss, train_accuracy = head.evaluate(train)
+    loss, accuracy = head.evaluate(validation) if validation else (None, None)
+    writer = metrics.MetricsWriter(session.output, stage, 0)
+    writer.write(
+        {
+            "phase": stage,
+            "epoch": 1,
+            "step": head.iterations,
+            "train_loss": train_loss,
+            "train_accuracy": train_accuracy,
+            "validation_loss": loss,
+            "validation_accuracy": accuracy,
+            # It needs none.
+            "learning_rate": 0.0,
+            "images_per_sec": train.values[..., 0].size / seconds,
+            "data_wait_fraction": 0.0,
+            "seconds": seconds,
+        }
+    )
+    writer.close()
+    terminal.say(
+        f"{stage}: the head's optimum in {head.iterations} iterations, weight "
+        f"decay {head.weight_decay:g} by cross-validation, {seconds:.1f} s"
+    )
+    return StageResult(1, accuracy, loss, seconds)
+
+
 def _save_model(
-    session: Session, stage: str, model: keras.Model, splits: tuple[str, ...]
+    session: Session,
+    stage: str,
+    model: keras.Model,
+    splits: stage_data.Splits,
+    result: StageResult,
 ) -> None:
     source = session.source
+    extras = {
+        "class_names": list(source.class_names),
+        "dataset": source.name,
+        "trained_splits": list(splits.trained),
+        "trained_on": [
+            fingerprint
+            for split in splits.trained
+            for fingerprint in source.fingerprints(split)
+        ],
+    }
+    if result.validation_accuracy is not None:
+        extras["validation"] = {
+            "accuracy": result.validation_accuracy,
+            "loss": result.validation_loss,
+        }
     classifier.save_classifier(
-        model,
-        session.output / session.model_path(stage).name,
-        {
-            "class_names": list(source.class_names),
-            "dataset": source.name,
-            "trained_splits": list(splits),
-            "trained_on": [
-                fingerprint
-                for split in splits
-                for fingerprint in source.fingerprints(split)
-            ],
-        },
+        model, session.output / session.model_path(stage).name, extras
+    )
+
+
+def _image_data(
+    session: Session, method: str, splits: stage_data.Splits
+) -> StageData:
+    return stage_data.image_data(
+        session,
+        splits,
+        session.config.input,
+        num_calibration=stage_data.num_calibration_images(
+            session.config, method
+        ),
     )
 
 
 def _make_stage(
     session: Session,
     stage: str,
+    method: str,
     splits: stage_data.Splits,
     model: keras.Model,
     stop: StopRequest,
@@ -170,23 +303,22 @@ def _make_stage(
 ) -> Stage:
     """Chooses what a stage trains, and on what; see `Stage`."""
     config = session.config
-    data = stage_data.image_data(
-        session,
-        splits,
-        config.input,
-        num_calibration=stage_data.num_calibration_images(config, stage),
-    )
-    if stage == "transfer" and config.input.feature_views > 0:
-        data, features = stage_data.feature_data(
+    data = _image_data(session, method, splits)
+    if method == "transfer" and config.input.feature_views > 0:
+        train, validation = stage_data.extract_features(
             session, splits, data, model, stop
         )
+        data = stage_data.head_data(session, train, validation)
         with session.strategy.scope():
-            head = classifier.get_standardizing_head(model, features)
+            head = classifier.get_standardizing_head(model, train.values)
         trained = Trainable(
-            head, steps_per_call=_HEAD_STEPS_PER_CALL, xla_update=True
+            head,
+            options_of=method,
+            steps_per_call=_HEAD_STEPS_PER_CALL,
+            xla_update=True,
         )
     else:
-        trained = _on_images(config, stage, model)
+        trained = _on_images(config, method, model)
     return Stage(
         stage,
         config,
@@ -201,15 +333,16 @@ def _make_stage(
     )
 
 
-def _on_images(config: Config, stage: str, model: keras.Model) -> Trainable:
+def _on_images(config: Config, method: str, model: keras.Model) -> Trainable:
     rate_scales = None
-    if stage != "transfer":
+    if method == "finetune":
         lowest = config.optimization.finetune_lowest_rate
         rate_scales = freeze.learning_rate_scales(model, lowest)
     has_gpu = bool(tf.config.list_physical_devices("GPU"))
     return Trainable(
         model,
         resizing.training_model(model, config.input),
+        method,
         rate_scales,
         steps_per_call=_GPU_STEPS_PER_CALL if has_gpu else 1,
     )
@@ -236,48 +369,23 @@ def open_stage(
     if stage != "transfer":
         # Before the images: it may be missing.
         _initial_model_path(session)
-    examples = stage_data.load_examples(session, [stage])
+    examples = stage_data.load_examples(session)
     splits = stage_data.share_out(session, stage, examples)
-    model = _build_stage_model(session, stage, splits)
+    model = _build_stage_model(session, stage)
     stop = StopRequest()
-    return _make_stage(session, stage, splits, model, stop, schedule)
+    return _make_stage(session, stage, stage, splits, model, stop, schedule)
 
 
-def _build_stage_model(
-    session: Session, stage: str, splits: stage_data.Splits
-) -> keras.Model:
-    if stage == "transfer":
-        return _build_transfer_model(session, splits)
-    return _load_initial_model(session)
-
-
-def _build_transfer_model(
-    session: Session, splits: stage_data.Splits
-) -> keras.Model:
+def _build_stage_model(session: Session, method: str) -> keras.Model:
+    if method == "finetune":
+        return _load_initial_model(session)
     config = session.config
-    images = stage_data.image_data(
-        session,
-        splits,
-        config.input,
-        num_calibration=stage_data.CALIBRATION_IMAGES,
-    )
-
-    def measure(backbone: keras.Model) -> None:
-        with timings.measure(session.output, "transfer: batch-norm"):
-            batch_norm.calibrate(backbone, images.calibration_batches())
-
-    # Random weights' are measured later: by the stage, or for its features.
-    measures = config.model.batch_norm_statistics == "train"
-    measures = measures and not stage_data.num_calibration_images(
-        config, "transfer"
-    )
     with session.strategy.scope():
         model = classifier.build_classifier(
             config.model,
             image_size=config.input.image_size,
             num_classes=len(session.source.class_names),
             seed=config.runtime.seed,
-            measure_batch_norm=measure if measures else None,
         )
         model = resizing.for_training(model, config.input)
         freeze.freeze_all(classifier.get_backbone(model))
@@ -320,24 +428,9 @@ def _load_initial_model(session: Session) -> keras.Model:
             unfreeze,
             keep_batch_norm=not config.model.trains_batch_norm,
         )
-        if config.model.train_batch_norm:
-            freeze.check_trains_batch_norm(backbone, path)
-            _warn_of_small_batches(session)
-        if config.model.fold_batch_norm and folding.is_functional(model):
+        if folding.is_functional(model):
             model = folding.fold_batch_norm(model, frozen_only=True)
         return resizing.for_training(model, config.input)
-
-
-def _warn_of_small_batches(session: Session) -> None:
-    replicas = session.strategy.num_replicas_in_sync
-    size = session.config.optimization.global_batch_size // replicas
-    if size < _LEAST_NORMALIZED_IMAGES:
-        terminal.say(
-            f"warning: --train_batch_norm normalizes each replica's {size} "
-            f"images by themselves, and {_LEAST_NORMALIZED_IMAGES} or more "
-            "serve it better: raise --global_batch_size, or pass "
-            "--notrain_batch_norm"
-        )
 
 
 def _check_policy(model: keras.Model, path: object, policy: str) -> None:

@@ -11,12 +11,16 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from flowers17_tfdata import config as config_lib
 from flowers17_tfdata.config import Config
 from flowers17_tfdata.errors import UserError, one_line
 from flowers17_tfdata.input import augmentation, input_pipeline
 from flowers17_tfdata.input.examples import Examples, load_examples
-from flowers17_tfdata.models import backbones, classifier, folding
+from flowers17_tfdata.models import (
+    backbones,
+    classifier,
+    folding,
+    saved_models,
+)
 from flowers17_tfdata.results import evaluate as evaluate_lib
 from flowers17_tfdata.results import metrics
 from flowers17_tfdata.results import predictions as predictions_lib
@@ -64,7 +68,7 @@ class TrainedModel:
 
 
 def load_model(config: Config) -> TrainedModel:
-    """Loads `--model`, or the last one that the workdir holds.
+    """Loads `--model`, or the one that the workdir's run kept.
 
     To be called in the strategy's scope.
 
@@ -73,7 +77,7 @@ def load_model(config: Config) -> TrainedModel:
     """
     path, flag = _find_model(config)
     model = classifier.load_classifier(path, flag)
-    if config.model.fold_batch_norm and folding.is_functional(model):
+    if folding.is_functional(model):
         model = folding.fold_batch_norm(model)
     return TrainedModel(
         path,
@@ -87,10 +91,9 @@ def _find_model(config: Config) -> tuple[pathlib.Path, str]:
     if config.evaluation.model:
         return pathlib.Path(config.evaluation.model).expanduser(), "--model"
     workdir = pathlib.Path(config.workdir).expanduser()
-    for stage in reversed(config_lib.STAGES):
-        path = workdir / f"model_{stage}.keras"
-        if path.exists():
-            return path, "--workdir"
+    kept = saved_models.kept_stage(workdir)
+    if kept is not None:
+        return saved_models.model_path(workdir, kept), "--workdir"
     hint = "train one first, or pass --model"
     if (workdir / "fold_0").is_dir():
         hint = f"its folds do: pass --workdir={workdir / 'fold_0'}"
@@ -144,7 +147,7 @@ def _check_not_trained_on(session: Session, trained: TrainedModel) -> None:
         if split != "train" and split in trained.trained_splits:
             raise UserError(
                 f"--split={split}: {trained.path} was trained on it, too "
-                "(--refit_epochs): an accuracy on it would measure memory; "
+                "(--refit): an accuracy on it would measure memory; "
                 "pass another --model, such as model_finetune.keras"
             )
         return
@@ -280,9 +283,7 @@ def predict_split(
       UserError: there is no such split, or an image can't be decoded.
     """
     num_views = session.config.evaluation.tta
-    examples = load_examples(
-        session.source, split, session.config.input, augmented=num_views > 1
-    )
+    examples = load_examples(session.source, split, session.config.input)
     return predict_examples(
         session, trained, examples, f"{split} split", num_views=num_views
     )

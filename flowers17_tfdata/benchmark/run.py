@@ -17,6 +17,9 @@ from flowers17_tfdata.input.examples import Examples, load_examples
 from flowers17_tfdata.results import metrics, terminal
 from flowers17_tfdata.session import Session, hardware, versions
 
+# Measurements of each stage, whose median counts.
+NUM_RUNS = 5
+
 _FASTER_MODEL = "--precision, --image_size, --backbone"
 _FEWER_LAYERS = "--unfreeze_from, " + _FASTER_MODEL
 
@@ -28,7 +31,6 @@ def benchmark(session: Session) -> None:
       UserError: the data set has no train split, or stock Keras fails.
     """
     session.source.check_split("train")
-    runs = session.config.benchmark.benchmark_runs
     with contextlib.ExitStack() as stack:
         work = _write_class_folders(session, stack)
         stock = stack.enter_context(stock_keras.open_worker(work))
@@ -37,19 +39,18 @@ def benchmark(session: Session) -> None:
                 session.source,
                 "train",
                 dataclasses.replace(session.config.input, cache=cache),
-                augmented=True,
             )
             for cache in ("memory", "none")
         )
         rows = _input_rows(session, stock, decoded, encoded)
         cached = session.config.input.cache == "memory"
         rows += _model_rows(session, stock, decoded if cached else encoded)
-        total = len(rows) * (runs + 1)
+        total = len(rows) * (NUM_RUNS + 1)
         progress = stack.enter_context(
             terminal.EpochProgress("benchmark", total)
         )
         timing.measure_in_turns(
-            rows, runs, lambda row: progress.advance(1, row.stage)
+            rows, NUM_RUNS, lambda row: progress.advance(1, row.stage)
         )
     values = timing.to_json(rows)
     sizes = session.source.split_sizes
@@ -93,7 +94,7 @@ def _write_class_folders(
         num_classes=len(session.source.class_names),
         backbone=config.model.backbone,
         batch_size=config.optimization.global_batch_size,
-        batches_per_call=stages.steps_per_call(session),
+        batches_per_call=stages.steps_per_call(),
         input=config.input,
     )
 
@@ -138,15 +139,14 @@ def _input_rows(
             stages.make_pipeline(session, decoded),
             relative_to="input/keras_generator",
             ceiling="input/augment",
-            moved_by="--input_threads"
-            + (", --augment_on=device" if config.augment_on == "host" else ""),
+            moved_by="--augment_on=device, --train_scale",
         ),
         Row(
             "input/uncached",
             stages.make_pipeline(session, encoded),
             relative_to="input/keras_generator",
             ceiling="input/decode",
-            moved_by="--cache=memory, --input_threads",
+            moved_by="--cache=memory",
         ),
     ]
 
@@ -155,12 +155,8 @@ def _model_rows(
     session: Session, stock: Callable[[str], float], examples: Examples
 ) -> list[Row]:
     config = session.config
-    whole = stages.build_model(session, "all", train_batch_norm=False)
-    partly = stages.build_model(
-        session,
-        config.model.unfreeze_from,
-        train_batch_norm=config.model.train_batch_norm,
-    )
+    whole = stages.build_model(session, "all")
+    partly = stages.build_model(session, config.model.unfreeze_from)
     trainer = stages.make_image_trainer(session, whole)
     fine_tuner = stages.make_image_trainer(session, partly)
     matmul = ceilings.make_matmul(session.compute_dtype)

@@ -88,7 +88,7 @@ def make_augment(
 ) -> Callable[[], float]:
     """Decoded pixels, resampled once by OpenCV, on all cores."""
     indices = np.arange(_SAMPLE) % len(examples.labels)
-    transforms = augmentation.draw_affine(config, 0, 0, _SAMPLE)
+    transforms = augmentation.draw_transforms(config, 0, 0, _SAMPLE)
     cores = input_pipeline.num_cores()
     shares = list(
         zip(
@@ -169,15 +169,12 @@ def _drain(batches: Iterator) -> None:
         next(batches)
 
 
-def steps_per_call(session: Session) -> int:
+def steps_per_call() -> int:
     """Returns the training steps that a measurement's calls take at once."""
-    on_gpu = bool(tf.config.list_physical_devices("GPU"))
-    return session.config.runtime.steps_per_call or (10 if on_gpu else 1)
+    return 10 if tf.config.list_physical_devices("GPU") else 1
 
 
-def build_model(
-    session: Session, unfreeze_from: str, *, train_batch_norm: bool
-) -> keras.Model:
+def build_model(session: Session, unfreeze_from: str) -> keras.Model:
     """Builds the classifier as training on pretrained weights does.
 
     Its own weights are random: speed does not depend on them.
@@ -185,8 +182,6 @@ def build_model(
     Args:
       session: of the process.
       unfreeze_from: the layer or block that training begins at.
-      train_batch_norm: train it, too. What is frozen is folded, where it is
-        to be.
     """
     config = dataclasses.replace(session.config.model, weights="none")
     with session.strategy.scope():
@@ -199,10 +194,9 @@ def build_model(
         freeze.unfreeze_from(
             classifier.get_backbone(model),
             unfreeze_from,
-            keep_batch_norm=not train_batch_norm,
+            keep_batch_norm=True,
         )
-        if config.fold_batch_norm:
-            model = folding.fold_batch_norm(model, frozen_only=True)
+        model = folding.fold_batch_norm(model)
         return resizing.for_training(model, session.config.input)
 
 
@@ -286,7 +280,7 @@ def make_step(
     if batches is None:
         shape = trainer.training_model.input_shape[1:]
         batches = _synthetic_batches(session, shape)
-    steps = steps_per_call(session)
+    steps = steps_per_call()
 
     def call() -> int:
         float(trainer.train_steps(batches, tf.constant(steps)).loss)
@@ -343,7 +337,6 @@ def make_head(
         session.strategy.distribute_datasets_from_function(
             lambda context: feature_cache.make_train_dataset(
                 features,
-                config.input,
                 global_batch_size=config.optimization.global_batch_size,
                 seed=config.runtime.seed,
                 input_context=context,

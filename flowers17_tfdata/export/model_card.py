@@ -23,15 +23,13 @@ _SAME_ACCURACY = 0.01
 
 # What the flags of a run say of its training; the others say where it ran.
 _TRAINING_FLAGS = (
-    *("backbone", "backbone_end", "backbone_taps", "weights"),
-    *("batch_norm_statistics", "train_batch_norm", "image_size"),
-    *("head_units", "dropout", "unfreeze_from", "global_batch_size"),
-    *("transfer_epochs", "transfer_optimizer", "transfer_learning_rate"),
-    *("finetune_epochs", "refit_epochs", "refit_runs", "finetune_optimizer"),
-    *("finetune_learning_rate", "finetune_lowest_rate", "schedule"),
-    *("warmup_epochs", "weight_decay", "label_smoothing", "ema_decay"),
-    *("augmentation", "train_scale", "decode_scale", "rotation", "shift"),
-    *("zoom", "crop", "horizontal_flip", "color_jitter", "precision", "seed"),
+    *("backbone", "weights", "image_size", "head_units", "dropout"),
+    *("unfreeze_from", "global_batch_size", "feature_views"),
+    *("transfer_optimizer", "transfer_epochs", "transfer_learning_rate"),
+    *("finetune_epochs", "finetune_optimizer", "finetune_learning_rate"),
+    *("finetune_lowest_rate", "refit", "schedule", "weight_decay"),
+    *("label_smoothing", "augmentation", "train_scale", "rotation", "shift"),
+    *("zoom", "crop", "horizontal_flip", "precision", "seed"),
 )
 
 
@@ -327,8 +325,9 @@ def _training(facts: Facts) -> str:
         [
             "## Training",
             "A head on the frozen backbone first (transfer), then the upper "
-            "backbone too (finetune); where asked for, that once more, on "
-            "validation too (refit). This model was trained on "
+            "backbone too (finetune), unless --finetune_epochs=0; of the two "
+            "the better one by validation is kept, and with --refit trained "
+            "once more, on validation too. This model was trained on "
             f"{' and '.join(facts.trained_splits)}.",
             table(["flag", "value"], rows),
             "Versions: " + ", ".join(f"{k} {v}" for k, v in versions.items()),

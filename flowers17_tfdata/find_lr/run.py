@@ -12,7 +12,6 @@ import keras
 import flowers17_tfdata
 from flowers17_tfdata import config as config_lib
 from flowers17_tfdata import stages
-from flowers17_tfdata.config import FindLrConfig
 from flowers17_tfdata.errors import UserError
 from flowers17_tfdata.find_lr import curve as curve_lib
 from flowers17_tfdata.find_lr.chart import SHOWN_NAMES, curve_chart
@@ -20,6 +19,10 @@ from flowers17_tfdata.find_lr.curve import Curve
 from flowers17_tfdata.report import page
 from flowers17_tfdata.results import metrics, terminal
 from flowers17_tfdata.session import Session, hardware, versions
+
+# A training step each, from a rate that changes nothing to one that ruins all.
+NUM_STEPS = 100
+FIRST_RATE, LAST_RATE = 1e-6, 1.0
 
 # fastai's default, too: of the three it depends least on a single step.
 _CHOSEN = "valley"
@@ -41,13 +44,12 @@ def run_range_test(session: Session) -> None:
       UserError: what the stage starts from isn't there, or the loss doesn't
         fall at any of the rates.
     """
-    options = session.config.find_lr
-    name = options.find_lr_stage
-    stage = stages.open_stage(session, name, rising_rates(options))
+    name = session.config.find_lr.find_lr_stage
+    stage = stages.open_stage(session, name, rising_rates())
     curve = Curve()
-    title, total = f"find_lr: {name}", options.find_lr_steps
-    with terminal.EpochProgress(title, total) as progress:
-        for rate, loss in stage.try_steps(total):
+    title = f"find_lr: {name}"
+    with terminal.EpochProgress(title, NUM_STEPS) as progress:
+        for rate, loss in stage.try_steps(NUM_STEPS):
             curve.add(rate, loss)
             progress.advance(1, f"learning rate {rate:.1e}, loss {loss:.3f}")
             if curve.ended:
@@ -63,31 +65,29 @@ def run_range_test(session: Session) -> None:
     if not result["suggestions"]:
         raise UserError(
             f"the loss of {name} doesn't fall at learning rates from "
-            f"--find_lr_from={options.find_lr_from:g} to --find_lr_to="
-            f"{options.find_lr_to:g}: pass others ({_describe_steps(result)})"
+            f"{FIRST_RATE:g} to {LAST_RATE:g} ({_describe_steps(result)}): "
+            "what it trains knows these images already, or can't learn them"
         )
 
 
-def rising_rates(
-    options: FindLrConfig,
-) -> keras.optimizers.schedules.LearningRateSchedule:
-    """Returns the schedule from `--find_lr_from` to `--find_lr_to`.
+def rising_rates() -> keras.optimizers.schedules.LearningRateSchedule:
+    """Returns the schedule from `FIRST_RATE` to `LAST_RATE`.
 
     Each step multiplies the rate by the same factor: what matters of a rate is
     its order of magnitude.
     """
     return keras.optimizers.schedules.ExponentialDecay(
-        options.find_lr_from,
-        decay_steps=options.find_lr_steps - 1,
-        decay_rate=options.find_lr_to / options.find_lr_from,
+        FIRST_RATE,
+        decay_steps=NUM_STEPS - 1,
+        decay_rate=LAST_RATE / FIRST_RATE,
     )
 
 
 def _make_result(session: Session, curve: Curve) -> dict[str, Any]:
     """Returns the contents of `find_lr.json`."""
     config = session.config
-    options, name = config.find_lr, config.find_lr.find_lr_stage
-    suggestions = curve_lib.suggest(curve, options.find_lr_steps)
+    name = config.find_lr.find_lr_stage
+    suggestions = curve_lib.suggest(curve, NUM_STEPS)
     flag = ""
     if suggestions:
         flag = f"--{name}_learning_rate={suggestions[_CHOSEN]:.2g}"
@@ -99,7 +99,7 @@ def _make_result(session: Session, curve: Curve) -> dict[str, Any]:
         "suggestion": suggestions.get(_CHOSEN),
         "suggestions": suggestions,
         "ended": curve.ended,
-        "still_falls": curve_lib.still_falls(curve, options.find_lr_steps),
+        "still_falls": curve_lib.still_falls(curve, NUM_STEPS),
         "rates": curve.rates,
         "losses": curve.losses,
         "smoothed": curve.smoothed,
@@ -139,7 +139,7 @@ def _tell(result: Mapping[str, Any], path: pathlib.Path) -> None:
             f"find_lr: {result['flag']} ({_CHOSEN}; {others}), from "
             + _describe_steps(result)
             + (
-                "; the loss still falls there: try a higher --find_lr_to"
+                "; the loss still falls there: higher rates may do, too"
                 if result["still_falls"]
                 else ""
             ),

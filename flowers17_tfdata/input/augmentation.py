@@ -1,4 +1,4 @@
-"""Random geometry and colours for training images."""
+"""Random geometry for training images."""
 
 from __future__ import annotations
 
@@ -18,20 +18,11 @@ _NUM_DRAWS = 6
 # Of a crop's sides to each other.
 _LARGEST_ASPECT = 4 / 3
 
-# Keep the random streams of crops and colours apart from that of the rest.
+# Keeps the random stream of crops apart from that of the rest.
 _CROP_STREAM = 2
-_COLOUR_STREAM = 3
 
 # Of test-time views: whatever the run's seed, they are the same.
 _VIEWS_SEED = 0
-
-# Columns of `RandomAffine.draw`, before those of `draw_colours`.
-_NUM_COORDINATES = 8
-
-# Of red, green and blue in the luma of ITU-R BT.601.
-_LUMA = (0.299, 0.587, 0.114)
-
-_GREY = 127.5
 
 
 @keras.saving.register_keras_serializable(package="flowers17_tfdata")
@@ -138,7 +129,6 @@ class RandomAffine(keras.layers.Layer):
         )
 
     def call(self, images, transforms):
-        transforms = transforms[:, :_NUM_COORDINATES]
         return keras.ops.image.affine_transform(
             keras.ops.cast(images, "float32"),
             transforms,
@@ -211,7 +201,7 @@ def before_resize(transforms: tf.Tensor, scale: float) -> tf.Tensor:
     One resampling then transforms and reduces.
 
     Args:
-      transforms: float32 `[batch, 8 or more]`, see `draw_transforms`.
+      transforms: float32 `[batch, 8]`, see `draw_transforms`.
       scale: size of the image over that of its reduction.
 
     Returns:
@@ -226,76 +216,13 @@ def before_resize(transforms: tf.Tensor, scale: float) -> tf.Tensor:
     return tf.stack([a0, a1, a2, b0, b1, b2, *rest], axis=1)
 
 
-def draw_colours(
-    seed: int | tf.Tensor,
-    epoch: int | tf.Tensor,
-    num_examples: int,
-    jitter: float,
-) -> tf.Tensor:
-    """Draws an epoch's changes of colour, one an example.
-
-    Brightness, contrast and saturation by factors b, c and s, independent and
-    uniform in [1 - jitter, 1 + jitter] (A. Howard, "Some improvements on deep
-    convolutional neural network based image classification", 2013,
-    https://arxiv.org/abs/1312.5402). Contrast is about mid-grey, not the
-    image's mean: so all three are one affine map of a pixel's colour,
-    `b c (s x + (1 - s) luma(x)) + b (1 - c) 127.5`.
-
-    Args:
-      seed: of the run.
-      epoch: scalar.
-      num_examples: of the data set.
-      jitter: in [0, 1).
-
-    Returns:
-      float32 `[num_examples, 12]`, the rows of a 3 by 4 matrix; see
-      `change_colours`.
-    """
-    uniform = _draw_uniform(
-        [num_examples, 3, 1, 1], seed, epoch, _COLOUR_STREAM
-    )
-    factors = 1 + (2 * uniform - 1) * jitter
-    brightness, contrast, saturation = tf.unstack(factors, axis=1)
-    grey = tf.tile(tf.constant([_LUMA]), [3, 1])
-    linear = saturation * tf.eye(3) + (1 - saturation) * grey
-    offset = tf.tile((1 - contrast) * _GREY, [1, 3, 1])
-    rows = brightness * tf.concat([contrast * linear, offset], axis=2)
-    return tf.reshape(rows, [num_examples, 12])
-
-
-def change_colours(images: tf.Tensor, transforms: tf.Tensor) -> tf.Tensor:
-    """Applies what `draw_colours` drew.
-
-    Args:
-      images: float32 `[batch, height, width, 3]` in [0, 255].
-      transforms: float32 `[batch, 20]`: those of `RandomAffine.draw`, and the
-        colours; with fewer columns images are returned as they are.
-
-    Returns:
-      float32 of the same shape, in [0, 255].
-    """
-    if transforms.shape[-1] <= _NUM_COORDINATES:
-        return images
-    rows = tf.reshape(transforms[:, _NUM_COORDINATES:], [-1, 1, 1, 3, 4])
-    # By elements, not as a product of matrices: what compiles it fuses it with
-    # the passes around it.
-    red, green, blue = (images[..., k, tf.newaxis] for k in range(3))
-    changed = (
-        red * rows[..., 0]
-        + green * rows[..., 1]
-        + blue * rows[..., 2]
-        + rows[..., 3]
-    )
-    return tf.clip_by_value(changed, 0.0, 255.0)
-
-
-def draw_affine(
+def draw_transforms(
     config: InputConfig,
     seed: int | tf.Tensor,
     epoch: int | tf.Tensor,
     num_examples: int,
 ) -> tf.Tensor:
-    """Draws an epoch's places, one row an example.
+    """Draws an epoch's transforms, one row an example.
 
     Args:
       config: image sizes and ranges.
@@ -305,110 +232,74 @@ def draw_affine(
 
     Returns:
       float32 `[num_examples, 8]`, see `RandomAffine.draw`: from points of an
-      image of `train_image_size` to points of one of `decoded_image_size`.
+      image of `train_image_size` to points of one of `image_size`.
     """
-    size = config.decoded_image_size
+    size = config.image_size
     rows = make_affine(config).draw(seed, epoch, num_examples, size, size)
     return before_resize(rows, size / config.train_image_size)
 
 
-def draw_transforms(
-    config: InputConfig,
-    seed: int | tf.Tensor,
-    epoch: int | tf.Tensor,
-    num_examples: int,
-) -> tf.Tensor:
-    """Draws all that the flags ask of an epoch, one row an example.
+def num_fixed_views(config: InputConfig) -> int:
+    """Returns how many views are not random: the image, its mirror image."""
+    return 2 if config.horizontal_flip else 1
 
-    Args and result as `draw_affine`; with `--color_jitter` float32
-    `[num_examples, 20]`, the colours of `draw_colours` after the places.
+
+def num_views(config: InputConfig, wanted: int) -> int:
+    """Returns how many of the wanted views of an image there are."""
+    if config.augmentation == "none":
+        return min(wanted, num_fixed_views(config))
+    return wanted
+
+
+def view_transforms(
+    config: InputConfig, seed: int, view: int, num_examples: int
+) -> tf.Tensor | None:
+    """Returns the transforms that show one view of every image.
+
+    Args:
+      config: image sizes and ranges.
+      seed: of the run.
+      view: 0: the images as they are; then, with `horizontal_flip`, their
+        mirror images; then random ones, each image's its own.
+      num_examples: of the split.
+
+    Returns:
+      float32 `[num_examples, 8]`; None for view 0.
     """
-    rows = draw_affine(config, seed, epoch, num_examples)
-    if not config.color_jitter:
-        return rows
-    colours = draw_colours(seed, epoch, num_examples, config.color_jitter)
-    return tf.concat([rows, colours], axis=1)
+    if view == 0:
+        return None
+    if view < num_fixed_views(config):
+        return tf.tile(_mirror(config), [num_examples, 1])
+    return draw_transforms(config, seed, view, num_examples)
+
+
+def _mirror(config: InputConfig) -> tf.Tensor:
+    """Returns the transform to the mirror image, float32 `[1, 8]`."""
+    size = config.image_size
+    row = tf.constant([[-1.0, 0, size - 1, 0, 1, 0, 0, 0]])
+    return before_resize(row, size / config.train_image_size)
 
 
 def draw_views(config: InputConfig, num_views: int) -> np.ndarray:
     """Returns the views that test-time augmentation averages over.
 
     The image as it is; then, with `horizontal_flip`, its mirror image; then
-    random ones from the training's distribution (of places, not of colours),
-    at `image_size`. The same for every image, so that a prediction does not
-    depend on the other images, and for every run.
+    random ones from the training's distribution, at `image_size`. The same for
+    every image, so that a prediction does not depend on the other images, and
+    for every run.
 
     Args:
       config: image sizes and ranges.
       num_views: at least 1.
 
     Returns:
-      float32 `[num_views - 1, 8]`, see `draw_affine`: all but the first.
+      float32 `[num_views - 1, 8]`, see `draw_transforms`: all but the first.
     """
     config = dataclasses.replace(config, train_scale=1.0)
-    size = config.decoded_image_size
-    mirror = tf.constant([[-1.0, 0, size - 1, 0, 1, 0, 0, 0]])
-    rows = [draw_affine(config, _VIEWS_SEED, 0, num_views)]
+    rows = [draw_transforms(config, _VIEWS_SEED, 0, num_views)]
     if config.horizontal_flip:
-        rows.insert(0, before_resize(mirror, size / config.image_size))
+        rows.insert(0, _mirror(config))
     return tf.concat(rows, axis=0).numpy()[: num_views - 1]
-
-
-class KerasStack:
-    """The stock Keras layers, with the ranges of `RandomAffine`.
-
-    Four resamplings instead of one. Randomness is a pure function of
-    (seed, epoch, index of the batch's first image): a Keras layer draws for a
-    whole batch at once.
-    """
-
-    def __init__(self, config: InputConfig):
-        layers = keras.layers
-        # float32 even under mixed precision: these layers would otherwise
-        # compute pixel values in half precision.
-        common = {"fill_mode": "nearest", "dtype": "float32"}
-        self._layers = [
-            layers.RandomRotation(config.rotation / 360, **common),
-            layers.RandomTranslation(config.shift, config.shift, **common),
-            layers.RandomZoom(config.zoom, config.zoom, **common),
-        ]
-        if config.horizontal_flip:
-            self._layers.insert(
-                0, layers.RandomFlip("horizontal", dtype="float32")
-            )
-
-    def __call__(
-        self,
-        images: tf.Tensor,
-        seed: int,
-        epoch: tf.Tensor,
-        indices: tf.Tensor,
-    ) -> tf.Tensor:
-        """Augments a batch.
-
-        Args:
-          images: uint8 `[batch, height, width, 3]` in [0, 255].
-          seed: of the run.
-          epoch: scalar int64.
-          indices: int64 `[batch]`.
-
-        Returns:
-          float32, the same shape and range.
-        """
-        fold_in = tf.random.experimental.stateless_fold_in
-        base = tf.stack([tf.cast(seed, tf.int32), tf.cast(epoch, tf.int32)])
-        batch_seed = fold_in(base, tf.cast(indices[0], tf.int32))
-        images = tf.cast(images, tf.float32)
-        for position, layer in enumerate(self._layers):
-            layer_seed = fold_in(batch_seed, position)
-            state = layer.generator.state
-            # The layer reads its seed from this scope instead of counting its
-            # own calls, whose order a parallel map does not keep.
-            with keras.StatelessScope(
-                [(state, tf.cast(layer_seed, state.dtype))]
-            ):
-                images = layer(images, training=True)
-        return images
 
 
 def make_affine(config: InputConfig) -> RandomAffine:

@@ -168,7 +168,7 @@ def make_train_dataset(
 
 def _batch_maker(files, config, preprocess, compute_dtype):
     """Returns `make_batch(indices, weights, transforms) -> Batch`."""
-    size, reduced = config.decoded_image_size, config.train_image_size
+    size, reduced = config.image_size, config.train_image_size
     paths, labels = tf.constant(files.paths), tf.constant(files.labels)
     affine = augmentation.make_affine(config)
     on_device = input_pipeline.resolve_augment_on(config) == "device"
@@ -185,7 +185,6 @@ def _batch_maker(files, config, preprocess, compute_dtype):
             images = tf.cast(images, tf.float32)
             if transforms.shape[1]:
                 images = affine(images, transforms)[:, :reduced, :reduced]
-            images = augmentation.change_colours(images, transforms)
             images = tf.cast(preprocess(images), compute_dtype)
             transforms = tf.zeros([indices.shape[0], 0])
         return Batch(images, tf.gather(labels, indices), weights, transforms)

@@ -48,17 +48,6 @@ class Images(Protocol):
           uint8 `[batch, image_size, image_size, 3]` in [0, 255].
         """
 
-    def read_decoded(self, indices: np.ndarray) -> np.ndarray:
-        """Reads a batch for an accelerator to resample.
-
-        Args:
-          indices: int64 `[batch]`, positions in the split.
-
-        Returns:
-          uint8 `[batch, decoded_image_size, decoded_image_size, 3]` in
-          [0, 255].
-        """
-
     def resample(
         self, indices: np.ndarray, transforms: np.ndarray, size: int
     ) -> np.ndarray:
@@ -66,9 +55,8 @@ class Images(Protocol):
 
         Args:
           indices: int64 `[batch]`, positions in the split.
-          transforms: float32 `[batch, 8 or more]`, see `RandomAffine.draw`:
-            to points of an image of `decoded_image_size`; what follows them is
-            left to others.
+          transforms: float32 `[batch, 8]`, see `RandomAffine.draw`: to points
+            of what `read` returns.
           size: height and width of the result, pixels.
 
         Returns:
@@ -103,28 +91,18 @@ class DecodedImages:
 
     Attributes:
       pixels: uint8 `[n, image_size, image_size, 3]`.
-      larger: uint8 `[n, decoded_image_size, decoded_image_size, 3]`; None:
-        `pixels`, their size being the same, or nothing being resampled.
     """
 
     pixels: np.ndarray
-    larger: np.ndarray | None = None
 
     def read(self, indices):
         return self.pixels[indices]
 
-    def read_decoded(self, indices):
-        return self._decoded[indices]
-
     def resample(self, indices, transforms, size):
         batch = np.empty([len(indices), size, size, 3], np.uint8)
         for k, index in enumerate(indices):
-            warp_affine(self._decoded[index], transforms[k], out=batch[k])
+            warp_affine(self.pixels[index], transforms[k], out=batch[k])
         return batch
-
-    @property
-    def _decoded(self) -> np.ndarray:
-        return self.pixels if self.larger is None else self.larger
 
     def digest(self) -> str:
         return _digest(self.pixels)
@@ -144,22 +122,15 @@ class EncodedImages:
       ends: int64 `[n]`, where each one ends.
       ratios: int64 `[n]`, see `decode.reduction`.
       image_size: height and width of what `read` returns, pixels.
-      decoded_image_size: that of `read_decoded`, what transforms refer to.
     """
 
     data: np.ndarray
     ends: np.ndarray
     ratios: np.ndarray
     image_size: int
-    decoded_image_size: int
 
     def read(self, indices):
-        return self._resized(indices, self.image_size)
-
-    def read_decoded(self, indices):
-        return self._resized(indices, self.decoded_image_size)
-
-    def _resized(self, indices, size):
+        size = self.image_size
         batch = np.empty([len(indices), size, size, 3], np.uint8)
         for k, index in enumerate(indices):
             batch[k] = decode.decode_and_resize(self._encoded(index), size)
@@ -170,7 +141,7 @@ class EncodedImages:
         return self.data[start : self.ends[index]].tobytes()
 
     def resample(self, indices, transforms, size):
-        full = self.decoded_image_size
+        full = self.image_size
         batch = np.empty([len(indices), size, size, 3], np.uint8)
         for k, index in enumerate(indices):
             image = decode.decode_reduced(
@@ -202,9 +173,6 @@ class JoinedImages:
 
     def read(self, indices):
         return self._gather(indices, lambda part, at, _: part.read(at))
-
-    def read_decoded(self, indices):
-        return self._gather(indices, lambda part, at, _: part.read_decoded(at))
 
     def resample(self, indices, transforms, size):
         return self._gather(
@@ -299,21 +267,16 @@ def after_resize(
     )
 
 
-def resolve_cache(
-    config: InputConfig, num_images: int, num_augmented: int = 0
-) -> str:
+def resolve_cache(config: InputConfig, num_images: int) -> str:
     """Turns `--cache=auto` into `memory` or `none` by the free memory.
 
     Args:
-      config: the flag, and the images' sizes.
+      config: the flag, and the images' size.
       num_images: of all splits that are read.
-      num_augmented: of them, those that are augmented.
     """
     if config.cache != "auto":
         return config.cache
     needed = num_images * 3 * config.image_size**2
-    if config.decoded_image_size > config.image_size:
-        needed += num_augmented * 3 * config.decoded_image_size**2
     return "memory" if needed <= _CACHE_SHARE * free_memory() else "none"
 
 
@@ -373,25 +336,19 @@ def _statistic(group: pathlib.Path, name: str) -> int:
     return int(dict(line.split() for line in lines).get(name, 0))
 
 
-def load_examples(
-    source: Source, split: str, config: InputConfig, *, augmented: bool = False
-) -> Examples:
+def load_examples(source: Source, split: str, config: InputConfig) -> Examples:
     """Reads a split and decodes all of it once.
 
     Args:
       source: the data set.
       split: of it.
-      config: the image sizes; `cache`, with `auto` resolved for this split.
-      augmented: whether its images will be resampled, and so are needed at
-        `decoded_image_size`, too.
+      config: the image size; `cache`, with `auto` resolved for this split.
 
     Raises:
       UserError: an image can't be decoded, or the split is empty.
     """
     num_examples = source.split_sizes.get(split, 0)
-    if not augmented:
-        config = dataclasses.replace(config, decode_scale=1.0)
-    if resolve_cache(config, num_examples, num_examples) == "memory":
+    if resolve_cache(config, num_examples) == "memory":
         images, labels, ids = _decode_all(source, split, config)
     else:
         images, labels, ids = _spool(source, split, config)
@@ -461,25 +418,16 @@ def undecodable(source: Source, split: str, example) -> UserError:
 
 def _decode_all(source: Source, split: str, config: InputConfig):
     source.check_split(split)
-    # One, where they are the same.
-    sizes = dict.fromkeys((config.image_size, config.decoded_image_size))
-    stores = [
-        np.empty([source.split_sizes[split], size, size, 3], np.uint8)
-        for size in sizes
-    ]
+    size = config.image_size
+    pixels = np.empty([source.split_sizes[split], size, size, 3], np.uint8)
     labels, ids = [], []
-
-    def resize(encoded):
-        image = decode.decode_image(encoded)
-        return tuple(decode.resize(image, size) for size in sizes)
-
-    for images, _, label, name in _decoded(source, split, resize):
-        for store, image in zip(stores, images, strict=True):
-            store[len(labels)] = image
+    for image, _, label, name in _decoded(
+        source, split, lambda data: decode.decode_and_resize(data, size)
+    ):
+        pixels[len(labels)] = image
         labels.append(label)
         ids.append(name.decode())
-    stores = [store[: len(labels)] for store in stores]
-    return DecodedImages(*stores), labels, ids
+    return DecodedImages(pixels[: len(labels)]), labels, ids
 
 
 def _spool(source: Source, split: str, config: InputConfig):
@@ -493,9 +441,7 @@ def _spool(source: Source, split: str, config: InputConfig):
             file.write(encoded)
             end += len(encoded)
             ends.append(end)
-            ratios.append(
-                decode.reduction(*shape[:2], config.decoded_image_size)
-            )
+            ratios.append(decode.reduction(*shape[:2], config.image_size))
             labels.append(label)
             ids.append(name.decode())
         file.flush()
@@ -503,7 +449,5 @@ def _spool(source: Source, split: str, config: InputConfig):
         # cache, which it gives up when memory gets short.
         data = np.memmap(file, np.uint8, "r") if end else np.empty(0, np.uint8)
     ends, ratios = np.asarray(ends, np.int64), np.asarray(ratios, np.int64)
-    images = EncodedImages(
-        data, ends, ratios, config.image_size, config.decoded_image_size
-    )
+    images = EncodedImages(data, ends, ratios, config.image_size)
     return images, labels, ids

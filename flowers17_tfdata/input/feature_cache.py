@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from flowers17_tfdata.config import InputConfig
 from flowers17_tfdata.errors import UserError, one_line
 from flowers17_tfdata.input import input_pipeline
 from flowers17_tfdata.input.input_pipeline import Batch
@@ -22,7 +21,7 @@ class Features(NamedTuple):
     """A split as the frozen backbone sees it.
 
     Attributes:
-      values: float32 `[views, n, channels]`; view 0 is not augmented.
+      values: float32 `[views, n, channels]`; view 0 is the image itself.
       labels: int64 `[n]`.
     """
 
@@ -73,7 +72,6 @@ def save(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
 
 def make_train_dataset(
     features: Features,
-    config: InputConfig,
     *,
     global_batch_size: int,
     seed: int,
@@ -89,7 +87,6 @@ def make_train_dataset(
 
     Args:
       features: of the train split.
-      config: number of threads.
       global_batch_size: examples a step over all replicas.
       seed: of the order.
       initial_epoch: the first epoch to produce, for a resumed run.
@@ -118,12 +115,11 @@ def make_train_dataset(
     def make_train_batch(*share) -> Batch:
         return input_pipeline.weigh_classes(make_batch(*share), class_weights)
 
-    return input_pipeline.finish(batches, make_train_batch, config)
+    return input_pipeline.finish(batches, make_train_batch)
 
 
 def make_eval_dataset(
     features: Features,
-    config: InputConfig,
     *,
     global_batch_size: int,
     input_context: tf.distribute.InputContext | None = None,
@@ -140,7 +136,7 @@ def make_eval_dataset(
     batches = tf.data.Dataset.from_tensor_slices(
         (tf.zeros_like(indices), indices, weights)
     )
-    return input_pipeline.finish(batches, _batch_maker(features), config)
+    return input_pipeline.finish(batches, _batch_maker(features))
 
 
 def _batch_maker(features: Features):

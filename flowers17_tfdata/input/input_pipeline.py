@@ -59,8 +59,6 @@ class Batch(NamedTuple):
 
 def resolve_augment_on(config: InputConfig) -> str:
     """Turns `--augment_on=auto` into `device` (a GPU) or `host`."""
-    if config.augmentation == "keras":
-        return "host"
     if config.augment_on != "auto":
         return config.augment_on
     return "device" if tf.config.list_physical_devices("GPU") else "host"
@@ -76,18 +74,14 @@ def make_normalize(
       compute_dtype: of the result.
 
     Returns:
-      Function of a batch of images in [0, 255], uint8 or float32, and, if any,
-      of its transforms, whose colours it applies. Compiled into one loop: cast,
-      scale and shift one after another would each read and write the whole
-      batch.
+      Function of a batch of images in [0, 255], uint8 or float32. Compiled into
+      one loop: cast, scale and shift one after another would each read and
+      write the whole batch.
     """
 
     @tf.function(jit_compile=True)
-    def normalize(images, transforms=None):
-        images = tf.cast(images, tf.float32)
-        if transforms is not None:
-            images = augmentation.change_colours(images, transforms)
-        return tf.cast(preprocess(images), compute_dtype)
+    def normalize(images):
+        return tf.cast(preprocess(tf.cast(images, tf.float32)), compute_dtype)
 
     return normalize
 
@@ -119,7 +113,7 @@ def make_device_stage(
             # The op makes images of the size that it takes; a reduction fills
             # the corner that it starts in.
             images = affine(images, batch.transforms)[:, :size, :size]
-        return normalize(images, batch.transforms)
+        return normalize(images)
 
     return finish
 
@@ -171,26 +165,19 @@ def make_train_dataset(
         seed=seed,
         input_context=input_context,
     )
-    stack = None
-    if config.augmentation == "keras":
-        stack = augmentation.KerasStack(config)
     make_batch = _batch_maker(examples, config, preprocess, compute_dtype)
 
-    def make_train_batch(epoch, indices, weights, transforms) -> Batch:
-        def augment(images):
-            return stack(images, seed, epoch, indices) if stack else images
-
-        batch = make_batch(indices, weights, transforms, augment)
+    def make_train_batch(indices, weights, transforms) -> Batch:
+        batch = make_batch(indices, weights, transforms)
         return weigh_classes(batch, class_weights)
 
     def epoch_batches(epoch: tf.Tensor) -> tf.data.Dataset:
-        batches = tf.data.Dataset.from_tensor_slices(plan(epoch))
-        return batches.map(lambda *batch: (epoch, *batch))
+        return tf.data.Dataset.from_tensor_slices(plan(epoch))
 
     batches = from_step(
         epoch_batches, initial_epoch, initial_step, input_context
     )
-    return finish(batches, make_train_batch, config)
+    return finish(batches, make_train_batch)
 
 
 def balanced_class_weights(labels: np.ndarray, num_classes: int) -> np.ndarray:
@@ -331,7 +318,7 @@ def make_eval_dataset(
       preprocess: from float32 in [0, 255] to the backbone's range.
       global_batch_size: images a step over all replicas.
       compute_dtype: of the model.
-      transforms: float32 `[views * num_examples, 8 or 20]`, see
+      transforms: float32 `[views * num_examples, 8]`, see
         `augmentation.draw_transforms`: all examples, then all once more, as
         often as there are views to augment them for. None: once, as they are.
       input_context: which of how many replicas; None: one replica, all of it.
@@ -351,38 +338,32 @@ def make_eval_dataset(
         (rows % num_examples, weights, tf.gather(transforms, rows))
     )
     make_batch = _batch_maker(examples, config, preprocess, compute_dtype)
-    return finish(batches, make_batch, config)
+    return finish(batches, make_batch)
 
 
 def _batch_maker(examples, config, preprocess, compute_dtype):
-    """Returns `make_batch(indices, weights, transforms, augment) -> Batch`."""
+    """Returns `make_batch(indices, weights, transforms) -> Batch`."""
     labels = tf.constant(examples.labels)
     on_host = resolve_augment_on(config) == "host"
     normalize = make_normalize(preprocess, compute_dtype)
 
-    def make_batch(indices, weights, transforms, augment=lambda x: x) -> Batch:
+    def make_batch(indices, weights, transforms) -> Batch:
         # Python, but for microseconds an image: OpenCV and the decoder let
         # other threads run meanwhile.
-        if not transforms.shape[1]:
-            size = config.image_size
-        elif on_host:
-            size = config.train_image_size
-        else:
-            size = config.decoded_image_size
+        resamples = on_host and bool(transforms.shape[1])
+        size = config.train_image_size if resamples else config.image_size
 
         def read(indices, transforms):
-            if not transforms.shape[1]:
-                return examples.images.read(indices)
-            if on_host:
+            if resamples:
                 return examples.images.resample(indices, transforms, size)
-            return examples.images.read_decoded(indices)
+            return examples.images.read(indices)
 
         images = tf.numpy_function(
             read, [indices, transforms], tf.uint8, stateful=False
         )
         images = tf.ensure_shape(images, [indices.shape[0], size, size, 3])
         if on_host:
-            images = normalize(augment(images), transforms)
+            images = normalize(images)
             transforms = tf.zeros([indices.shape[0], 0])
         return Batch(images, tf.gather(labels, indices), weights, transforms)
 
@@ -434,13 +415,9 @@ def replica_batches(
     )
 
 
-def finish(
-    batches: tf.data.Dataset, make_batch: Callable, config: InputConfig
-) -> tf.data.Dataset:
+def finish(batches: tf.data.Dataset, make_batch: Callable) -> tf.data.Dataset:
     """Makes the batches of `batches`' elements, in parallel and in order."""
-    return prefetch(
-        batches.map(make_batch, num_parallel_calls=_num_threads(config))
-    )
+    return prefetch(batches.map(make_batch, num_parallel_calls=_num_threads()))
 
 
 def prefetch(batches: tf.data.Dataset) -> tf.data.Dataset:
@@ -455,10 +432,8 @@ def prefetch(batches: tf.data.Dataset) -> tf.data.Dataset:
     return batches.prefetch(_PREFETCHED_BATCHES).with_options(options)
 
 
-def _num_threads(config: InputConfig) -> int:
+def _num_threads() -> int:
     """Returns how many batches are in the making at once."""
-    if config.input_threads:
-        return config.input_threads
     # Beyond 16, their memory (a batch each) costs more than it brings.
     return min(16, num_cores())
 

@@ -65,18 +65,13 @@ def get_preprocess(name: str) -> Callable[[tf.Tensor], tf.Tensor]:
     return preprocess
 
 
-def build_backbone(
-    name: str, image_size: int, weights: str, end: str = "", taps: str = ""
-) -> keras.Model:
+def build_backbone(name: str, image_size: int, weights: str) -> keras.Model:
     """Builds a backbone without its top and loads its weights.
 
     Args:
       name: e.g. `inception_v3`; case, `_` and `-` don't matter.
       image_size: height and width, pixels.
-      weights: `imagenet`, `none`, or a file that `load_weights` reads, of the
-        whole backbone.
-      end: the last layer that is kept; '': all are.
-      taps: see `--backbone_taps`.
+      weights: `imagenet`, `none`, or a file that `load_weights` reads.
 
     Returns:
       Model from `[batch, image_size, image_size, 3]` to a feature map. The
@@ -84,7 +79,7 @@ def build_backbone(
       tells which preprocessing it wants.
 
     Raises:
-      ConfigError: no such backbone or layer, or the size is too small for it.
+      ConfigError: no such backbone, or the size is too small for it.
       UserError: the weights can't be had or are another architecture's.
     """
     constructor = _constructor(name)
@@ -118,65 +113,7 @@ def build_backbone(
         ) from error
     if weights not in ("imagenet", "none"):
         _load_weights(backbone, name, weights)
-    if end:
-        output = _feature_map(backbone, end, "--backbone_end")
-        backbone = keras.Model(backbone.input, output, name=backbone.name)
-    names = [n.strip() for n in taps.split(",") if n.strip()]
-    return _tap(backbone, names) if names else backbone
-
-
-def _feature_map(backbone: keras.Model, name: str, flag: str):
-    """Returns a layer's output, `[batch, height, width, channels]`."""
-    maps = [layer.name for layer in backbone.layers if _is_map(layer)]
-    if name not in maps:
-        blocks = [n for n in maps if n.startswith("mixed")] or maps
-        raise ConfigError(
-            f"{flag} must name a layer of {backbone.name} that gives a "
-            f"feature map ({', '.join(blocks[:24])}); got {name!r}"
-            f"{did_you_mean(name, maps)}"
-        )
-    return backbone.get_layer(name).output
-
-
-def _tap(backbone: keras.Model, names: list[str]) -> keras.Model:
-    """Returns a backbone whose feature map has those of earlier layers in it.
-
-    Averaged over neighbouring positions to its size, and before its own
-    channels: one map, for whatever comes after it.
-    """
-    own = backbone.output
-    maps = [
-        _halved(_feature_map(backbone, name, "--backbone_taps"), own, name)
-        for name in names
-    ]
-    joined = keras.layers.Concatenate(name="taps")([*maps, own])
-    return keras.Model(backbone.input, joined, name=backbone.name)
-
-
-def _halved(features, like, name: str):
-    """Averages a feature map down to the size of another one.
-
-    By halves, each rounded as the network rounds it: so the sizes agree for
-    images of other sizes, too.
-    """
-    for pool_size, padding in ((3, "valid"), (2, "same"), (2, "valid")):
-        x = features
-        while min(x.shape[1:3]) > max(like.shape[1], pool_size - 1):
-            x = keras.layers.AveragePooling2D(
-                pool_size, 2, padding, name=f"tap_{name}_{x.shape[1]}"
-            )(x)
-        if x.shape[1:3] == like.shape[1:3]:
-            return x
-    raise ConfigError(
-        f"--backbone_taps: the feature map of {name}, {features.shape[1]} by "
-        f"{features.shape[2]}, can't be halved to that of the last layer, "
-        f"{like.shape[1]} by {like.shape[2]}"
-    )
-
-
-def _is_map(layer: keras.layers.Layer) -> bool:
-    is_input = isinstance(layer, keras.layers.InputLayer)
-    return not is_input and len(layer.output.shape) == 4
+    return backbone
 
 
 def _check_weights_file(path: str, name: str) -> None:

@@ -6,7 +6,7 @@ import json
 import os
 import pathlib
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -14,7 +14,7 @@ import numpy as np
 
 from flowers17_tfdata.config import ModelConfig
 from flowers17_tfdata.errors import ConfigError, UserError, one_line
-from flowers17_tfdata.models import backbones, batch_norm, folding
+from flowers17_tfdata.models import backbones, folding
 
 # What Keras leaves out of a .keras file (a zip), in a member that it ignores.
 _EXTRAS = "flowers17_tfdata.json"
@@ -34,7 +34,6 @@ def build_classifier(
     image_size: int,
     num_classes: int,
     seed: int,
-    measure_batch_norm: Callable[[keras.Model], None] | None = None,
 ) -> keras.Model:
     """Builds the classifier; `freeze` decides what of it trains.
 
@@ -43,8 +42,6 @@ def build_classifier(
       image_size: height and width, pixels.
       num_classes: units of the last layer.
       seed: of the head's initial weights and dropout.
-      measure_batch_norm: changes the statistics of the backbone, before they
-        are folded; None: they stay those of the weights.
 
     Returns:
       Model from preprocessed images `[batch, image_size, image_size, 3]`
@@ -52,8 +49,7 @@ def build_classifier(
       `[batch, num_classes]`.
 
     Raises:
-      ConfigError: see `backbones.build_backbone`; or there is no batch-norm
-        to train.
+      ConfigError: see `backbones.build_backbone`.
       UserError: see `backbones.build_backbone`.
     """
     keras.utils.set_random_seed(seed)
@@ -61,17 +57,8 @@ def build_classifier(
         config.backbone,
         image_size,
         config.weights,
-        config.backbone_end,
-        config.backbone_taps,
     )
-    if config.train_batch_norm and not batch_norm.batch_norm_layers(backbone):
-        raise ConfigError(
-            f"--train_batch_norm: {backbone.name} has no batch-norm; pass "
-            "--notrain_batch_norm"
-        )
-    if measure_batch_norm is not None:
-        measure_batch_norm(backbone)
-    if config.fold_batch_norm and not config.trains_batch_norm:
+    if not config.trains_batch_norm:
         backbone = folding.fold_batch_norm(backbone)
     # Again: how much randomness a backbone took must not change the head's.
     keras.utils.set_random_seed(seed + 1)
@@ -143,10 +130,7 @@ def get_standardizing_head(
     """
     pooler, *layers = get_head_layers(model)
     inputs = keras.Input(pooler.output.shape[1:], name="features")
-    mean, spread = _mean_and_spread(features.reshape(-1, features.shape[-1]))
-    # Channels that are dead on (nearly) all images would be all noise.
-    spread = np.maximum(spread, _LEAST_SPREAD * spread.mean())
-    spread[spread == 0] = 1.0
+    mean, spread = mean_and_spread(features)
     x = keras.layers.Normalization(
         mean=mean,
         variance=np.square(spread),
@@ -158,11 +142,19 @@ def get_standardizing_head(
     return keras.Model(inputs, x, name="head")
 
 
-def _mean_and_spread(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns mean and standard deviation of each column, float64.
+def mean_and_spread(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns what standardizes features: `(features - mean) / spread`.
 
-    By parts: all features in double precision may not fit into memory.
+    Args:
+      features: float32 `[..., channels]`.
+
+    Returns:
+      Mean and standard deviation of each channel, float64 `[channels]`. The
+      deviation is at least a hundredth of the mean deviation: a channel that
+      is dead on nearly all images would be all noise.
     """
+    rows = features.reshape(-1, features.shape[-1])
+    # By parts: all features in double precision may not fit into memory.
     total, squares = np.zeros(rows.shape[1]), np.zeros(rows.shape[1])
     for start in range(0, len(rows), _ROWS_AT_ONCE):
         part = rows[start : start + _ROWS_AT_ONCE].astype(np.float64)
@@ -170,7 +162,10 @@ def _mean_and_spread(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         squares += np.square(part).sum(0)
     mean = total / len(rows)
     variance = squares / len(rows) - np.square(mean)
-    return mean, np.sqrt(np.maximum(variance, 0))
+    spread = np.sqrt(np.maximum(variance, 0))
+    spread = np.maximum(spread, _LEAST_SPREAD * spread.mean())
+    spread[spread == 0] = 1.0
+    return mean, spread
 
 
 def absorb_standardization(head: keras.Model) -> None:
@@ -189,6 +184,21 @@ def absorb_standardization(head: keras.Model) -> None:
     kernel = kernel / np.sqrt(variance)[:, np.newaxis]
     dense.kernel.assign(kernel.astype(np.float32))
     dense.bias.assign((bias - mean @ kernel).astype(np.float32))
+
+
+def set_linear_head(
+    model: keras.Model, kernel: np.ndarray, bias: np.ndarray
+) -> None:
+    """Gives a classifier without a hidden layer its head's weights.
+
+    Args:
+      model: a classifier.
+      kernel: float32 `[channels, num_classes]`, for features as they are.
+      bias: float32 `[num_classes]`.
+    """
+    predictions = model.get_layer("predictions")
+    predictions.kernel.assign(kernel)
+    predictions.bias.assign(bias)
 
 
 def save_classifier(

@@ -8,19 +8,11 @@ import keras
 
 from flowers17_tfdata.errors import ConfigError
 from flowers17_tfdata.models import batch_norm
-from flowers17_tfdata.models.backbones import canonical_name
 from flowers17_tfdata.models.classifier import get_backbone
 
-# Where `auto` unfreezes: below lie generic edges and textures, and more than
-# a third of the training step's cost.
-_AUTO = {
-    "inceptionv3": "mixed2",
-    "xception": "block5",
-    "resnet50v2": "conv3",
-    "mobilenetv2": "block_4",
-    "efficientnetv2b0": "block4",
-    "vgg16": "block3",
-}
+# `auto` trains from the first feature map of this fraction of the image's size
+# on: below lie generic edges and textures, and half of a training step's cost.
+_AUTO_REDUCTION = 8
 
 
 def freeze_all(backbone: keras.Model) -> None:
@@ -36,7 +28,8 @@ def unfreeze_from(
     Args:
       backbone: changed in place.
       name: a layer, e.g. `mixed2`; a block, i.e. the leading part of layers'
-        names, e.g. `block5`; `all`; or `auto`.
+        names, e.g. `block5`; `all`; or `auto`: the layers whose feature maps
+        have at most an eighth of the image's height.
       keep_batch_norm: keep every batch-norm frozen, which for Keras is also
         inference mode: on a few hundred images, batch statistics drift away
         from the ones that pretrained weights were trained with. (Calling a
@@ -46,37 +39,18 @@ def unfreeze_from(
     Raises:
       ConfigError: no layer or block has that name.
     """
-    if name == "auto":
-        name = _AUTO.get(canonical_name(backbone.name), "all")
     backbone.trainable = True
-    if name != "all":
-        for layer in _ancestors(_matching_layers(backbone, name)):
-            layer.trainable = False
+    if name == "auto":
+        frozen = _below_reduction(backbone)
+    elif name == "all":
+        frozen = []
+    else:
+        frozen = _ancestors(_matching_layers(backbone, name))
+    for layer in frozen:
+        layer.trainable = False
     if keep_batch_norm:
         for layer in batch_norm.batch_norm_layers(backbone):
             layer.trainable = False
-
-
-def check_trains_batch_norm(backbone: keras.Model, path: object) -> None:
-    """Checks that `--train_batch_norm` has something to train.
-
-    Args:
-      backbone: its layers frozen or not, as they are to train.
-      path: of the file that it is from.
-
-    Raises:
-      ConfigError: no batch-norm trains.
-    """
-    layers = batch_norm.batch_norm_layers(backbone)
-    if any(layer.trainable for layer in layers):
-        return
-    reason = (
-        "all of it is below --unfreeze_from"
-        if layers
-        else f"{path} has none; where its training folded it, train that "
-        "again with --train_batch_norm"
-    )
-    raise ConfigError(f"--train_batch_norm finds none to train: {reason}")
 
 
 def learning_rate_scales(model: keras.Model, lowest: float) -> list[float]:
@@ -126,6 +100,24 @@ def _matching_layers(
             f"{backbone.name} ({', '.join(names[:24])}); got {name!r}"
         )
     return layers
+
+
+def _below_reduction(backbone: keras.Model) -> list[keras.layers.Layer]:
+    """Returns the layers with larger feature maps than `auto` trains.
+
+    And all that feed them. None, where nothing else has weights.
+    """
+    largest = backbone.input_shape[1] / _AUTO_REDUCTION
+    large = [
+        layer
+        for layer in backbone.layers
+        if len(layer.output.shape) == 4 and layer.output.shape[1] > largest
+    ]
+    below = [*large, *_ancestors(large)]
+    kept = {id(layer) for layer in below}
+    if all(id(layer) in kept or not layer.weights for layer in backbone.layers):
+        return []
+    return below
 
 
 def _ancestors(layers: list[keras.layers.Layer]) -> list[keras.layers.Layer]:

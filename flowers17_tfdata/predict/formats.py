@@ -16,8 +16,8 @@ class Prediction(NamedTuple):
 
     Attributes:
       file: its path.
-      classes: names and probabilities, the likeliest first; those that
-        `--top_k` and `--min_probability` leave.
+      classes: the `--top_k` likeliest names and their probabilities, the
+        likeliest first.
       error: why it can't be read; '' if it can.
     """
 
@@ -115,7 +115,7 @@ class _TableWriter:
             for label, probability in prediction.classes
         ]
         text = prediction.error and f"can't be read: {prediction.error}"
-        text = text or "  ".join(cells) or "uncertain"
+        text = text or "  ".join(cells)
         name = _printable(prediction.file)
         print(f"{name:{self._file_width}}  {text}", file=self._stream)
 

@@ -99,7 +99,9 @@ def _predictions(
     transforms = augmentation.draw_views(options, num_views)
     size = max(1, config.optimization.global_batch_size // num_views)
     forward = make_forward(trained)
-    batches = views.make_dataset(paths, options, transforms, batch_size=size)
+    batches = views.make_dataset(
+        paths, options.image_size, transforms, batch_size=size
+    )
     # Rows that scroll by show the progress themselves.
     shows_rows = not config.predict.output and sys.stdout.isatty()
     bar = contextlib.nullcontext()
@@ -124,11 +126,7 @@ def _top(
     probabilities: np.ndarray, class_names: tuple[str, ...], config: Config
 ) -> tuple[tuple[str, float], ...]:
     order = np.argsort(-probabilities, kind="stable")[: config.predict.top_k]
-    return tuple(
-        (class_names[k], float(probabilities[k]))
-        for k in order
-        if probabilities[k] >= config.predict.min_probability
-    )
+    return tuple((class_names[k], float(probabilities[k])) for k in order)
 
 
 def make_forward(

@@ -8,14 +8,13 @@ from collections.abc import Iterator
 import numpy as np
 import tensorflow as tf
 
-from flowers17_tfdata.config import InputConfig
 from flowers17_tfdata.data import decode
 from flowers17_tfdata.input import examples, input_pipeline
 
 
 def make_dataset(
     paths: Iterator[str],
-    config: InputConfig,
+    image_size: int,
     transforms: np.ndarray,
     *,
     batch_size: int,
@@ -24,7 +23,7 @@ def make_dataset(
 
     Args:
       paths: of the images.
-      config: image sizes, threads.
+      image_size: height and width that the model takes, pixels.
       transforms: of the further views, see `augmentation.draw_views`.
       batch_size: images a batch.
 
@@ -33,23 +32,20 @@ def make_dataset(
       views, image_size, image_size, 3]` in [0, 255]; strings, why an image
       can't be read (its pixels are 0), or empty. The last batch is smaller.
     """
-    size, num_views = config.image_size, len(transforms) + 1
+    size, num_views = image_size, len(transforms) + 1
 
     def load(path: bytes):
         views = np.zeros([num_views, size, size, 3], np.uint8)
         try:
             with open(path, "rb") as file:
                 encoded = decode.upright(file.read())
-            image = decode.decode_image(tf.constant(encoded))
-            views[0] = decode.resize(image, size)
-            if len(transforms):
-                larger = decode.resize(image, config.decoded_image_size).numpy()
+            views[0] = decode.decode_and_resize(tf.constant(encoded), size)
         except OSError as error:
             return path, views, error.strerror or str(error)
         except (ValueError, tf.errors.InvalidArgumentError) as error:
             return path, views, decode.decoder_message(error)
         for view, transform in zip(views[1:], transforms, strict=True):
-            examples.warp_affine(larger, transform, out=view)
+            examples.warp_affine(views[0], transform, out=view)
         return path, views, ""
 
     def load_in_graph(path):
@@ -68,7 +64,6 @@ def make_dataset(
         output_signature=tf.TensorSpec([], tf.string),
     )
     images = images.map(
-        load_in_graph,
-        num_parallel_calls=config.input_threads or input_pipeline.num_cores(),
+        load_in_graph, num_parallel_calls=input_pipeline.num_cores()
     )
     return input_pipeline.prefetch(images.batch(batch_size))

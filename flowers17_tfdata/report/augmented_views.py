@@ -50,7 +50,7 @@ def make_views(
     # To be looked at beside the picture: of its size, whatever training's is.
     config = dataclasses.replace(config, train_scale=1.0)
     sample = _first_of_classes(source, split, num_images)
-    examples = load_examples(sample, split, config, augmented=True)
+    examples = load_examples(sample, split, config)
     num_images = examples.num_examples
 
     def identity(images):

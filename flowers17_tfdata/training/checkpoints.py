@@ -26,11 +26,7 @@ _FREE_TO_CHANGE = {
     "plot_model",
     "data_dir",
     "archive",
-    "input_threads",
     "data_service",
-    "steps_per_call",
-    "intra_op_threads",
-    "inter_op_threads",
     "xla",
     "profile_steps",
     "checkpoint_every_secs",
@@ -46,17 +42,16 @@ _FREE_TO_CHANGE = {
     *(f.name for f in config_lib.options(config_lib.FoldersConfig)),
     *(f.name for f in config_lib.options(config_lib.CompareConfig)),
     *(f.name for f in config_lib.options(config_lib.FindLrConfig)),
-    *(f.name for f in config_lib.options(config_lib.BenchmarkConfig)),
 }
 # The flags of some stages alone; what they begin with, or all of one.
 _OF_TRANSFER = ("transfer_", "feature_views")
 _OF_FINETUNE = ("finetune_", "unfreeze_from", "init_from")
-_OF_REFIT = ("refit_",)
+_OF_REFIT = ("refit",)
 _OF_OTHER_STAGES = {
     "transfer": (*_OF_FINETUNE, *_OF_REFIT),
     "finetune": (*_OF_TRANSFER, *_OF_REFIT),
-    # It trains as fine-tuning does.
-    "refit": _OF_TRANSFER,
+    # It trains as either of them does.
+    "refit": (),
 }
 
 
@@ -72,12 +67,8 @@ def resume_key(
       precision: resolved dtype policy.
     """
     free = set(_FREE_TO_CHANGE)
-    trains_batch_norm = config.model.weights == "none" or (
-        stage != "transfer" and config.model.train_batch_norm
-    )
-    if trains_batch_norm or config.input.augmentation == "keras":
-        # A replica's batch decides batch-norm's statistics, and the draws of
-        # the stock layers.
+    if config.model.trains_batch_norm:
+        # A replica's batch decides batch-norm's statistics.
         free -= {"strategy", "num_virtual_devices"}
     key = {
         name: value

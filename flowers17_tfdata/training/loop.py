@@ -28,8 +28,6 @@ from flowers17_tfdata.training.trainer import (
     EvalTotals,
     Trainer,
     TrainTotals,
-    read_variables,
-    write_variables,
 )
 from flowers17_tfdata.training.workers import Workers
 
@@ -82,15 +80,18 @@ class Trainable:
         What it takes is what the stage's data gives: images, or features.
       training_model: shares the layers of `model`, for training images of
         another size; None: `model` itself.
+      options_of: whose epochs, optimizer and learning rate the stage trains
+        by: `transfer` or `finetune`.
       rate_scales: each trainable variable's share of the learning rate; None:
         all of it.
       steps_per_call: training steps between two looks of Python at the
-        device, where `--steps_per_call` leaves it open.
+        device.
       xla_update: compile the optimizer's update (see `Trainer`).
     """
 
     model: keras.Model
     training_model: keras.Model | None = None
+    options_of: str = "finetune"
     rate_scales: Sequence[float] | None = None
     steps_per_call: int = 1
     xla_update: bool = False
@@ -151,18 +152,15 @@ class Stage:
         self._data = data
         options = config.optimization
         self._batch_size = options.global_batch_size
-        self._run_epochs = getattr(options, f"{name}_epochs")
-        # Of refit: several, whose weights are averaged in the end.
-        self._num_runs = options.refit_runs if name == "refit" else 1
-        self._epochs = self._num_runs * self._run_epochs
-        self._prefix = prefix = config_lib.stage_prefix(name)
+        self._prefix = prefix = trained.options_of
+        self._epochs = getattr(options, f"{prefix}_epochs")
         self._steps_per_epoch = input_pipeline.steps_per_epoch(
             data.num_examples, self._batch_size
         )
         self._schedule = schedule or optimizers.learning_rate_schedule(
             options,
             getattr(options, f"{prefix}_learning_rate"),
-            self._run_epochs,
+            self._epochs,
             self._steps_per_epoch,
         )
         with strategy.scope():
@@ -179,22 +177,13 @@ class Stage:
             global_batch_size=self._batch_size,
             optimizer=optimizer,
             label_smoothing=options.label_smoothing,
-            global_clip_norm=options.global_clip_norm,
             xla=uses_xla(config.runtime.xla),
             xla_update=trained.xla_update and config.runtime.xla != "off",
             deterministic=config.runtime.deterministic,
             training_model=trained.training_model,
             device_stage=data.device_stage,
         )
-        # What each run starts from; of a single one nobody asks again.
-        self._initial_state = (
-            read_variables(self._state(), strategy)
-            if self._num_runs > 1
-            else None
-        )
-        self._steps_per_call = (
-            config.runtime.steps_per_call or trained.steps_per_call
-        )
+        self._steps_per_call = trained.steps_per_call
         self._stop = stop or StopRequest()
         self._saved_at = time.monotonic()
         self._profiler = Profiler(
@@ -214,8 +203,7 @@ class Stage:
         """Trains from the newest checkpoint to the last epoch.
 
         Leaves the weights of the best validated epoch in the model; where
-        nothing is validated, of the last one, or the mean over the last ones
-        of all runs.
+        nothing is validated, those of the last one.
 
         Raises:
           UserError: the loss is not finite; the last checkpoint stays.
@@ -281,7 +269,6 @@ class Stage:
         loss, accuracy = self._validate(epoch)
         examples = float(totals.examples)
         step = (epoch + 1) * self._steps_per_epoch
-        run_steps = self._run_epochs * self._steps_per_epoch
         line = {
             "phase": self.name,
             "epoch": epoch + 1,
@@ -290,7 +277,7 @@ class Stage:
             "train_accuracy": float(totals.correct) / examples,
             "validation_loss": loss,
             "validation_accuracy": accuracy,
-            "learning_rate": float(self._schedule((step - 1) % run_steps)),
+            "learning_rate": float(self._schedule(step - 1)),
             "images_per_sec": examples / train_secs,
             "data_wait_fraction": float(totals.wait_secs) / train_secs,
             "seconds": train_secs + time.perf_counter() - start,
@@ -316,57 +303,23 @@ class Stage:
         )
 
     def _validate(self, epoch: int) -> tuple[float | None, float | None]:
-        """Validates the averaged weights, and keeps the best.
+        """Validates the weights as they are, and keeps the best.
 
-        Where nothing is validated, it keeps each run's last epoch's, averaged
-        with those of the runs before, and starts the next run.
+        Where nothing is validated, it keeps the last epoch's.
 
         Returns:
-          Loss and accuracy; None: they weren't to be measured.
+          Loss and accuracy; None: the stage isn't validated.
         """
-        runs, epoch_of_run = divmod(epoch + 1, self._run_epochs)
-        last = not epoch_of_run
-        validated = self._data.make_validation is not None
-        every = self._config.optimization.validate_every
-        if not last and not (validated and (epoch + 1) % every == 0):
+        last = epoch + 1 == self._epochs
+        if self._data.make_validation is None:
+            if last:
+                self._measure_trained_batch_norm()
+                self._checkpoints.keep()
             return None, None
-        with self._trainer.averaged_weights():
-            if runs > 1:
-                self._average_with_earlier_runs(runs)
-            self._measure_trained_batch_norm()
-            if validated:
-                result = evaluate(self._eval_step, self._validation_batches)
-                self._checkpoints.save_if_best(
-                    result["accuracy"], result["loss"]
-                )
-                return result["loss"], result["accuracy"]
-            self._checkpoints.keep()
-        if runs < self._num_runs:
-            write_variables(self._state(), self._initial_state, self._strategy)
-        return None, None
-
-    def _average_with_earlier_runs(self, runs: int) -> None:
-        """Makes the model's weights the mean over those of all runs so far.
-
-        A soup of models (M. Wortsman et al., "Model soups: averaging weights
-        of multiple fine-tuned models improves accuracy without increasing
-        inference time", ICML 2022, section 2). What started from the same
-        weights stays close enough for that.
-
-        Args:
-          runs: how many; what was kept last is the mean over all but this one.
-        """
-        variables = self.model.trainable_variables
-        own = read_variables(variables, self._strategy)
-        self._checkpoints.restore_best()
-        means = read_variables(variables, self._strategy)
-        pairs = zip(means, own, strict=True)
-        means = [mean + (value - mean) / runs for mean, value in pairs]
-        write_variables(variables, means, self._strategy)
-
-    def _state(self) -> list[keras.Variable]:
-        # Without the random state of dropout: another run draws anew.
-        return [*self.model.weights, *self._trainer.optimizer.variables]
+        self._measure_trained_batch_norm()
+        result = evaluate(self._eval_step, self._validation_batches)
+        self._checkpoints.save_if_best(result["accuracy"], result["loss"])
+        return result["loss"], result["accuracy"]
 
     def _train_epoch(
         self, epoch: int, batches: Iterator
@@ -426,7 +379,7 @@ class Stage:
         raise UserError(
             f"the training loss became {float(totals.loss)} in {self.name} "
             f"epoch {epoch + 1}, step {first} to {step}: try a lower "
-            f"--{self._prefix}_learning_rate or --global_clip_norm=1"
+            f"--{self._prefix}_learning_rate"
             + (
                 f", in another --workdir; epoch {epoch}'s checkpoint is kept"
                 if epoch

@@ -8,26 +8,29 @@ import keras
 
 from flowers17_tfdata.config import OptimizationConfig
 
+_MOMENTUM = 0.9
+_WARMUP_EPOCHS = 1
+
 
 def learning_rate_schedule(
     config: OptimizationConfig, peak: float, epochs: int, steps_per_epoch: int
 ) -> keras.optimizers.schedules.LearningRateSchedule:
-    """Linear warm-up from 0 to `peak`, then cosine to 0 or constant.
+    """One epoch of linear warm-up to `peak`, then cosine to 0; or constant.
 
     Returns:
       Schedule over the steps of a stage. The warm-up is cut to half of a stage
       that is shorter than twice its length.
     """
     total_steps = epochs * steps_per_epoch
-    warmup_steps = min(
-        round(config.warmup_epochs * steps_per_epoch), total_steps // 2
-    )
-    # A constant rate is a cosine whose floor is its peak.
-    floor = 1.0 if config.schedule == "constant" else 0.0
+    if config.schedule == "constant":
+        # A cosine whose floor is its peak.
+        return keras.optimizers.schedules.CosineDecay(
+            peak, decay_steps=total_steps, alpha=1.0
+        )
+    warmup_steps = min(_WARMUP_EPOCHS * steps_per_epoch, total_steps // 2)
     return keras.optimizers.schedules.CosineDecay(
         initial_learning_rate=0.0 if warmup_steps else peak,
         decay_steps=total_steps - warmup_steps,
-        alpha=floor,
         warmup_target=peak if warmup_steps else None,
         warmup_steps=warmup_steps,
     )
@@ -46,25 +49,20 @@ def make_optimizer(
     Args:
       name: of the optimizer.
       learning_rate: by step.
-      config: momentum, weight decay, moving average of the weights.
+      config: weight decay.
       scale_loss: whether to wrap it for dynamic loss scaling (float16).
       rate_scales: each variable's share of the learning rate, in their order;
         None: all of it. Weight decay goes by the whole rate.
     """
-    average = {"use_ema": bool(config.ema_decay)}
-    if config.ema_decay:
-        average["ema_momentum"] = config.ema_decay
     if name == "sgd":
         optimizer = _scaled(keras.optimizers.SGD, rate_scales)(
-            learning_rate, momentum=config.momentum, **average
+            learning_rate, momentum=_MOMENTUM
         )
     elif name == "adam":
-        optimizer = _scaled(keras.optimizers.Adam, rate_scales)(
-            learning_rate, **average
-        )
+        optimizer = _scaled(keras.optimizers.Adam, rate_scales)(learning_rate)
     else:
         optimizer = _scaled(keras.optimizers.AdamW, rate_scales)(
-            learning_rate, weight_decay=config.weight_decay, **average
+            learning_rate, weight_decay=config.weight_decay
         )
         # Decay pulls towards 0; for an offset or a scale that is no prior.
         optimizer.exclude_from_weight_decay(var_names=["bias", "beta", "gamma"])

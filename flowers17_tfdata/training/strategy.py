@@ -26,7 +26,6 @@ def get_strategy(config: RuntimeConfig) -> tf.distribute.Strategy:
         environment describes is malformed, or there is none for
         `--strategy=multi_worker`.
     """
-    _set_threads(config)
     if config.deterministic:
         # All randomness is seeded as it is; this picks the kernels.
         tf.config.experimental.enable_op_determinism()
@@ -95,20 +94,6 @@ def _multi_worker(
         # TensorFlow took it, to tell a preemption handler that is not in use.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
     return strategy
-
-
-def _set_threads(config: RuntimeConfig) -> None:
-    threading = tf.config.threading
-    for name in ("intra_op", "inter_op"):
-        count = getattr(config, f"{name}_threads")
-        try:
-            if count:
-                getattr(threading, f"set_{name}_parallelism_threads")(count)
-        except RuntimeError as error:
-            raise ConfigError(
-                f"--{name}_threads={count} comes too late: TensorFlow already "
-                "runs in this process"
-            ) from error
 
 
 def _grow_memory(gpus: list) -> None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from flowers17_tfdata.input.input_pipeline import Batch
@@ -44,31 +42,6 @@ class EvalTotals(NamedTuple):
     confusion: tf.Tensor
 
 
-def averages_weights(optimizer: keras.optimizers.Optimizer) -> bool:
-    """Whether an optimizer keeps a moving average of the weights."""
-    # Loss scaling wraps the one that does.
-    return getattr(optimizer, "inner_optimizer", optimizer).use_ema
-
-
-def read_variables(
-    variables: Sequence[keras.Variable], strategy: tf.distribute.Strategy
-) -> list[np.ndarray]:
-    """Returns the values of variables, which `strategy` created."""
-    with strategy.scope():
-        return [keras.ops.convert_to_numpy(v) for v in variables]
-
-
-def write_variables(
-    variables: Sequence[keras.Variable],
-    values: Sequence[np.ndarray],
-    strategy: tf.distribute.Strategy,
-) -> None:
-    """Puts values into variables, on all replicas alike."""
-    with strategy.scope():
-        for variable, value in zip(variables, values, strict=True):
-            variable.assign(value)
-
-
 class Trainer:
     """Trains and evaluates one model under one strategy.
 
@@ -86,7 +59,6 @@ class Trainer:
         optimizer: keras.optimizers.Optimizer | None = None,
         training_model: keras.Model | None = None,
         label_smoothing: float = 0.0,
-        global_clip_norm: float = 0.0,
         device_stage: Callable[[Batch], tf.Tensor] = lambda batch: batch.inputs,
         xla: bool = False,
         xla_update: bool = False,
@@ -102,7 +74,6 @@ class Trainer:
           training_model: shares the layers of `model`, for training images of
             another size; None: `model` itself.
           label_smoothing: of the training loss, in [0, 1).
-          global_clip_norm: of the all-reduced gradient; 0: no clipping.
           device_stage: from a replica's `Batch` to the model's inputs; see
             `input_pipeline.make_device_stage`.
           xla: compile each replica's forward and backward pass. Collectives
@@ -118,7 +89,6 @@ class Trainer:
         self.optimizer = optimizer
         self.global_batch_size = global_batch_size
         self._label_smoothing = label_smoothing
-        self._global_clip_norm = global_clip_norm
         self._device_stage = device_stage
         self._deterministic = deterministic
         self._forward_backward = self._gradients_and_totals
@@ -147,24 +117,6 @@ class Trainer:
             with strategy.scope():
                 # Now, not in the first step: a checkpoint restores into it.
                 optimizer.build(model.trainable_variables)
-
-    @contextlib.contextmanager
-    def averaged_weights(self) -> Iterator[None]:
-        """Puts the weights' moving average into the model, for a while.
-
-        Does nothing where the optimizer keeps none.
-        """
-        if not averages_weights(self.optimizer):
-            yield
-            return
-        variables = self.model.trainable_variables
-        trained = read_variables(variables, self.strategy)
-        with self.strategy.scope():
-            self.optimizer.finalize_variable_values(variables)
-        try:
-            yield
-        finally:
-            write_variables(variables, trained, self.strategy)
 
     @tf.function
     def train_step(self, batch: Batch) -> TrainTotals:
@@ -288,16 +240,6 @@ class Trainer:
             )
             poison = tf.where(overflows > 0, float("inf"), 0.0)
             gradients = [g + tf.cast(poison, g.dtype) for g in gradients]
-        if self._global_clip_norm:
-            # The norm that counts is the sum's, known after the all-reduce.
-            summed = replicas.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
-            scale = self.optimizer.scale_loss(1.0) if self._scales_loss else 1.0
-            norm = tf.linalg.global_norm(summed) / scale
-            shrink = tf.minimum(
-                1.0, self._global_clip_norm / tf.maximum(norm, 1e-12)
-            )
-            # inf * 0 would be NaN on the way to a skipped step: also skipped.
-            gradients = [g * tf.cast(shrink, g.dtype) for g in gradients]
         self._update(gradients)
 
     def _replica_eval_step(self, batch: Batch) -> EvalTotals:

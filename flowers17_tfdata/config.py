@@ -808,6 +808,11 @@ def _check_stages(config: Config) -> None:
     if options.transfer_optimizer != SOLVER:
         return
     names = ", ".join(OPTIMIZERS)
+    if config.phase == "find_lr" and config.find_lr.find_lr_stage == "transfer":
+        raise ConfigError(
+            f"--find_lr_stage=transfer goes with --transfer_optimizer={names}; "
+            f"got {SOLVER}, which needs no learning rate"
+        )
     if config.model.head_units:
         raise ConfigError(
             f"--head_units must be 0 for --transfer_optimizer={SOLVER}, which "

@@ -17,6 +17,7 @@ from flowers17_tfdata.config import SOLVER, Config
 from flowers17_tfdata.errors import ConfigError, UserError
 from flowers17_tfdata.models import (
     classifier,
+    depthwise,
     folding,
     freeze,
     resizing,
@@ -282,10 +283,14 @@ def _save_model(
 def _image_data(
     session: Session, method: str, splits: stage_data.Splits
 ) -> StageData:
+    options = session.config.input
+    if method == "transfer":
+        # The frozen backbone sees images as it will be asked about them.
+        options = dataclasses.replace(options, train_scale=1.0)
     return stage_data.image_data(
         session,
         splits,
-        session.config.input,
+        options,
         num_calibration=stage_data.num_calibration_images(
             session.config, method
         ),
@@ -334,14 +339,15 @@ def _make_stage(
 
 
 def _on_images(config: Config, method: str, model: keras.Model) -> Trainable:
-    rate_scales = None
+    reduced = rate_scales = None
     if method == "finetune":
+        reduced = resizing.training_model(model, config.input)
         lowest = config.optimization.finetune_lowest_rate
         rate_scales = freeze.learning_rate_scales(model, lowest)
     has_gpu = bool(tf.config.list_physical_devices("GPU"))
     return Trainable(
         model,
-        resizing.training_model(model, config.input),
+        reduced,
         method,
         rate_scales,
         steps_per_call=_GPU_STEPS_PER_CALL if has_gpu else 1,
@@ -387,7 +393,6 @@ def _build_stage_model(session: Session, method: str) -> keras.Model:
             num_classes=len(session.source.class_names),
             seed=config.runtime.seed,
         )
-        model = resizing.for_training(model, config.input)
         freeze.freeze_all(classifier.get_backbone(model))
     return model
 
@@ -426,11 +431,14 @@ def _load_initial_model(session: Session) -> keras.Model:
         freeze.unfreeze_from(
             backbone,
             unfreeze,
+            config.input.image_size,
             keep_batch_norm=not config.model.trains_batch_norm,
         )
         if folding.is_functional(model):
             model = folding.fold_batch_norm(model, frozen_only=True)
-        return resizing.for_training(model, config.input)
+        model = resizing.for_training(model, config.input)
+    depthwise.avoid_slow_gradient(model)
+    return model
 
 
 def _check_policy(model: keras.Model, path: object, policy: str) -> None:

@@ -58,7 +58,6 @@ def benchmark(session: Session) -> None:
         {row["stage"]: row for row in values},
         sizes["train"],
         sizes.get("validation", 0),
-        session.config.optimization.transfer_epochs,
     )
     metrics.write_json(
         session.workdir / "benchmark.json",
@@ -204,7 +203,7 @@ def _model_rows(
             "train/head",
             stages.make_head(session, whole, examples.num_examples),
             "model/forward",
-            moved_by="--global_batch_size, --head_units",
+            moved_by="--transfer_optimizer",
         ),
     ]
 
@@ -230,9 +229,8 @@ def _show(session: Session, rows: list[dict], cost: float) -> None:
     cached = session.config.input.cache == "memory"
     pipeline = "input/cached" if cached else "input/uncached"
     terminal.say(bottleneck(by_stage, pipeline))
-    epochs = session.config.optimization.transfer_epochs
     terminal.say(
-        f"{epochs} epochs of transfer on the features of one view cost "
+        "the transfer stage on the features of one view costs "
         f"{cost:.2f} x one forward pass over train + validation"
     )
 
@@ -241,19 +239,16 @@ def _name(stage: str) -> str:
     return stage.partition("/")[2]
 
 
-def transfer_cost(
-    rows: dict[str, dict], train: int, validation: int, epochs: int
-) -> float:
+def transfer_cost(rows: dict[str, dict], train: int, validation: int) -> float:
     """Returns the transfer stage's time over that of its forward pass.
 
     Args:
       rows: of `benchmark.json`, by stage.
       train: number of examples.
       validation: number of examples.
-      epochs: of the head, on features of one view.
     """
     forward = (train + validation) / rows["model/forward"]["images_per_sec"]
-    head = epochs * train / rows["train/head"]["images_per_sec"]
+    head = train / rows["train/head"]["images_per_sec"]
     return (forward + head) / forward
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from flowers17_tfdata.benchmark import timing
-from flowers17_tfdata.config import InputConfig
+from flowers17_tfdata.config import SOLVER, InputConfig
 from flowers17_tfdata.data import decode
 from flowers17_tfdata.input import augmentation, feature_cache, input_pipeline
 from flowers17_tfdata.input.examples import Examples
@@ -20,12 +20,13 @@ from flowers17_tfdata.input.input_pipeline import Batch
 from flowers17_tfdata.models import (
     backbones,
     classifier,
+    depthwise,
     folding,
     freeze,
     resizing,
 )
 from flowers17_tfdata.session import Session
-from flowers17_tfdata.training import loop, optimizers
+from flowers17_tfdata.training import linear_head, loop, optimizers
 from flowers17_tfdata.training.trainer import Trainer
 
 # Images that the stages of the pipeline are measured on one by one.
@@ -194,10 +195,13 @@ def build_model(session: Session, unfreeze_from: str) -> keras.Model:
         freeze.unfreeze_from(
             classifier.get_backbone(model),
             unfreeze_from,
+            session.config.input.image_size,
             keep_batch_norm=True,
         )
         model = folding.fold_batch_norm(model)
-        return resizing.for_training(model, session.config.input)
+        model = resizing.for_training(model, session.config.input)
+    depthwise.avoid_slow_gradient(model)
+    return model
 
 
 def make_image_trainer(
@@ -324,7 +328,37 @@ def make_training(
 def make_head(
     session: Session, model: keras.Model, num_examples: int
 ) -> Callable[[], float]:
-    """Training steps of the head on cached features."""
+    """The transfer stage on cached features of one view, all of it."""
+    options = session.config.optimization
+    if options.transfer_optimizer == SOLVER:
+        return _make_solved_head(session, model, num_examples)
+    epoch = _make_trained_head(session, model, num_examples)
+    return lambda: epoch() / options.transfer_epochs
+
+
+def _make_solved_head(
+    session: Session, model: keras.Model, num_examples: int
+) -> Callable[[], float]:
+    """Solves for features that lie about their class's mean."""
+    channels = model.get_layer("pooler").output.shape[-1]
+    num_classes = len(session.source.class_names)
+    rng = np.random.default_rng(0)
+    labels = np.arange(num_examples) % num_classes
+    means = rng.standard_normal([num_classes, channels])
+    noise = rng.standard_normal([1, num_examples, channels])
+    values = (0.1 * means[labels] + noise).astype(np.float32)
+
+    def call() -> int:
+        linear_head.fit(Features(values, labels), num_classes, seed=0)
+        return num_examples
+
+    return lambda: timing.rate(call)
+
+
+def _make_trained_head(
+    session: Session, model: keras.Model, num_examples: int
+) -> Callable[[], float]:
+    """Takes an epoch's steps."""
     config = session.config
     channels = model.get_layer("pooler").output.shape[-1]
     features = Features(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 import keras
@@ -21,7 +22,7 @@ def freeze_all(backbone: keras.Model) -> None:
 
 
 def unfreeze_from(
-    backbone: keras.Model, name: str, *, keep_batch_norm: bool
+    backbone: keras.Model, name: str, image_size: int, *, keep_batch_norm: bool
 ) -> None:
     """Unfreezes a layer or block and all that doesn't feed it.
 
@@ -30,6 +31,7 @@ def unfreeze_from(
       name: a layer, e.g. `mixed2`; a block, i.e. the leading part of layers'
         names, e.g. `block5`; `all`; or `auto`: the layers whose feature maps
         have at most an eighth of the image's height.
+      image_size: height and width of the images, pixels.
       keep_batch_norm: keep every batch-norm frozen, which for Keras is also
         inference mode: on a few hundred images, batch statistics drift away
         from the ones that pretrained weights were trained with. (Calling a
@@ -41,7 +43,7 @@ def unfreeze_from(
     """
     backbone.trainable = True
     if name == "auto":
-        frozen = _below_reduction(backbone)
+        frozen = _below_reduction(backbone, image_size)
     elif name == "all":
         frozen = []
     else:
@@ -102,16 +104,25 @@ def _matching_layers(
     return layers
 
 
-def _below_reduction(backbone: keras.Model) -> list[keras.layers.Layer]:
+def _below_reduction(
+    backbone: keras.Model, image_size: int
+) -> list[keras.layers.Layer]:
     """Returns the layers with larger feature maps than `auto` trains.
 
     And all that feed them. None, where nothing else has weights.
     """
-    largest = backbone.input_shape[1] / _AUTO_REDUCTION
+    # The backbone itself may take images of any size.
+    outputs = keras.Model(backbone.inputs, [x.output for x in backbone.layers])
+    maps = outputs.compute_output_spec(
+        keras.KerasTensor([1, image_size, image_size, 3])
+    )
     large = [
         layer
-        for layer in backbone.layers
-        if len(layer.output.shape) == 4 and layer.output.shape[1] > largest
+        for layer, output in zip(backbone.layers, maps, strict=True)
+        # Padding before a convolution is no feature map.
+        if layer.weights
+        and len(output.shape) == 4
+        and output.shape[1] > math.ceil(image_size / _AUTO_REDUCTION)
     ]
     below = [*large, *_ancestors(large)]
     kept = {id(layer) for layer in below}

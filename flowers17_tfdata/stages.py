@@ -12,12 +12,11 @@ import keras
 import tensorflow as tf
 
 from flowers17_tfdata import config as config_lib
-from flowers17_tfdata import stage_data
+from flowers17_tfdata import stage_data, stage_models
 from flowers17_tfdata.config import SOLVER, Config
-from flowers17_tfdata.errors import ConfigError, UserError
+from flowers17_tfdata.errors import UserError
 from flowers17_tfdata.models import (
     classifier,
-    depthwise,
     folding,
     freeze,
     resizing,
@@ -128,7 +127,7 @@ def _run_stage(
     start = time.perf_counter()
     method = _method(session, stage)
     with timings.measure(session.output, f"{stage}: building the network"):
-        model = _build_stage_model(session, method)
+        model = stage_models.build_stage_model(session, method)
     model_views.show(model, stage, session.output, config.model)
     folder.mkdir(parents=True, exist_ok=True)
     checkpoints.write_resume_key(folder, key)
@@ -226,7 +225,9 @@ def _solve_head(
         classifier.set_linear_head(model, head.kernel, head.bias)
     seconds = time.perf_counter() - start
     train_loss, train_accuracy = head.evaluate(train)
-    loss, accuracy = head.evaluate(validation) if validation else (None, None)
+    loss, accuracy = (
+        (None, None) if validation is None else head.evaluate(validation)
+    )
     writer = metrics.MetricsWriter(session.output, stage, 0)
     writer.write(
         {
@@ -374,77 +375,9 @@ def open_stage(
     """
     if stage != "transfer":
         # Before the images: it may be missing.
-        _initial_model_path(session)
+        stage_models.initial_model_path(session)
     examples = stage_data.load_examples(session)
     splits = stage_data.share_out(session, stage, examples)
-    model = _build_stage_model(session, stage)
+    model = stage_models.build_stage_model(session, stage)
     stop = StopRequest()
     return _make_stage(session, stage, stage, splits, model, stop, schedule)
-
-
-def _build_stage_model(session: Session, method: str) -> keras.Model:
-    if method == "finetune":
-        return _load_initial_model(session)
-    config = session.config
-    with session.strategy.scope():
-        model = classifier.build_classifier(
-            config.model,
-            image_size=config.input.image_size,
-            num_classes=len(session.source.class_names),
-            seed=config.runtime.seed,
-        )
-        freeze.freeze_all(classifier.get_backbone(model))
-    return model
-
-
-def _initial_model_path(session: Session) -> str | pathlib.Path:
-    """Returns what fine-tuning starts from.
-
-    Raises:
-      UserError: the transfer stage hasn't left it.
-    """
-    config = session.config
-    path = config.model.init_from or session.model_path("transfer")
-    if not pathlib.Path(path).exists() and not config.model.init_from:
-        raise UserError(
-            f"--phase={config.phase} needs {path}: run --phase=transfer in "
-            "this --workdir first, or pass --init_from"
-        )
-    return path
-
-
-def _load_initial_model(session: Session) -> keras.Model:
-    config, path = session.config, _initial_model_path(session)
-    num_classes = len(session.source.class_names)
-    with session.strategy.scope():
-        model = classifier.load_classifier(path, "--init_from")
-        classifier.check_classifier(
-            model, path, config.input.image_size, num_classes
-        )
-        classifier.check_backbone(model, path, config.model.backbone)
-        _check_policy(model, path, session.precision)
-        backbone = classifier.get_backbone(model)
-        unfreeze = config.model.unfreeze_from
-        if unfreeze == "auto" and config.model.weights == "none":
-            # Nothing in a random network is worth freezing.
-            unfreeze = "all"
-        freeze.unfreeze_from(
-            backbone,
-            unfreeze,
-            config.input.image_size,
-            keep_batch_norm=not config.model.trains_batch_norm,
-        )
-        if folding.is_functional(model):
-            model = folding.fold_batch_norm(model, frozen_only=True)
-        model = resizing.for_training(model, config.input)
-    depthwise.avoid_slow_gradient(model)
-    return model
-
-
-def _check_policy(model: keras.Model, path: object, policy: str) -> None:
-    own = classifier.get_backbone(model).layers[-1].dtype_policy.name
-    if own != policy:
-        raise ConfigError(
-            f"--precision must be {own}, which {path} was trained in; got "
-            f"{policy}"
-        )

@@ -64,8 +64,7 @@ def training_model(
         raise ConfigError(
             f"--train_scale={config.train_scale:g} of --image_size="
             f"{config.image_size}: training images of {size} pixels are too "
-            f"small for {classifier.get_backbone(model).name}, or don't go "
-            "with --backbone_taps"
+            f"small for {classifier.get_backbone(model).name}"
         ) from error
     return keras.Model(inputs, x, name=model.name)
 

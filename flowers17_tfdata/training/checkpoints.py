@@ -88,7 +88,7 @@ def check_resume_key(
 ) -> None:
     """Refuses to go on with other flags than a stage was started with.
 
-    A stage without a checkpoint has nothing to lose and may start anew. Flags
+    A stage that has saved nothing has nothing to lose and may start anew. Flags
     that only one of the two has are not compared (another stage's, or of
     another version).
 
@@ -96,7 +96,7 @@ def check_resume_key(
       ConfigError: names the first flag that differs, with both values.
     """
     path = folder / "flags.json"
-    if not path.exists() or tf.train.latest_checkpoint(str(folder)) is None:
+    if not path.exists() or not _has_progress(folder):
         return
     for name, old in metrics.read_json(path).items():
         if name in key and key[name] != old:
@@ -112,9 +112,17 @@ def started_with(workdir: pathlib.Path) -> dict[str, Any]:
     for stage in config_lib.STAGES:
         folder = workdir / "checkpoints" / stage
         path = folder / "flags.json"
-        if path.exists() and tf.train.latest_checkpoint(str(folder)):
+        if path.exists() and _has_progress(folder):
             return metrics.read_json(path)
     return {}
+
+
+def _has_progress(folder: pathlib.Path) -> bool:
+    """Whether a stage has something to lose: a checkpoint, or its end."""
+    if (folder / "done.json").exists():
+        # A head that was solved leaves no checkpoint.
+        return True
+    return tf.train.latest_checkpoint(str(folder)) is not None
 
 
 class StageCheckpoints:

@@ -1,0 +1,94 @@
+"""The networks that the stages start from."""
+
+from __future__ import annotations
+
+import pathlib
+
+import keras
+
+from flowers17_tfdata.errors import ConfigError, UserError
+from flowers17_tfdata.models import (
+    classifier,
+    depthwise,
+    folding,
+    freeze,
+    resizing,
+)
+from flowers17_tfdata.session import Session
+
+
+def build_stage_model(session: Session, method: str) -> keras.Model:
+    """Builds what a stage trains, its layers frozen or not.
+
+    Args:
+      session: of the process.
+      method: `transfer` or `finetune`.
+
+    Raises:
+      UserError: what fine-tuning starts from isn't there, or doesn't fit.
+    """
+    if method == "finetune":
+        return _load_initial_model(session)
+    config = session.config
+    with session.strategy.scope():
+        model = classifier.build_classifier(
+            config.model,
+            image_size=config.input.image_size,
+            num_classes=len(session.source.class_names),
+            seed=config.runtime.seed,
+        )
+        freeze.freeze_all(classifier.get_backbone(model))
+    return model
+
+
+def initial_model_path(session: Session) -> str | pathlib.Path:
+    """Returns what fine-tuning starts from.
+
+    Raises:
+      UserError: the transfer stage hasn't left it.
+    """
+    config = session.config
+    path = config.model.init_from or session.model_path("transfer")
+    if not pathlib.Path(path).exists() and not config.model.init_from:
+        raise UserError(
+            f"--phase={config.phase} needs {path}: run --phase=transfer in "
+            "this --workdir first, or pass --init_from"
+        )
+    return path
+
+
+def _load_initial_model(session: Session) -> keras.Model:
+    config, path = session.config, initial_model_path(session)
+    num_classes = len(session.source.class_names)
+    with session.strategy.scope():
+        model = classifier.load_classifier(path, "--init_from")
+        classifier.check_classifier(
+            model, path, config.input.image_size, num_classes
+        )
+        classifier.check_backbone(model, path, config.model.backbone)
+        _check_policy(model, path, session.precision)
+        backbone = classifier.get_backbone(model)
+        unfreeze = config.model.unfreeze_from
+        if unfreeze == "auto" and config.model.weights == "none":
+            # Nothing in a random network is worth freezing.
+            unfreeze = "all"
+        freeze.unfreeze_from(
+            backbone,
+            unfreeze,
+            config.input.image_size,
+            keep_batch_norm=not config.model.trains_batch_norm,
+        )
+        if folding.is_functional(model):
+            model = folding.fold_batch_norm(model, frozen_only=True)
+        model = resizing.for_training(model, config.input)
+    depthwise.avoid_slow_gradient(model)
+    return model
+
+
+def _check_policy(model: keras.Model, path: object, policy: str) -> None:
+    own = classifier.get_backbone(model).layers[-1].dtype_policy.name
+    if own != policy:
+        raise ConfigError(
+            f"--precision must be {own}, which {path} was trained in; got "
+            f"{policy}"
+        )

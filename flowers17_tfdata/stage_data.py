@@ -322,8 +322,7 @@ def head_data(
 def _get_extractor(session: Session, model: keras.Model) -> keras.Model:
     """Returns what computes the features; frozen, so it can be folded."""
     extractor = classifier.get_feature_extractor(model)
-    if not session.config.model.trains_batch_norm:
-        # The classifier was built folded.
+    if not folding.is_functional(extractor):
         return extractor
     with session.strategy.scope():
         return folding.fold_batch_norm(extractor)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import keras
+import numpy as np
 
 from flowers17_tfdata.errors import ConfigError, UserError
 from flowers17_tfdata.models import (
@@ -17,8 +20,21 @@ from flowers17_tfdata.models import (
 from flowers17_tfdata.session import Session
 
 
-def build_stage_model(session: Session, method: str) -> keras.Model:
-    """Builds what a stage trains, its layers frozen or not.
+class StageModel(NamedTuple):
+    """What a stage trains.
+
+    Attributes:
+      model: the classifier, its layers frozen or not.
+      channel_scales: what kernels of its backbone were multiplied by when
+        frozen batch-norm was folded into them, by their layer's name.
+    """
+
+    model: keras.Model
+    channel_scales: Mapping[str, np.ndarray]
+
+
+def build_stage_model(session: Session, method: str) -> StageModel:
+    """Builds what a stage trains.
 
     Args:
       session: of the process.
@@ -38,7 +54,7 @@ def build_stage_model(session: Session, method: str) -> keras.Model:
             seed=config.runtime.seed,
         )
         freeze.freeze_all(classifier.get_backbone(model))
-    return model
+    return StageModel(model, {})
 
 
 def initial_model_path(session: Session) -> str | pathlib.Path:
@@ -57,7 +73,7 @@ def initial_model_path(session: Session) -> str | pathlib.Path:
     return path
 
 
-def _load_initial_model(session: Session) -> keras.Model:
+def _load_initial_model(session: Session) -> StageModel:
     config, path = session.config, initial_model_path(session)
     num_classes = len(session.source.class_names)
     with session.strategy.scope():
@@ -78,11 +94,13 @@ def _load_initial_model(session: Session) -> keras.Model:
             config.input.image_size,
             keep_batch_norm=not config.model.trains_batch_norm,
         )
+        scales = {}
         if folding.is_functional(model):
+            scales = folding.merged_scales(backbone, frozen_only=True)
             model = folding.fold_batch_norm(model, frozen_only=True)
         model = resizing.for_training(model, config.input)
     depthwise.avoid_slow_gradient(model)
-    return model
+    return StageModel(model, scales)
 
 
 def _check_policy(model: keras.Model, path: object, policy: str) -> None:

@@ -24,6 +24,7 @@ from flowers17_tfdata.models import (
 )
 from flowers17_tfdata.results import metrics, model_views, terminal, timings
 from flowers17_tfdata.session import Session, write_config
+from flowers17_tfdata.stage_models import StageModel
 from flowers17_tfdata.training import checkpoints, linear_head, preemption
 from flowers17_tfdata.training.loop import (
     Stage,
@@ -127,7 +128,8 @@ def _run_stage(
     start = time.perf_counter()
     method = _method(session, stage)
     with timings.measure(session.output, f"{stage}: building the network"):
-        model = stage_models.build_stage_model(session, method)
+        start_model = stage_models.build_stage_model(session, method)
+    model = start_model.model
     model_views.show(model, stage, session.output, config.model)
     folder.mkdir(parents=True, exist_ok=True)
     checkpoints.write_resume_key(folder, key)
@@ -137,7 +139,11 @@ def _run_stage(
     ):
         result = _solve_head(session, stage, splits, model, stop)
     else:
-        model, result = _train(session, stage, method, splits, model, stop)
+        result = _train(session, stage, method, splits, start_model, stop)
+    if stage != "transfer" and folding.is_functional(model):
+        # A later stage takes up the transfer stage's as it is.
+        with session.strategy.scope():
+            model = folding.fold_batch_norm(model)
     _save_model(session, stage, model, splits, result)
     metrics.write_json(folder / "done.json", dataclasses.asdict(result))
     if result.validation_accuracy is None:
@@ -177,20 +183,17 @@ def _train(
     stage: str,
     method: str,
     splits: stage_data.Splits,
-    model: keras.Model,
+    start_model: StageModel,
     stop: StopRequest,
-) -> tuple[keras.Model, StageResult]:
-    """Trains a stage epoch by epoch; returns what it leaves."""
-    runner = _make_stage(session, stage, method, splits, model, stop)
+) -> StageResult:
+    """Trains a stage's model epoch by epoch."""
+    runner = _make_stage(session, stage, method, splits, start_model, stop)
     with timings.measure(session.output, f"{stage}: epochs"):
         result = runner.run()
-    if runner.model is not model:
+    if runner.model is not start_model.model:
         # It is the head, trained on standardized features.
         classifier.absorb_standardization(runner.model)
-    if method == "finetune" and session.config.model.trains_batch_norm:
-        with session.strategy.scope():
-            model = folding.fold_batch_norm(model)
-    return model, result
+    return result
 
 
 def _solve_head(
@@ -303,12 +306,12 @@ def _make_stage(
     stage: str,
     method: str,
     splits: stage_data.Splits,
-    model: keras.Model,
+    start_model: StageModel,
     stop: StopRequest,
     schedule: keras.optimizers.schedules.LearningRateSchedule | None = None,
 ) -> Stage:
     """Chooses what a stage trains, and on what; see `Stage`."""
-    config = session.config
+    config, model = session.config, start_model.model
     data = _image_data(session, method, splits)
     if method == "transfer" and config.input.feature_views > 0:
         train, validation = stage_data.extract_features(
@@ -324,7 +327,7 @@ def _make_stage(
             xla_update=True,
         )
     else:
-        trained = _on_images(config, method, model)
+        trained = _on_images(config, method, start_model)
     return Stage(
         stage,
         config,
@@ -339,12 +342,16 @@ def _make_stage(
     )
 
 
-def _on_images(config: Config, method: str, model: keras.Model) -> Trainable:
+def _on_images(
+    config: Config, method: str, start_model: StageModel
+) -> Trainable:
+    model, scales = start_model
     reduced = rate_scales = None
     if method == "finetune":
         reduced = resizing.training_model(model, config.input)
-        lowest = config.optimization.finetune_lowest_rate
-        rate_scales = freeze.learning_rate_scales(model, lowest)
+        rate_scales = freeze.learning_rate_scales(
+            model, config.optimization.finetune_lowest_rate, scales
+        )
     has_gpu = bool(tf.config.list_physical_devices("GPU"))
     return Trainable(
         model,
@@ -378,6 +385,7 @@ def open_stage(
         stage_models.initial_model_path(session)
     examples = stage_data.load_examples(session)
     splits = stage_data.share_out(session, stage, examples)
-    model = stage_models.build_stage_model(session, stage)
-    stop = StopRequest()
-    return _make_stage(session, stage, stage, splits, model, stop, schedule)
+    start_model = stage_models.build_stage_model(session, stage)
+    return _make_stage(
+        session, stage, stage, splits, start_model, StopRequest(), schedule
+    )

@@ -14,7 +14,7 @@ import numpy as np
 
 from flowers17_tfdata.config import ModelConfig
 from flowers17_tfdata.errors import ConfigError, UserError, one_line
-from flowers17_tfdata.models import backbones, folding
+from flowers17_tfdata.models import backbones
 
 # What Keras leaves out of a .keras file (a zip), in a member that it ignores.
 _EXTRAS = "flowers17_tfdata.json"
@@ -58,8 +58,6 @@ def build_classifier(
         image_size,
         config.weights,
     )
-    if not config.trains_batch_norm:
-        backbone = folding.fold_batch_norm(backbone)
     # Again: how much randomness a backbone took must not change the head's.
     keras.utils.set_random_seed(seed + 1)
     inputs = keras.Input((image_size, image_size, 3), name="image")

@@ -66,6 +66,29 @@ def fold_batch_norm(
     return folded
 
 
+def merged_scales(
+    model: keras.Model, *, frozen_only: bool = False
+) -> dict[str, np.ndarray]:
+    """Returns what `fold_batch_norm` multiplies kernels by.
+
+    Args:
+      model: functional; its own layers are looked at, not nested models.
+      frozen_only: as for `fold_batch_norm`.
+
+    Returns:
+      By the convolution's name `gamma / sqrt(moving_variance + epsilon)`,
+      float64, in the shape of the kernel's last axes (a depthwise kernel's last
+      two, else the last one).
+    """
+    operations = {operation.name: operation for operation in model.operations}
+    folds = _find_folds(operations, model.get_config())
+    return {
+        name: _scale(operations[name], batch_norm)
+        for name, batch_norm in folds.items()
+        if not (frozen_only and batch_norm.trainable)
+    }
+
+
 def is_functional(model: keras.Model) -> bool:
     """Whether `fold_batch_norm` takes the model: not Sequential, say."""
     return _has_graph(model.get_config())
@@ -210,23 +233,31 @@ def _merged_weights(
     In float64: they are rounded once, by their assignment to the variables.
     """
 
-    def value(variable):
-        return keras.ops.convert_to_numpy(variable).astype(np.float64)
-
-    weights = [value(v) for v in convolution.weights]
+    weights = [_value(v) for v in convolution.weights]
     bias = weights.pop() if convolution.use_bias else 0.0
-    scale = 1 / np.sqrt(value(batch_norm.moving_variance) + batch_norm.epsilon)
-    if batch_norm.scale:
-        scale = scale * value(batch_norm.gamma)
-    bias = (bias - value(batch_norm.moving_mean)) * scale
+    scale = _scale(convolution, batch_norm)
+    bias = (bias - _value(batch_norm.moving_mean)) * scale.reshape(-1)
     if batch_norm.center:
-        bias = bias + value(batch_norm.beta)
+        bias = bias + _value(batch_norm.beta)
+    # The output channel is the last axis, in groups too. A separable
+    # convolution's last kernel is its pointwise one.
+    weights[-1] = weights[-1] * scale
+    return [*weights, bias]
+
+
+def _scale(
+    convolution: keras.layers.Layer,
+    batch_norm: keras.layers.BatchNormalization,
+) -> np.ndarray:
+    scale = 1 / np.sqrt(_value(batch_norm.moving_variance) + batch_norm.epsilon)
+    if batch_norm.scale:
+        scale = scale * _value(batch_norm.gamma)
     if isinstance(convolution, keras.layers.DepthwiseConv2D):
         # [height, width, inputs, multiplier]; output channels are numbered
         # input * multiplier + m.
-        weights[-1] = weights[-1] * scale.reshape(weights[-1].shape[2:])
-    else:
-        # The output channel is the last axis, in groups too. A separable
-        # convolution's last kernel is its pointwise one.
-        weights[-1] = weights[-1] * scale
-    return [*weights, bias]
+        return scale.reshape(convolution.kernel.shape[2:])
+    return scale
+
+
+def _value(variable: keras.Variable) -> np.ndarray:
+    return keras.ops.convert_to_numpy(variable).astype(np.float64)

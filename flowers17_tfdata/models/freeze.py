@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 
 import keras
+import numpy as np
 
 from flowers17_tfdata.errors import ConfigError
 from flowers17_tfdata.models import batch_norm
@@ -55,7 +57,11 @@ def unfreeze_from(
             layer.trainable = False
 
 
-def learning_rate_scales(model: keras.Model, lowest: float) -> list[float]:
+def learning_rate_scales(
+    model: keras.Model,
+    lowest: float,
+    channel_scales: Mapping[str, np.ndarray],
+) -> list[np.ndarray]:
     """Returns each trainable variable's share of the learning rate.
 
     Discriminative fine-tuning (J. Howard and S. Ruder, "Universal language
@@ -66,23 +72,27 @@ def learning_rate_scales(model: keras.Model, lowest: float) -> list[float]:
       model: a classifier, its layers frozen or not.
       lowest: of the lowest layer that trains, in (0, 1]. From there the share
         rises geometrically, layer by layer, to 1 in the head.
+      channel_scales: by a backbone layer's name, further shares of its
+        kernel's channels; see `folding.merged_scales`.
 
     Returns:
-      In the order of `model.trainable_variables`.
+      In the order of `model.trainable_variables`: float32, each in a shape that
+      is broadcast to its variable's.
     """
     layers = get_backbone(model).layers
-    position = {
-        id(variable): k
-        for k, layer in enumerate(layers)
-        for variable in layer.trainable_variables
-    }
-    first, last = min(position.values(), default=len(layers)), len(layers)
-    return [
-        lowest ** ((last - position[id(v)]) / (last - first))
-        if id(v) in position
-        else 1.0
-        for v in model.trainable_variables
-    ]
+    trained = [k for k, x in enumerate(layers) if x.trainable_variables]
+    first, last = min(trained, default=len(layers)), len(layers)
+    shares: dict[int, np.ndarray] = {}
+    for k in trained:
+        share = np.float32(lowest ** ((last - k) / (last - first)))
+        layer = layers[k]
+        shares |= {id(v): share for v in layer.trainable_variables}
+        if layer.name in channel_scales:
+            # The last one, before the bias that folding gave it.
+            kernel = layer.trainable_variables[-2]
+            scale = np.abs(channel_scales[layer.name]).astype(np.float32)
+            shares[id(kernel)] = share * scale
+    return [shares.get(id(v), np.float32(1)) for v in model.trainable_variables]
 
 
 def _matching_layers(

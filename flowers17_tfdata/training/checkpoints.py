@@ -20,6 +20,8 @@ from flowers17_tfdata.training.workers import Workers
 # result (or, for the devices, more than its rounding).
 _FREE_TO_CHANGE = {
     "phase",
+    # Whether it is done after the other stages, not how.
+    "refit",
     "workdir",
     "console",
     "model_summary",
@@ -46,10 +48,9 @@ _FREE_TO_CHANGE = {
 # The flags of some stages alone; what they begin with, or all of one.
 _OF_TRANSFER = ("transfer_", "feature_views")
 _OF_FINETUNE = ("finetune_", "unfreeze_from", "init_from")
-_OF_REFIT = ("refit",)
 _OF_OTHER_STAGES = {
-    "transfer": (*_OF_FINETUNE, *_OF_REFIT),
-    "finetune": (*_OF_TRANSFER, *_OF_REFIT),
+    "transfer": _OF_FINETUNE,
+    "finetune": _OF_TRANSFER,
     # It trains as either of them does.
     "refit": (),
 }

@@ -18,7 +18,7 @@ from flowers17_tfdata.models import classifier
 from flowers17_tfdata.training.preemption import StopRequest
 
 # Tried from the strongest on: each optimum is the next one's start.
-DECAYS = (0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001)
+DECAYS = (1.0, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001)
 
 _FOLDS = 5
 

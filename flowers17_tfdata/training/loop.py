@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from flowers17_tfdata import config as config_lib
@@ -92,7 +93,7 @@ class Trainable:
     model: keras.Model
     training_model: keras.Model | None = None
     options_of: str = "finetune"
-    rate_scales: Sequence[float] | None = None
+    rate_scales: Sequence[np.ndarray] | None = None
     steps_per_call: int = 1
     xla_update: bool = False
 

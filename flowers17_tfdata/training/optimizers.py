@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import keras
+import numpy as np
 
 from flowers17_tfdata.config import OptimizationConfig
 
@@ -42,7 +43,7 @@ def make_optimizer(
     config: OptimizationConfig,
     *,
     scale_loss: bool,
-    rate_scales: Sequence[float] | None = None,
+    rate_scales: Sequence[np.ndarray] | None = None,
 ) -> keras.optimizers.Optimizer:
     """Builds `sgd` (with momentum), `adam` or `adamw`.
 
@@ -51,8 +52,9 @@ def make_optimizer(
       learning_rate: by step.
       config: weight decay.
       scale_loss: whether to wrap it for dynamic loss scaling (float16).
-      rate_scales: each variable's share of the learning rate, in their order;
-        None: all of it. Weight decay goes by the whole rate.
+      rate_scales: each variable's share of the learning rate, in their order,
+        broadcast to the variable's shape; None: all of it. Weight decay goes by
+        the whole rate.
     """
     if name == "sgd":
         optimizer = _scaled(keras.optimizers.SGD, rate_scales)(
@@ -73,7 +75,7 @@ def make_optimizer(
 
 def _scaled(
     optimizer_class: type[keras.optimizers.Optimizer],
-    scales: Sequence[float] | None,
+    scales: Sequence[np.ndarray] | None,
 ) -> type[keras.optimizers.Optimizer]:
     """Returns the class with a learning rate for each variable."""
     if scales is None:

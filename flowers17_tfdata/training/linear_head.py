@@ -17,7 +17,7 @@ from flowers17_tfdata.input.feature_cache import Features
 from flowers17_tfdata.models import classifier
 from flowers17_tfdata.training.preemption import StopRequest
 
-# Tried from the strongest on: each optimum is the next one's start.
+# Tried from the strongest on: each optimum is the start of the next fit.
 DECAYS = (1.0, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001)
 
 _FOLDS = 5
@@ -111,18 +111,28 @@ def fit(
 def _cross_validate(
     problem: _Problem, seed: int, stop: StopRequest
 ) -> dict[float, float]:
-    """Returns the mean held-out loss by weight decay, over all folds."""
+    """Returns the mean held-out loss by weight decay, over all folds.
+
+    As far as it falls: weaker decays than the best one take ever longer.
+    """
     held_out = _stratified_folds(problem.labels, seed)
     # A class that all folds but one lack would be held out untrained.
     if len(held_out) < 2:
         return {}
-    totals = dict.fromkeys(DECAYS, 0.0)
-    for fold in held_out:
-        start = None
-        for decay in DECAYS:
-            start = problem.solve(~fold, decay, _ROUGH_TOLERANCE, stop, start).x
-            totals[decay] += problem.loss(start, fold) / len(held_out)
-    return totals
+    losses: dict[float, float] = {}
+    starts: list[np.ndarray | None] = [None] * len(held_out)
+    for decay in DECAYS:
+        total = 0.0
+        for k, fold in enumerate(held_out):
+            solution = problem.solve(
+                ~fold, decay, _ROUGH_TOLERANCE, stop, starts[k]
+            )
+            starts[k] = solution.x
+            total += problem.loss(solution.x, fold)
+        losses[decay] = total / len(held_out)
+        if losses[decay] > min(losses.values()):
+            break
+    return losses
 
 
 def _stratified_folds(labels: np.ndarray, seed: int) -> list[np.ndarray]:

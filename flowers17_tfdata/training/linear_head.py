@@ -119,8 +119,7 @@ def _cross_validate(
     As far as it falls: weaker decays than the best one take ever longer.
     """
     held_out = _stratified_folds(problem.labels, seed)
-    # A class that all folds but one lack would be held out untrained.
-    if len(held_out) < 2:
+    if not held_out:
         return {}
     losses: dict[float, float] = {}
     starts: list[np.ndarray | None] = [None] * len(held_out)
@@ -141,15 +140,22 @@ def _cross_validate(
 def _stratified_folds(labels: np.ndarray, seed: int) -> list[np.ndarray]:
     """Returns masks `[n]` of what each fold holds out, classes in proportion.
 
-    As many folds as the smallest class has examples, but no more than 5.
+    As many folds as the smallest class has examples, but no more than 5. A
+    class with one example doesn't count: it is in all folds, and never held
+    out. No folds, where no class has more.
     """
     counts = np.bincount(labels)
-    num_folds = min(_FOLDS, int(counts[counts > 0].min()))
+    repeated = counts[labels] > 1
+    if not repeated.any():
+        return []
+    num_folds = min(_FOLDS, int(counts[counts > 1].min()))
     order = np.random.default_rng(seed).permutation(len(labels))
     order = order[np.argsort(labels[order], kind="stable")]
     position = np.empty(len(labels), int)
     position[order] = np.arange(len(labels))
-    return [position % num_folds == fold for fold in range(num_folds)]
+    return [
+        (position % num_folds == fold) & repeated for fold in range(num_folds)
+    ]
 
 
 class _Problem:

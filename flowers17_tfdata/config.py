@@ -329,7 +329,7 @@ class OptimizationConfig:
         choices=("none", "balanced"),
     )
     label_smoothing: float = option(
-        0.1, "Label smoothing of the training loss.", at_least=0, at_most=0.9
+        0.0, "Label smoothing of the training loss.", at_least=0, at_most=0.9
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import pathlib
 
@@ -12,12 +13,22 @@ import pytest
 import tensorflow as tf
 
 from flowers17_tfdata import cli, stage_data
-from flowers17_tfdata.config import RuntimeConfig
+from flowers17_tfdata.config import (
+    ModelConfig,
+    OptimizationConfig,
+    RuntimeConfig,
+)
 from flowers17_tfdata.input import examples, input_pipeline
-from flowers17_tfdata.models import batch_norm, classifier
+from flowers17_tfdata.models import (
+    batch_norm,
+    classifier,
+    folding,
+    freeze,
+    saved_models,
+)
 from flowers17_tfdata.models.backbones import build_backbone
 from flowers17_tfdata.results import metrics
-from flowers17_tfdata.training import loop, strategy
+from flowers17_tfdata.training import loop, optimizers, strategy
 
 
 @pytest.fixture
@@ -50,6 +61,9 @@ def run(tmp_path, data_dir, dummy_archive, tiny_backbone, weights, capsys):
                 f"--weights={weights}",
                 "--image_size=32",
                 "--head_units=16",
+                "--feature_views=1",
+                "--transfer_optimizer=adamw",
+                "--label_smoothing=0.1",
                 "--global_batch_size=64",
                 "--transfer_epochs=3",
                 "--finetune_epochs=1",
@@ -74,37 +88,43 @@ def _assert_equal(path_a, path_b, **tolerance) -> None:
 
 
 def test_features_are_computed_once_and_kept(run, tmp_path):
-    out = run("a", "--phase=transfer", "--feature_views=2")
-    (file,) = (tmp_path / "a" / "features").iterdir()
-    assert f"features of 2 view(s) saved to {file}" in out
-    with np.load(file) as arrays:
-        assert arrays["train"].shape == (2, 800, 16)
-        assert arrays["validation"].shape == (1, 260, 16)
-        # The second view is augmented.
-        assert not np.allclose(arrays["train"][0], arrays["train"][1])
+    out = run("a", "--phase=transfer", "--feature_views=3")
+    files = {}
+    for file in (tmp_path / "a" / "features").iterdir():
+        with np.load(file) as arrays:
+            files[arrays["values"].shape] = file, arrays["values"]
+    assert set(files) == {(3, 800, 16), (1, 260, 16)}
+    file, train = files[3, 800, 16]
+    assert f"features of train, 3 view(s), saved to {file}" in out
+    # The second view is mirrored, the third one random.
+    assert not np.allclose(train[0], train[1])
+    assert not np.allclose(train[1], train[2])
 
     (tmp_path / "b").mkdir()
     (tmp_path / "a" / "features").rename(tmp_path / "b" / "features")
-    out = run("b", "--phase=transfer", "--feature_views=2")
+    out = run("b", "--phase=transfer", "--feature_views=3")
     kept = tmp_path / "b" / "features" / file.name
-    assert f"features of 2 view(s) from {kept}" in out
+    assert f"features of train, 3 view(s), from {kept}" in out
     _assert_equal(
         tmp_path / "a" / "model_transfer.keras",
         tmp_path / "b" / "model_transfer.keras",
         rtol=0,
     )
 
-    out = run("c", "--phase=transfer", "--feature_views=2", "--rotation=5")
-    (other,) = (tmp_path / "c" / "features").iterdir()
-    assert other.name != file.name
+    run("c", "--phase=transfer", "--feature_views=3", "--rotation=5")
+    names = [path.name for path in (tmp_path / "c" / "features").iterdir()]
+    assert len(names) == 2
+    assert file.name not in names
 
 
-@pytest.mark.parametrize("head_units", [0, 16])
+@pytest.mark.parametrize(
+    ("head_units", "optimizer"), [(0, "lbfgs"), (0, "adamw"), (16, "adamw")]
+)
 def test_the_saved_model_takes_images_as_its_head_took_features(
-    run, tmp_path, head_units
+    run, tmp_path, head_units, optimizer
 ):
-    flags = ["--feature_views=1", "--batch_norm_statistics=train"]
-    flags += ["--transfer_learning_rate=1e-2"]
+    flags = [f"--transfer_optimizer={optimizer}"]
+    flags += ["--transfer_learning_rate=1e-2", "--transfer_epochs=9"]
     run("a", "--phase=transfer", f"--head_units={head_units}", *flags)
     epochs = metrics.read_metrics(tmp_path / "a" / "metrics.jsonl")
     best = max(
@@ -118,28 +138,17 @@ def test_the_saved_model_takes_images_as_its_head_took_features(
     assert evaluation["loss"] == pytest.approx(best["validation_loss"], 1e-4)
 
 
-def test_batch_norm_is_measured_on_train_before_it_is_folded(
-    run, tmp_path, tiny_backbone, weights
-):
-    flags = ["--phase=transfer", "--transfer_epochs=1"]
-    run("own", *flags)
-    run("train", *flags, "--batch_norm_statistics=train")
-    run("bare", *flags, "--batch_norm_statistics=train", "--nofold_batch_norm")
-    features = {}
-    for name in ("own", "train", "bare"):
-        (file,) = (tmp_path / name / "features").iterdir()
-        features[name] = np.load(file)["train"]
-    assert not np.allclose(features["own"], features["train"], rtol=0.1)
-    np.testing.assert_allclose(
-        features["train"], features["bare"], rtol=1e-3, atol=1e-5
-    )
-    bare = keras.models.load_model(tmp_path / "bare" / "model_transfer.keras")
-    pretrained = build_backbone(tiny_backbone, 32, str(weights))
-    for own in batch_norm.batch_norm_layers(pretrained):
-        layer = classifier.get_backbone(bare).get_layer(own.name)
-        np.testing.assert_array_equal(layer.gamma, own.gamma)
-        np.testing.assert_array_equal(layer.beta, own.beta)
-        assert not np.allclose(layer.moving_mean, own.moving_mean, rtol=0.1)
+def test_a_solved_head_leaves_one_line_and_is_not_solved_again(run, tmp_path):
+    flags = ["--transfer_optimizer=lbfgs", "--head_units=0"]
+    out = run("a", "--phase=transfer", *flags)
+    assert "transfer: the head's optimum in " in out
+    (line,) = metrics.read_metrics(tmp_path / "a" / "metrics.jsonl")
+    assert (line["phase"], line["epoch"]) == ("transfer", 1)
+    assert line["validation_accuracy"] > 0.3
+    assert "transfer: already done" in run("a", "--phase=transfer", *flags)
+    # It has no checkpoint, but its flags are held to all the same.
+    with pytest.raises(AssertionError, match=r"--feature_views: .* got 2"):
+        run("a", "--phase=transfer", *flags, "--feature_views=2")
 
 
 class _Killed(Exception):
@@ -180,23 +189,30 @@ def test_killed_transfer_resumes_exactly(check_resumes):
 def test_killed_training_of_batch_norm_resumes_exactly(
     run, tmp_path, check_resumes
 ):
-    flags = ["--train_batch_norm", "--color_jitter=0.3", "--ema_decay=0.9"]
-    run("from", *flags, "--phase=transfer")
-    flags += [f"--init_from={tmp_path / 'from' / 'model_transfer.keras'}"]
-    check_resumes("finetune", *flags, "--finetune_epochs=3")
+    run("from", "--weights=none", "--phase=transfer")
+    flags = [f"--init_from={tmp_path / 'from' / 'model_transfer.keras'}"]
+    check_resumes("finetune", *flags, "--weights=none", "--finetune_epochs=3")
 
 
-@pytest.mark.parametrize(("epochs", "runs"), [(3, 1), (2, 2)])
-def test_killed_refit_resumes_exactly(
-    run, tmp_path, check_resumes, epochs, runs
-):
-    flags = ["--train_batch_norm", "--ema_decay=0.9"]
-    flags += [f"--refit_epochs={epochs}", f"--refit_runs={runs}"]
-    run("from", *flags, "--phase=transfer")
-    flags += [f"--init_from={tmp_path / 'from' / 'model_transfer.keras'}"]
-    check_resumes("refit", *flags)
+@pytest.fixture
+def finetune_is_kept(monkeypatch):
+    """Lets refit do as fine-tuning did, whatever that was worth."""
+    kept_stage = saved_models.kept_stage
+
+    def kept(workdir, *, before_refit=False):
+        return "finetune" if before_refit else kept_stage(workdir)
+
+    monkeypatch.setattr(saved_models, "kept_stage", kept)
 
 
+@pytest.mark.usefixtures("finetune_is_kept")
+def test_killed_refit_resumes_exactly(run, tmp_path, check_resumes):
+    run("from", "--phase=transfer")
+    flags = [f"--init_from={tmp_path / 'from' / 'model_transfer.keras'}"]
+    check_resumes("refit", *flags, "--refit", "--finetune_epochs=3")
+
+
+@pytest.mark.usefixtures("finetune_is_kept")
 def test_refit_trains_on_validation_too(run, tmp_path, monkeypatch, capsys):
     seen = {}
     make = input_pipeline.make_train_dataset
@@ -206,8 +222,8 @@ def test_refit_trains_on_validation_too(run, tmp_path, monkeypatch, capsys):
         return make(examples, *args, **kwargs)
 
     monkeypatch.setattr(input_pipeline, "make_train_dataset", watched)
-    out = run("a", "--refit_epochs=2", "--validate_every=2", "--phase=train")
-    assert "refit: 2 epochs on train and validation; " in out
+    out = run("a", "--refit", "--finetune_epochs=2", "--phase=train")
+    assert "refit: trained on train and validation; " in out
     workdir = tmp_path / "a"
     with open(workdir / "splits.csv", encoding="utf-8") as file:
         splits = {row["file"]: row["split"] for row in csv.DictReader(file)}
@@ -239,17 +255,22 @@ def test_refit_trains_on_validation_too(run, tmp_path, monkeypatch, capsys):
         run("a", *flags)
     run("a", *flags, f"--model={workdir / 'model_finetune.keras'}")
     evaluation = metrics.read_json(workdir / "evaluation.json")
-    (validated,) = (x for x in lines if x["phase"] == "finetune")
-    assert evaluation["accuracy"] == validated["validation_accuracy"]
+    accuracies = (
+        x["validation_accuracy"] for x in lines if x["phase"] == "finetune"
+    )
+    assert evaluation["accuracy"] == max(accuracies)
 
 
+@pytest.mark.usefixtures("finetune_is_kept")
 def test_refit_trains_as_fine_tuning_does(run, tmp_path, monkeypatch):
     """On the same images it comes to the same."""
     monkeypatch.setattr(stage_data, "_trained_splits", lambda stage: ("train",))
+    # The best epoch is the last one.
+    monkeypatch.setattr(loop, "evaluate", _ever_better())
     run(
         "a",
         "--phase=train",
-        *("--refit_epochs=2", "--finetune_epochs=2", "--train_batch_norm"),
+        *("--refit", "--finetune_epochs=2"),
         *("--finetune_lowest_rate=0.1", "--finetune_learning_rate=2e-3"),
     )
     _assert_equal(
@@ -259,66 +280,101 @@ def test_refit_trains_as_fine_tuning_does(run, tmp_path, monkeypatch):
     )
 
 
+def _ever_better():
+    """A validation that finds each epoch better than the one before."""
+    accuracies = itertools.count(1)
+
+    def evaluate(eval_step, batches):
+        del eval_step, batches
+        return {"accuracy": next(accuracies) / 1000, "loss": 1.0}
+
+    return evaluate
+
+
 def test_refit_goes_with_the_flags_of_the_fine_tuning(run, tmp_path):
     for phase in ("transfer", "finetune"):
         run("a", f"--phase={phase}")
     with pytest.raises(AssertionError, match="--finetune_learning_rate"):
-        run(
-            "a",
-            *("--phase=refit", "--refit_epochs=1"),
-            "--finetune_learning_rate=0.1",
-        )
-    with pytest.raises(AssertionError, match="--refit_epochs must be at least"):
-        run("a", "--phase=refit")
-    # Of fine-tuning nothing changes by how long it is refitted.
-    assert "already done" in run("a", "--phase=finetune", "--refit_epochs=3")
-    run("a", "--phase=refit", "--refit_epochs=1")
+        run("a", "--phase=refit", "--finetune_learning_rate=0.1")
+    # Whether there is a refit changes nothing of fine-tuning.
+    assert "already done" in run("a", "--phase=finetune", "--refit")
+    run("a", "--phase=refit")
     assert (tmp_path / "a" / "model_refit.keras").exists()
 
 
-def test_folded_training_is_equal_before_and_plain_after(run, tmp_path):
-    run("folded", "--phase=transfer")
-    run("unfolded", "--phase=transfer", "--nofold_batch_norm")
+def test_frozen_batch_norm_is_folded_by_fine_tuning(run, tmp_path):
+    run("a", "--phase=transfer")
+    run("a", "--phase=finetune", "--unfreeze_from=block2")
+    transfer, tuned = (
+        keras.models.load_model(tmp_path / "a" / f"model_{name}.keras")
+        for name in ("transfer", "finetune")
+    )
+    assert len(batch_norm.batch_norm_layers(transfer)) == 2
+    assert not batch_norm.batch_norm_layers(tuned)
+    folded = folding.fold_batch_norm(transfer)
     images = np.random.default_rng(0).uniform(-1, 1, [4, 32, 32, 3])
-    folded, unfolded = (
-        keras.models.load_model(tmp_path / name / "model_transfer.keras")
-        for name in ("folded", "unfolded")
-    )
-    assert batch_norm.batch_norm_layers(unfolded)
     np.testing.assert_allclose(
-        folded(images), unfolded(images), rtol=1e-3, atol=1e-4
+        folded(images), transfer(images), rtol=1e-3, atol=1e-4
     )
+    for name, changes in (("block1_conv", False), ("block2_conv", True)):
+        before, after = (
+            classifier.get_backbone(m).get_layer(name).get_weights()
+            for m in (folded, tuned)
+        )
+        for a, b in zip(before, after, strict=True):
+            assert changes != np.array_equal(a, b)
 
-    run("folded", "--phase=finetune", "--unfreeze_from=block2")
-    tuned = keras.models.load_model(tmp_path / "folded/model_finetune.keras")
-    for model in (folded, tuned):
-        assert not batch_norm.batch_norm_layers(model)
-    before, after = (
-        classifier.get_backbone(m).get_layer("block2_conv").get_weights()
-        for m in (folded, tuned)
-    )
-    for a, b in zip(before, after, strict=True):
-        assert not np.array_equal(a, b)
-    frozen = [
-        classifier.get_backbone(m).get_layer("block1_conv").get_weights()
-        for m in (folded, tuned)
-    ]
-    for a, b in zip(*frozen, strict=True):
-        np.testing.assert_array_equal(a, b)
 
-    # An unfolded model is folded where it is loaded.
-    run(
-        "unfolded_first",
-        "--phase=finetune",
-        f"--init_from={tmp_path / 'unfolded' / 'model_transfer.keras'}",
-    )
-    model = keras.models.load_model(
-        tmp_path / "unfolded_first" / "model_finetune.keras"
-    )
-    assert not batch_norm.batch_norm_layers(model)
-    out = run("unfolded", "--phase=evaluate")
-    same = run("unfolded", "--phase=evaluate", "--nofold_batch_norm")
-    assert out.splitlines()[-1] == same.splitlines()[-1]
+def test_folded_kernels_take_the_steps_of_unfolded_ones(tiny_backbone, weights):
+    """Adam's steps have one size: folded, they go by the channel's scale."""
+    config = ModelConfig(backbone=tiny_backbone, weights=str(weights))
+    images = np.random.default_rng(0).uniform(-1, 1, [8, 32, 32, 3])
+    images = images.astype(np.float32)
+    targets = np.random.default_rng(1).normal(size=[8, 16])
+
+    def features_after_training(folds, scales_rates):
+        model = classifier.build_classifier(
+            config, image_size=32, num_classes=17, seed=0
+        )
+        backbone = classifier.get_backbone(model)
+        freeze.unfreeze_from(backbone, "all", 32, keep_batch_norm=True)
+        scales = folding.merged_scales(backbone) if scales_rates else {}
+        if folds:
+            model = folding.fold_batch_norm(model)
+            backbone = classifier.get_backbone(model)
+        rates = freeze.learning_rate_scales(model, 0.5, scales)
+        kernels = [
+            (variable, rate)
+            for variable, rate in zip(
+                model.trainable_variables, rates, strict=True
+            )
+            if variable.path.endswith("conv/kernel")
+        ]
+        assert len(kernels) == 2
+        variables, rates = zip(*kernels, strict=True)
+        optimizer = optimizers.make_optimizer(
+            "adam",
+            optimizers.learning_rate_schedule(
+                OptimizationConfig(schedule="constant"), 1e-2, 1, 10
+            ),
+            OptimizationConfig(),
+            scale_loss=False,
+            rate_scales=rates,
+        )
+        extractor = classifier.get_feature_extractor(model)
+        for _ in range(5):
+            with tf.GradientTape() as tape:
+                error = extractor([images], training=True) - targets
+                loss = tf.reduce_mean(tf.square(error))
+            gradients = tape.gradient(loss, [v.value for v in variables])
+            optimizer.apply(gradients, list(variables))
+        return extractor([images]).numpy()
+
+    unfolded = features_after_training(folds=False, scales_rates=False)
+    folded = features_after_training(folds=True, scales_rates=True)
+    as_they_come = features_after_training(folds=True, scales_rates=False)
+    np.testing.assert_allclose(folded, unfolded, rtol=1e-2, atol=1e-3)
+    assert np.abs(as_they_come - unfolded).max() > 0.02
 
 
 def test_trained_batch_norm_is_folded_in_the_end(run, tmp_path):
@@ -335,96 +391,6 @@ def test_trained_batch_norm_is_folded_in_the_end(run, tmp_path):
     lines = metrics.read_metrics(tmp_path / "random" / "metrics.jsonl")
     assert evaluation["accuracy"] == pytest.approx(
         lines[-1]["validation_accuracy"]
-    )
-
-
-def test_train_batch_norm_trains_what_is_unfrozen(run, tmp_path, weights):
-    """And is saved with statistics of train, folded; transfer keeps it."""
-    flags = ["--train_batch_norm", "--unfreeze_from=block2"]
-    flags += ["--nofold_batch_norm", "--finetune_learning_rate=0.01"]
-    flags += ["--feature_views=1"]
-    run("kept", "--feature_views=1", "--phase=transfer")
-    run("trained", *flags, "--phase=transfer")
-    images = np.random.default_rng(0).uniform(-1, 1, [4, 32, 32, 3])
-    kept, transfer = (
-        keras.models.load_model(tmp_path / name / "model_transfer.keras")
-        for name in ("kept", "trained")
-    )
-    assert len(batch_norm.batch_norm_layers(transfer)) == 2
-    np.testing.assert_allclose(
-        kept(images), transfer(images), rtol=1e-3, atol=1e-4
-    )
-
-    run("trained", *flags, "--phase=finetune")
-    tuned = keras.models.load_model(tmp_path / "trained/model_finetune.keras")
-    for layer, changes in (("block1_bn", False), ("block2_bn", True)):
-        before, after = (
-            classifier.get_backbone(m).get_layer(layer).get_weights()
-            for m in (transfer, tuned)
-        )
-        for a, b in zip(before, after, strict=True):
-            assert changes != np.array_equal(a, b)
-
-
-@pytest.mark.parametrize(("size", "warns"), [(8, True), (16, False)])
-def test_train_batch_norm_warns_of_small_batches(run, size, warns):
-    flags = ["--train_batch_norm", "--feature_views=1", "--head_units=0"]
-    flags += [f"--global_batch_size={size}", "--transfer_epochs=1"]
-    run("a", *flags, "--phase=transfer")
-    out = run("a", *flags, "--phase=finetune")
-    assert (f"normalizes each replica's {size} images" in out) is warns
-
-
-def test_train_batch_norm_validates_what_it_saves(run, tmp_path):
-    flags = ["--train_batch_norm", "--finetune_epochs=2", "--ema_decay=0.9"]
-    for stage in ("transfer", "finetune"):
-        run("a", *flags, "--feature_views=1", f"--phase={stage}")
-        run("a", "--phase=evaluate", "--split=validation")
-        evaluation = metrics.read_json(tmp_path / "a" / "evaluation.json")
-        lines = metrics.read_metrics(tmp_path / "a" / "metrics.jsonl")
-        losses = [x["validation_loss"] for x in lines if x["phase"] == stage]
-        assert pytest.approx(evaluation["loss"], 1e-3) in losses
-    tuned = keras.models.load_model(tmp_path / "a" / "model_finetune.keras")
-    assert not batch_norm.batch_norm_layers(tuned)
-
-
-@pytest.mark.parametrize(
-    ("transfer_flags", "flags", "reason"),
-    [
-        ([], [], "where its training folded it"),
-        (
-            ["--nofold_batch_norm"],
-            ["--unfreeze_from=block2_relu"],
-            "all of it is below --unfreeze_from",
-        ),
-    ],
-)
-def test_train_batch_norm_without_any_is_refused(
-    run, tmp_path, capsys, transfer_flags, flags, reason
-):
-    run("from", *transfer_flags, "--phase=transfer")
-    model = tmp_path / "from" / "model_transfer.keras"
-    flags = [*flags, "--train_batch_norm", f"--init_from={model}"]
-    with pytest.raises(AssertionError) as error:
-        run("to", *flags, "--phase=finetune")
-    assert "--train_batch_norm finds none to train: " in str(error.value)
-    assert reason in str(error.value)
-
-
-def test_steps_per_call_changes_nothing(run, tmp_path):
-    for steps in (1, 5):
-        run(
-            f"steps{steps}",
-            "--phase=transfer",
-            "--feature_views=0",
-            "--transfer_epochs=1",
-            f"--steps_per_call={steps}",
-        )
-    _assert_equal(
-        tmp_path / "steps1" / "model_transfer.keras",
-        tmp_path / "steps5" / "model_transfer.keras",
-        rtol=1e-5,
-        atol=1e-6,
     )
 
 
@@ -467,11 +433,13 @@ def test_augmenting_on_the_device_trains_the_same(run, tmp_path):
     assert distance(device) < distance(other) / 4
 
 
-def test_a_clean_view_does_not_depend_on_the_augmentation(run, tmp_path):
-    run("a", "--phase=transfer")
-    (file,) = (tmp_path / "a" / "features").iterdir()
-    run("b", "--phase=transfer", "--rotation=5", "--seed=1")
-    assert (tmp_path / "b" / "features" / file.name).exists()
+def test_fixed_views_do_not_depend_on_the_augmentation(run, tmp_path):
+    run("a", "--phase=transfer", "--feature_views=2")
+    names = {path.name for path in (tmp_path / "a" / "features").iterdir()}
+    flags = ["--feature_views=2", "--rotation=5", "--seed=1"]
+    run("b", "--phase=transfer", *flags)
+    again = {path.name for path in (tmp_path / "b" / "features").iterdir()}
+    assert again == names
 
 
 def test_resumption_keeps_what_auto_chose(run, monkeypatch):

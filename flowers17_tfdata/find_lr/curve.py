@@ -15,11 +15,10 @@ import numpy as np
 
 # Of the exponential moving average; fastai's.
 _SMOOTHING = 0.98
-# The test is over when the smoothed loss is so many times its minimum, not
-# counting the first steps: a solved head starts near 0, and one hard batch is
-# many times that.
+# The test is over when the smoothed loss is so many times its minimum, which
+# counts as this many nats at least: a solved head starts near 0, and one hard batch is many times that.
 _DIVERGED = 4.0
-_SETTLING_STEPS = 10
+_LEAST_MINIMUM = 0.5
 # Not looked at, as fastai does not: the first tenth of the steps, where the
 # average is of few losses, and the last ones, which diverge.
 _SKIPPED_FIRST = 0.1
@@ -57,8 +56,8 @@ class Curve:
         self._average += (1 - _SMOOTHING) * (loss - self._average)
         weight = 1 - _SMOOTHING ** len(self.losses)
         self.smoothed.append(self._average / weight)
-        settled = self.smoothed[_SETTLING_STEPS:]
-        if settled and settled[-1] > _DIVERGED * min(settled):
+        minimum = max(min(self.smoothed), _LEAST_MINIMUM)
+        if self.smoothed[-1] > _DIVERGED * minimum:
             self.ended = "diverged"
 
 

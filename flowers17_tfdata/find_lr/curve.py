@@ -16,7 +16,8 @@ import numpy as np
 # Of the exponential moving average; fastai's.
 _SMOOTHING = 0.98
 # The test is over when the smoothed loss is so many times its minimum, which
-# counts as this many nats at least: a solved head starts near 0, and one hard batch is many times that.
+# counts as this many nats at least: a solved head starts near 0, and one hard
+# batch is many times that.
 _DIVERGED = 4.0
 _LEAST_MINIMUM = 0.5
 # Not looked at, as fastai does not: the first tenth of the steps, where the

@@ -82,10 +82,7 @@ def make_smooth_examples(num_examples: int, seed: int = 0) -> Examples:
 
 
 def encode_images(
-    encoded: list[bytes],
-    image_size: int,
-    ratio: int = 1,
-    decoded_image_size: int = 0,
+    encoded: list[bytes], image_size: int, ratio: int = 1
 ) -> EncodedImages:
     """Puts encoded images into the store that decodes them when read."""
     return EncodedImages(
@@ -93,7 +90,6 @@ def encode_images(
         np.cumsum([len(data) for data in encoded]),
         np.full(len(encoded), ratio),
         image_size,
-        decoded_image_size or image_size,
     )
 
 

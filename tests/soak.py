@@ -35,6 +35,7 @@ _FLAGS = (
     "--weights=none",
     "--image_size=32",
     "--global_batch_size=32",
+    "--transfer_optimizer=adamw",
     "--feature_views=0",
     "--transfer_epochs=4",
     "--finetune_optimizer=adamw",

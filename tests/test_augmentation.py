@@ -1,4 +1,4 @@
-"""The affine layer: literal pixels, reproducible draws, the stock stack."""
+"""The affine layer: literal pixels, reproducible draws, views."""
 
 from __future__ import annotations
 
@@ -93,12 +93,9 @@ def test_draws_fill_the_ranges_and_no_more():
     assert 0.45 < flipped < 0.55
 
 
-def _make_augment(name, num_examples):
+def _make_augment(num_examples):
     """Returns `augment(images, seed, epoch, indices)`."""
-    config = InputConfig(augmentation=name)
-    if name == "keras":
-        return augmentation.KerasStack(config)
-    layer = augmentation.make_affine(config)
+    layer = augmentation.make_affine(InputConfig())
 
     def augment(images, seed, epoch, indices):
         height, width = images.shape[1:3]
@@ -108,9 +105,8 @@ def _make_augment(name, num_examples):
     return augment
 
 
-@pytest.mark.parametrize("name", ["affine", "keras"])
-def test_reproducible_in_a_parallel_map_and_equal_to_eager(name):
-    augment = _make_augment(name, 24)
+def test_reproducible_in_a_parallel_map_and_equal_to_eager():
+    augment = _make_augment(24)
     rng = np.random.default_rng(0)
     images = tf.constant(rng.integers(0, 256, [6, 4, 16, 16, 3], np.uint8))
     indices = tf.reshape(tf.range(24, dtype=tf.int64), [6, 4])
@@ -141,12 +137,10 @@ def test_float32_under_mixed_precision():
     keras.config.set_dtype_policy("mixed_bfloat16")
     images = tf.fill([1, 8, 8, 3], tf.constant(129, tf.uint8))
     index = tf.constant([0], tf.int64)
-    for name in ("affine", "keras"):
-        augment = _make_augment(name, 1)
-        result = augment(images, 0, tf.constant(0, tf.int64), index)
-        assert result.dtype == tf.float32
-        # bfloat16 has 8 bits of mantissa: 129 would become 128 or 130.
-        np.testing.assert_allclose(result, 129.0, atol=1e-3)
+    result = _make_augment(1)(images, 0, tf.constant(0, tf.int64), index)
+    assert result.dtype == tf.float32
+    # bfloat16 has 8 bits of mantissa: 129 would become 128 or 130.
+    np.testing.assert_allclose(result, 129.0, atol=1e-3)
 
 
 def test_config_round_trip():
@@ -197,65 +191,6 @@ def test_crops_leave_the_other_draws_as_they_are():
     assert np.all(np.abs(crops - again).max(axis=1) > 0)
 
 
-def _factors(jitter, num_examples):
-    """Brightness, contrast and saturation, solved for."""
-    rows = augmentation.draw_colours(
-        1, tf.constant(2, tf.int64), num_examples, jitter
-    ).numpy()
-    matrix = rows.reshape(-1, 3, 4)
-    # Grey stays grey, by brightness and contrast; their product is the sum of
-    # a row of the matrix.
-    both = matrix[:, 0, :3].sum(axis=1)
-    brightness = both + matrix[:, 0, 3] / 127.5
-    # The difference of two rows is of colour alone.
-    saturation = (matrix[:, 0, 0] - matrix[:, 1, 0]) / both
-    return brightness, both / brightness, saturation
-
-
-def test_colour_factors_are_independent_within_their_range():
-    factors = np.stack(_factors(0.4, 2000))
-    assert 0.6 <= factors.min() < 0.61 and 1.39 < factors.max() <= 1.4
-    np.testing.assert_allclose(np.corrcoef(factors), np.eye(3), atol=0.1)
-    for quantile in (0.25, 0.5, 0.75):
-        np.testing.assert_allclose(
-            np.quantile(factors, quantile, axis=1),
-            0.6 + 0.8 * quantile,
-            atol=0.05,
-        )
-
-
-def _changed(pixel, brightness=1.0, contrast=1.0, saturation=1.0):
-    def rows(*args, **kwargs):
-        factors = np.array([brightness, contrast, saturation], np.float32)
-        # What a draw of factors in [0, 2] comes from.
-        return tf.reshape(tf.constant(factors / 2), [1, 3, 1, 1])
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tf.random, "stateless_uniform", rows)
-        drawn = augmentation.draw_colours(0, 0, 1, 1.0)
-    colours = tf.concat([tf.zeros([1, 8]), drawn], axis=1)
-    image = tf.constant(pixel, tf.float32)[None, None, None]
-    return augmentation.change_colours(image, colours).numpy().ravel()
-
-
-def test_colours_of_literal_pixels():
-    pixel = [200.0, 100.0, 50.0]
-    luma = 0.299 * 200 + 0.587 * 100 + 0.114 * 50
-    np.testing.assert_allclose(_changed(pixel), pixel, rtol=1e-5)
-    np.testing.assert_allclose(
-        _changed(pixel, brightness=0.5), [100, 50, 25], rtol=1e-5
-    )
-    np.testing.assert_allclose(
-        _changed(pixel, brightness=1.5), [255, 150, 75], rtol=1e-5
-    )
-    np.testing.assert_allclose(
-        _changed(pixel, saturation=0), [luma] * 3, rtol=1e-5
-    )
-    np.testing.assert_allclose(
-        _changed(pixel, contrast=0.5), [163.75, 113.75, 88.75], rtol=1e-5
-    )
-
-
 def test_before_resize_shows_the_points_between():
     row = np.arange(6, dtype=np.float32).reshape(1, 1, 6, 1)
     image = np.repeat(row, 6, axis=1)
@@ -268,3 +203,53 @@ def test_before_resize_shows_the_points_between():
     transforms = augmentation.before_resize(mirrored, 2.0)
     reduced = augmentation.RandomAffine()(image, transforms)[0, :3, :3, 0]
     np.testing.assert_allclose(reduced, [[4.5, 2.5, 0.5]] * 3, atol=1e-5)
+
+
+@pytest.mark.parametrize("train_scale", [1.0, 0.5])
+def test_views_of_a_split_are_the_image_its_mirror_and_random_ones(train_scale):
+    config = InputConfig(image_size=8, train_scale=train_scale)
+    images = np.random.default_rng(0).uniform(0, 255, [3, 8, 8, 1])
+    images = images.astype(np.float32)
+    assert augmentation.view_transforms(config, 1, 0, 3) is None
+    size = config.train_image_size
+    mirrored = augmentation.RandomAffine()(
+        images, augmentation.view_transforms(config, 1, 1, 3)
+    )[:, :size, :size]
+    expected = images[:, :, ::-1]
+    if size < 8:
+        # The mean of two by two pixels.
+        expected = expected.reshape(3, 4, 2, 4, 2, 1).mean(axis=(2, 4))
+    np.testing.assert_allclose(mirrored, expected, atol=1e-3)
+    rows = augmentation.view_transforms(config, 1, 2, 3).numpy()
+    again = augmentation.view_transforms(config, 1, 2, 3).numpy()
+    np.testing.assert_array_equal(rows, again)
+    for other in (
+        augmentation.view_transforms(config, 1, 3, 3).numpy(),
+        augmentation.view_transforms(config, 2, 2, 3).numpy(),
+        np.roll(rows, 1, axis=0),
+    ):
+        assert np.all(np.abs(rows - other).max(axis=1) > 0)
+
+
+def test_what_must_not_be_mirrored_has_no_such_view():
+    config = InputConfig(image_size=8, horizontal_flip=False)
+    assert augmentation.num_fixed_views(config) == 1
+    for view in (1, 2, 3):
+        rows = augmentation.view_transforms(config, 0, view, 50).numpy()
+        assert np.all(np.linalg.det(rows[:, [[0, 1], [3, 4]]]) > 0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "wanted", "expected"),
+    [
+        ({}, 5, 5),
+        ({"augmentation": "none"}, 5, 2),
+        ({"augmentation": "none"}, 1, 1),
+        ({"augmentation": "none", "horizontal_flip": False}, 2, 1),
+    ],
+)
+def test_without_augmentation_there_are_no_random_views(
+    changes, wanted, expected
+):
+    config = InputConfig(**changes)
+    assert augmentation.num_views(config, wanted) == expected

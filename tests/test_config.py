@@ -45,11 +45,9 @@ ROOT = pathlib.Path(__file__).parents[1]
         ("--augment_on=gpu", "--augment_on must be one of auto, host, device"),
         ("--feature_views=-1", "--feature_views must be at least 0; got -1"),
         ("--xla=maybe", "--xla must be one of auto, on, off; got 'maybe'"),
-        ("--steps_per_call=-1", "--steps_per_call must be at least 0"),
-        ("--input_threads=300", "--input_threads must be at most 256; got 300"),
-        ("--intra_op_threads=-2", "--intra_op_threads must be at least 0"),
-        ("--inter_op_threads=x", "--inter_op_threads"),
-        ("--benchmark_runs=0", "--benchmark_runs must be at least 1; got 0"),
+        ("--head_units=8", "--head_units must be 0 for --transfer_optimizer"),
+        ("--feature_views=0", "--feature_views must be at least 1 for --tr"),
+        ("--finetune_epochs=-1", "--finetune_epochs must be at least 0; got"),
         ("--flagfile=no/such.flags", "--flagfile"),
         ("stray", "every argument must be a --flag=value; got 'stray'"),
     ],
@@ -101,22 +99,13 @@ def test_profile_steps(steps, expected):
 
 
 def test_contradicting_flags():
-    with pytest.raises(ConfigError, match="--augment_on=device goes with"):
-        flags.parse(["main.py", "--augment_on=device", "--augmentation=keras"])
-    for augmentation in ("keras", "none"):
-        flag = f"--augmentation={augmentation}"
-        with pytest.raises(ConfigError, match=f"--feature_views.*got {flag}"):
-            flags.parse(["main.py", "--feature_views=2", flag])
-        # One view is the clean one: not augmented anyway.
-        flags.parse(["main.py", "--feature_views=1", flag])
-    for augmentation in ("keras", "none"):
-        for flag, message in (
-            ("--crop=0.5", "--crop below 1 goes with"),
-            ("--color_jitter=0.1", "--color_jitter goes with"),
-            ("--decode_scale=1.5", "--decode_scale above 1 goes with"),
-        ):
-            with pytest.raises(ConfigError, match=message):
-                flags.parse(["main.py", flag, f"--augmentation={augmentation}"])
+    flag = "--augmentation=none"
+    with pytest.raises(ConfigError, match=f"--feature_views.*got {flag}"):
+        flags.parse(["main.py", "--feature_views=3", flag])
+    # The image and its mirror image are not drawn at random.
+    flags.parse(["main.py", "--feature_views=2", flag])
+    with pytest.raises(ConfigError, match="--crop below 1 goes with"):
+        flags.parse(["main.py", "--crop=0.5", flag])
     with pytest.raises(ConfigError, match="--archive goes with"):
         flags.parse(["main.py", "--dataset=mnist", "--archive=x"])
     with pytest.raises(ConfigError, match="--model does not go with"):
@@ -127,6 +116,39 @@ def test_contradicting_flags():
         flags.parse(
             ["main.py", "--strategy=default", "--num_virtual_devices=2"]
         )
+
+
+def test_what_goes_with_a_solved_head():
+    trained = "--transfer_optimizer=adamw"
+    for flag in ("--head_units=8", "--feature_views=0"):
+        with pytest.raises(ConfigError, match="--transfer_optimizer=lbfgs"):
+            flags.parse(["main.py", flag])
+        flags.parse(["main.py", flag, trained])
+    find_lr = ["main.py", "--phase=find_lr", "--find_lr_stage=transfer"]
+    with pytest.raises(ConfigError, match="--find_lr_stage=transfer goes with"):
+        flags.parse(find_lr)
+    flags.parse([*find_lr, trained])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "stages"),
+    [
+        ([], ("transfer", "finetune")),
+        (["--refit"], ("transfer", "finetune", "refit")),
+        (["--finetune_epochs=0"], ("transfer",)),
+        (["--finetune_epochs=0", "--refit"], ("transfer", "refit")),
+    ],
+)
+def test_stages_of_a_training(arguments, stages):
+    config = flags.parse(["main.py", *arguments])
+    assert config_lib.stages_of_training(config) == stages
+
+
+def test_no_fine_tuning_is_no_phase():
+    command = ["main.py", "--finetune_epochs=0"]
+    with pytest.raises(ConfigError, match="--finetune_epochs must be at least"):
+        flags.parse([*command, "--phase=finetune"])
+    flags.parse([*command, "--phase=refit"])
 
 
 def test_values_round_trip_and_do_not_leak_between_parses():

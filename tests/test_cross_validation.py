@@ -371,8 +371,7 @@ def cross_validate(tmp_path):
             f"--data_dir={tmp_path / 'data'}",
             f"--dataset=folder:{root}",
             *("--backbone=tiny_net", "--weights=none", "--image_size=32"),
-            *("--head_units=16", "--global_batch_size=16"),
-            *("--transfer_epochs=1", "--finetune_epochs=1"),
+            *("--global_batch_size=16", "--finetune_epochs=1"),
             f"--count_steps={tmp_path / 'steps'}",
             *flags,
         ]
@@ -432,3 +431,23 @@ def test_cross_validation_from_end_to_end(tmp_path, cross_validate):
     assert result.returncode == 2
     assert result.stderr.count("error: ") == 1
     assert "--dropout" in result.stderr
+
+
+def test_heads_alone_are_pooled(tmp_path, cross_validate):
+    work = tmp_path / "work"
+    flags = ["--folds=3", "--finetune_epochs=0"]
+    result = cross_validate(*flags)
+    assert result.returncode == 0, result.stderr
+    pooled = json.loads((work / "cross_validation.json").read_text())
+    assert pooled["num_examples"] == 39
+    for k in range(3):
+        folder = work / f"fold_{k}"
+        saved = [path.name for path in folder.glob("*.keras")]
+        assert saved == ["model_transfer.keras"]
+        evaluation = json.loads((folder / "evaluation.json").read_text())
+        assert evaluation["model"] == str(folder / "model_transfer.keras")
+        assert pooled["folds"][k]["accuracy"] == evaluation["accuracy"]
+    # Nothing took a step.
+    assert not (tmp_path / "steps").exists()
+    result = cross_validate(*flags)
+    assert result.stdout.count("transfer: already done") == 3

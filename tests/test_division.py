@@ -229,9 +229,7 @@ def run(tmp_path, data_dir, dummy_archive, tiny_backbone, capsys):
                 f"--backbone={tiny_backbone}",
                 "--weights=none",
                 "--image_size=32",
-                "--head_units=16",
                 "--global_batch_size=64",
-                "--transfer_epochs=1",
                 "--strategy=default",
                 *flags,
             ]

@@ -25,8 +25,7 @@ WALK_THROUGHS = [
 # Instead of a network that takes minutes and weights that are downloaded.
 _TINY = [
     *("--backbone=tiny_net", "--weights=none", "--image_size=32"),
-    *("--transfer_epochs=1", "--finetune_epochs=1", "--refit_epochs=1"),
-    *("--unfreeze_from=all", "--backbone_end=", "--backbone_taps="),
+    "--finetune_epochs=1",
 ]
 
 

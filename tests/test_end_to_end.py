@@ -34,9 +34,7 @@ def run(tmp_path, data_dir, dummy_archive, tiny_backbone, capsys):
                 f"--backbone={tiny_backbone}",
                 "--weights=none",
                 "--image_size=32",
-                "--head_units=16",
                 "--global_batch_size=64",
-                "--transfer_epochs=1",
                 "--finetune_epochs=2",
                 "--finetune_learning_rate=1e-2",
                 "--strategy=default",
@@ -64,7 +62,7 @@ def test_train_leaves_all_its_files(run, tmp_path):
         assert (workdir / f"model_{name}.keras").stat().st_size > 0
         assert f"{name}: best epoch" in out
 
-    # Random weights: batch-norm is measured before the head is trained on its
+    # Random weights: batch-norm is measured before the head is fitted to its
     # outputs, then trained, then folded.
     transfer, finetune = (
         keras.models.load_model(workdir / f"model_{name}.keras")
@@ -86,11 +84,13 @@ def test_train_leaves_all_its_files(run, tmp_path):
     assert audit["undecodable"] == []
 
     lines = metrics.read_metrics(workdir / "metrics.jsonl")
+    # A head is solved in iterations.
     assert [(x["phase"], x["epoch"], x["step"]) for x in lines] == [
-        ("transfer", 1, 13),
+        ("transfer", 1, lines[0]["step"]),
         ("finetune", 1, 13),
         ("finetune", 2, 26),
     ]
+    assert lines[0]["step"] > 1
     assert set(lines[0]) == {
         "phase",
         "epoch",
@@ -148,7 +148,7 @@ def test_train_leaves_all_its_files(run, tmp_path):
     code, _, err = run("--phase=train", "--dropout=0.1")
     assert code == 2
     assert "--dropout" in _one_line(err)
-    assert "started with 0.4, got 0.1" in err
+    assert "started with 0.0, got 0.1" in err
     assert (workdir / "metrics.jsonl").read_text() == kept
     assert (workdir / "config.json").read_text() == kept_config
 
@@ -156,7 +156,7 @@ def test_train_leaves_all_its_files(run, tmp_path):
     code, out, _ = run("--phase=evaluate", "--split=validation")
     assert code == 0
     evaluation = json.loads((workdir / "evaluation.json").read_text())
-    best = max(line["validation_accuracy"] for line in lines[1:])
+    best = max(line["validation_accuracy"] for line in lines)
     assert evaluation["accuracy"] == pytest.approx(best)
     code, _, err = run("--phase=evaluate", "--assert_accuracy_at_least=1")
     assert code == 3
@@ -202,7 +202,6 @@ def test_phases_one_by_one_and_from_another_model(run, tmp_path):
         (["--dataset=oxford_flowers71", "--archive="], 2, "--dataset"),
         (["--dataset=oxford_flowers17/none"], 2, "--dataset"),
         (["--workdir=/dev/null/x"], 1, "--workdir /dev/null/x can't be"),
-        (["--intra_op_threads=3"], 2, "--intra_op_threads=3 comes too late"),
         (["--phase=evaluate"], 1, "holds no model_finetune.keras"),
         (["--phase=evaluate", "--model=no.keras"], 1, "--model no.keras"),
         (["--phase=finetune", "--init_from=no.keras"], 1, "--init_from"),
@@ -246,6 +245,7 @@ def test_terminated_run_exits_with_42_and_goes_on(tmp_path, tiny_command):
     command = tiny_command(
         tmp_path,
         "--phase=transfer",
+        "--transfer_optimizer=adamw",
         "--feature_views=0",
         # Long enough to be stopped in, wherever it is by then.
         "--transfer_epochs=500",
@@ -289,14 +289,9 @@ def test_two_virtual_devices_in_a_fresh_process(tmp_path, tiny_command):
         tiny_command(
             tmp_path,
             "--phase=train",
-            "--transfer_epochs=1",
             "--finetune_epochs=1",
             "--num_virtual_devices=2",
             "--augment_on=device",
-            "--steps_per_call=7",
-            "--intra_op_threads=1",
-            "--inter_op_threads=3",
-            "--expect_threads=1,3",
         ),
         cwd=ROOT,
         capture_output=True,
@@ -318,7 +313,8 @@ def _variables(workdir):
     ]
 
 
-def test_deterministic_runs_are_bit_equal(tmp_path, tiny_command):
+@pytest.mark.parametrize("optimizer", ["adamw", "lbfgs"])
+def test_deterministic_runs_are_bit_equal(tmp_path, tiny_command, optimizer):
     for name in ("a", "b"):
         result = subprocess.run(
             tiny_command(
@@ -326,7 +322,8 @@ def test_deterministic_runs_are_bit_equal(tmp_path, tiny_command):
                 "--phase=train",
                 "--deterministic",
                 "--num_virtual_devices=2",
-                "--feature_views=0",
+                f"--transfer_optimizer={optimizer}",
+                f"--feature_views={0 if optimizer == 'adamw' else 3}",
                 "--transfer_epochs=1",
                 "--finetune_epochs=1",
             ),
@@ -347,11 +344,9 @@ def test_deterministic_runs_are_bit_equal(tmp_path, tiny_command):
 def test_all_options_of_the_recipe_go_together(run, tmp_path):
     """From another size than evaluation's to a model of evaluation's."""
     recipe = [
-        *("--train_scale=0.75", "--decode_scale=1.5", "--crop=0.3"),
-        *("--shift=0", "--validate_every=2", "--refit_epochs=1"),
-        *("--backbone_taps=block1_relu", "--finetune_lowest_rate=0.1"),
-        *("--ema_decay=0.9", "--batch_norm_statistics=train"),
-        *("--unfreeze_from=block2", "--global_clip_norm=1"),
+        *("--train_scale=0.75", "--crop=0.3", "--rotation=15", "--shift=0"),
+        *("--feature_views=3", "--finetune_lowest_rate=0.1", "--refit"),
+        *("--label_smoothing=0.1", "--unfreeze_from=block2", "--tta=3"),
     ]
     for phase in ("transfer", "finetune", "refit", "evaluate"):
         code, _, err = run(f"--phase={phase}", *recipe)
@@ -360,8 +355,9 @@ def test_all_options_of_the_recipe_go_together(run, tmp_path):
     for stage in ("finetune", "refit"):
         model = keras.models.load_model(workdir / f"model_{stage}.keras")
         assert model.input_shape == (None, 32, 32, 3)
-        # The head sees 8 channels of the tap beside 16.
-        assert model.get_layer("pooler").output.shape[-1] == 24
+    evaluation = json.loads((workdir / "evaluation.json").read_text())
+    assert evaluation["model"].endswith("model_refit.keras")
+    assert evaluation["views"] == 3
     # Another stage's flag changes nothing of this one.
     code, out, err = run("--phase=transfer", *recipe, "--finetune_epochs=3")
     assert code == 0 and "already done" in out, err
@@ -369,16 +365,3 @@ def test_all_options_of_the_recipe_go_together(run, tmp_path):
     code, _, err = run("--phase=finetune", *recipe, "--crop=0.5")
     assert code == 2
     assert "--crop" in _one_line(err)
-
-
-def test_features_are_not_taken_for_those_of_other_layers(run, tmp_path):
-    """The same weights, but another width: they are computed anew."""
-    folder = tmp_path / "work" / "features"
-    for k, flag in enumerate(
-        ("--backbone_taps=", "--backbone_taps=block1_relu")
-    ):
-        # As if stopped before the first checkpoint.
-        shutil.rmtree(tmp_path / "work" / "checkpoints", ignore_errors=True)
-        code, _, err = run("--phase=transfer", "--weights=none", flag)
-        assert code == 0, err
-        assert len(list(folder.glob("*.npz"))) == k + 1

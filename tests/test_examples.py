@@ -155,32 +155,23 @@ def test_reduced_decoding(height, width, factor, encode):
 
 
 @pytest.mark.parametrize("encode", [_png, _jpeg])
-@pytest.mark.parametrize("decoded_size", [SIZE, 72])
 @pytest.mark.parametrize(
     ("height", "width"), [(48, 48), (80, 70), (96, 96), (192, 208)]
 )
-def test_decoding_at_each_reading_shows_the_same(
-    height, width, decoded_size, encode
-):
+def test_decoding_at_each_reading_shows_the_same(height, width, encode):
     encoded = [
         encode(fakes.make_smooth_image(height, width, seed))
         for seed in range(6)
     ]
     pixels = [decode.decode_and_resize(e, SIZE).numpy() for e in encoded]
-    larger = [
-        decode.decode_and_resize(e, decoded_size).numpy() for e in encoded
-    ]
-    decoded = examples.DecodedImages(np.stack(pixels), np.stack(larger))
-    ratio = decode.reduction(height, width, decoded_size)
-    stored = fakes.encode_images(encoded, SIZE, ratio, decoded_size)
+    decoded = examples.DecodedImages(np.stack(pixels))
+    ratio = decode.reduction(height, width, SIZE)
+    stored = fakes.encode_images(encoded, SIZE, ratio)
     indices = np.array([4, 0, 5, 0], np.int64)
-    for name in ("read", "read_decoded"):
-        plain = getattr(stored, name)(indices)
-        assert plain.dtype == np.uint8
-        np.testing.assert_array_equal(plain, getattr(decoded, name)(indices))
-    transforms = augmentation.draw_affine(
-        InputConfig(image_size=SIZE, decode_scale=decoded_size / SIZE), 0, 0, 6
-    ).numpy()[indices]
+    plain = stored.read(indices)
+    assert plain.dtype == np.uint8
+    np.testing.assert_array_equal(plain, decoded.read(indices))
+    transforms = _draw(6)[indices]
     differences = _differences(
         stored.resample(indices, transforms, SIZE),
         decoded.resample(indices, transforms, SIZE),
@@ -312,14 +303,6 @@ def test_cache_takes_at_most_half_of_what_is_free(monkeypatch):
     assert examples.resolve_cache(none, 100) == "none"
 
 
-def test_cache_counts_the_larger_images_of_what_is_augmented(monkeypatch):
-    config = InputConfig(image_size=SIZE, decode_scale=2.0)
-    needed = 3 * SIZE**2 * (100 + 60 * 4)
-    monkeypatch.setattr(examples, "free_memory", lambda: 2 * needed)
-    assert examples.resolve_cache(config, 100, 60) == "memory"
-    assert examples.resolve_cache(config, 100, 61) == "none"
-
-
 class _Source:
     """A source with the given encoded images in its split train."""
 
@@ -364,28 +347,6 @@ def test_load_examples_decodes_resizes_and_caches():
     )
 
 
-@pytest.mark.parametrize("cache", ["memory", "none"])
-def test_images_to_augment_are_kept_larger_too(cache):
-    encoded = [_png(fakes.make_smooth_image(90, 80, k)) for k in range(2)]
-    config = InputConfig(image_size=SIZE, decode_scale=1.5, cache=cache)
-    plain, augmented = (
-        examples.load_examples(
-            _Source(encoded), "train", config, augmented=augmented
-        ).images
-        for augmented in (False, True)
-    )
-    everything = np.arange(2)
-    np.testing.assert_array_equal(
-        augmented.read(everything), plain.read(everything)
-    )
-    np.testing.assert_array_equal(
-        augmented.read_decoded(everything),
-        [decode.decode_and_resize(e, 3 * SIZE // 2).numpy() for e in encoded],
-    )
-    # Nobody will resample it: memory is spared.
-    assert plain.read_decoded(everything).shape[1] == SIZE
-
-
 def test_both_caches_hold_the_split_in_its_order(monkeypatch, tmp_path):
     encoded = [
         encode(fakes.make_smooth_image(50 + 20 * seed, 90, seed))
@@ -408,21 +369,18 @@ def test_both_caches_hold_the_split_in_its_order(monkeypatch, tmp_path):
 @pytest.mark.parametrize("cache", ["memory", "none"])
 def test_joined_splits_show_what_each_shows(cache):
     encoded = [_png(fakes.make_smooth_image(90, 80, k)) for k in range(7)]
-    config = InputConfig(image_size=SIZE, decode_scale=1.5, cache=cache)
     whole, first, second = (
-        examples.load_examples(_Source(part), "train", config, augmented=True)
-        for part in (encoded, encoded[:4], encoded[4:])
+        _load(part, cache) for part in (encoded, encoded[:4], encoded[4:])
     )
     joined = examples.join_examples([first, second])
     assert joined.num_examples == 7
     np.testing.assert_array_equal(joined.labels[4:], second.labels)
     assert joined.ids == first.ids + second.ids
-    transforms = augmentation.draw_affine(config, 0, 0, 7).numpy()
+    transforms = _draw(7)
     for indices in ([6, 0, 4, 3, 4], [5], [1, 2]):
         indices = np.array(indices)
         for name, arguments in (
             ("read", ()),
-            ("read_decoded", ()),
             ("resample", (transforms[indices], SIZE)),
         ):
             np.testing.assert_array_equal(

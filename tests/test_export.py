@@ -32,7 +32,7 @@ from flowers17_tfdata.export import (
     tflite,
 )
 from flowers17_tfdata.export.run import export_model
-from flowers17_tfdata.models import classifier
+from flowers17_tfdata.models import classifier, saved_models
 from flowers17_tfdata.results import predictions, terminal
 from tests import fakes
 
@@ -79,9 +79,7 @@ def run(tmp_path_factory, data_dir, dummy_archive):
         "--backbone=tiny_net",
         "--weights=none",
         "--image_size=32",
-        "--head_units=16",
         "--global_batch_size=64",
-        "--transfer_epochs=1",
         "--finetune_epochs=3",
         "--finetune_learning_rate=1e-2",
         "--precision=mixed_bfloat16",
@@ -621,13 +619,15 @@ def test_an_outdated_evaluation_is_not_the_card_s():
 
 
 def test_an_evaluation_of_another_model_is_not_the_card_s(run, tmp_path):
-    source = run.workdir / "model_transfer.keras"
+    kept = saved_models.kept_stage(run.workdir)
+    other = {"transfer": "finetune", "finetune": "transfer"}[kept]
+    source = saved_models.model_path(run.workdir, other)
     out = tmp_path / "export"
     flags = (f"--model={source}", f"--export_dir={out}")
     assert run.export("--export_formats=keras", *flags) == 0
     card = (out / "README.md").read_text()
     assert "**Not evaluated yet:**" in card
-    assert "from `model_transfer.keras`" in card
+    assert f"from `{source.name}`" in card
 
 
 def test_tables_keep_their_columns():

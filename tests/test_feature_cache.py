@@ -20,7 +20,6 @@ from tests import fakes
 
 NUM_EXAMPLES = 30
 NUM_VIEWS = 3
-CONFIG = InputConfig(image_size=fakes.IMAGE_SIZE, augment_on="host")
 
 
 def _features(num_examples=NUM_EXAMPLES, num_views=NUM_VIEWS) -> Features:
@@ -35,7 +34,6 @@ def _features(num_examples=NUM_EXAMPLES, num_views=NUM_VIEWS) -> Features:
 def _train(batch_size, features=None, **kwargs):
     return feature_cache.make_train_dataset(
         features or _features(),
-        CONFIG,
         global_batch_size=batch_size,
         seed=kwargs.pop("seed", 3),
         **kwargs,
@@ -44,7 +42,7 @@ def _train(batch_size, features=None, **kwargs):
 
 def _eval(batch_size, **kwargs):
     return feature_cache.make_eval_dataset(
-        _features(), CONFIG, global_batch_size=batch_size, **kwargs
+        _features(), global_batch_size=batch_size, **kwargs
     )
 
 
@@ -163,7 +161,7 @@ def test_key_tells_every_part():
 def _arrays():
     values = np.random.default_rng(0).normal(size=[2, 30, 16])
     values = values.astype(np.float32)
-    return {"train": values, "validation": values[:1, :9]}
+    return {"values": values, "more": values[:1, :9]}
 
 
 def _assert_arrays(arrays, expected):

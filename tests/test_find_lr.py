@@ -13,7 +13,6 @@ import pytest
 import tensorflow as tf
 
 from flowers17_tfdata import cli, flags
-from flowers17_tfdata.config import FindLrConfig
 from flowers17_tfdata.find_lr import run as run_lib
 from flowers17_tfdata.find_lr.curve import (
     Curve,
@@ -132,22 +131,19 @@ def test_a_loss_that_still_falls_asks_for_higher_rates():
 
 
 def test_the_schedule_goes_from_the_first_rate_to_the_last():
-    options = FindLrConfig(find_lr_steps=20, find_lr_from=1e-5, find_lr_to=1e-1)
-    schedule = run_lib.rising_rates(options)
-    rates = [float(schedule(step)) for step in range(20)]
-    np.testing.assert_allclose(rates, np.geomspace(1e-5, 1e-1, 20), rtol=1e-4)
+    schedule = run_lib.rising_rates()
+    rates = [float(schedule(step)) for step in range(STEPS)]
+    assert run_lib.NUM_STEPS == STEPS
+    np.testing.assert_allclose(rates, RATES, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
     ("flag", "expected"),
     [
         ("--find_lr_stage=train", "--find_lr_stage must be one of transfer"),
-        ("--find_lr_steps=19", "--find_lr_steps must be at least 20; got 19"),
-        ("--find_lr_from=0", "--find_lr_from must be a number above 0; got 0"),
-        ("--find_lr_to=nan", "--find_lr_to must be a number above 0; got nan"),
         (
-            "--find_lr_from=1",
-            "--find_lr_from must be below --find_lr_to; got 1 and 1",
+            "--find_lr_stage=transfer",
+            "--find_lr_stage=transfer goes with --transfer_optimizer=sgd, adam",
         ),
     ],
 )
@@ -181,9 +177,21 @@ def run(tmp_path, data_dir, dummy_archive, tiny_backbone, capsys):
         f"--backbone={tiny_backbone}",
         *("--weights=none", "--image_size=32", "--head_units=16"),
         *("--global_batch_size=32", "--transfer_epochs=2"),
-        "--finetune_epochs=1",
+        *("--transfer_optimizer=adamw", "--finetune_epochs=1"),
     ]
     return run
+
+
+@pytest.fixture
+def try_rates(monkeypatch):
+    """Returns `try_rates(num_steps, first, last)`: instead of its own."""
+
+    def try_rates(num_steps, first, last):
+        monkeypatch.setattr(run_lib, "NUM_STEPS", num_steps)
+        monkeypatch.setattr(run_lib, "FIRST_RATE", first)
+        monkeypatch.setattr(run_lib, "LAST_RATE", last)
+
+    return try_rates
 
 
 def _files(workdir: pathlib.Path) -> dict[str, str]:
@@ -198,16 +206,15 @@ def _files(workdir: pathlib.Path) -> dict[str, str]:
     }
 
 
-def test_finetune_of_a_run_is_tried_and_nothing_else_changes(run, tmp_path):
+def test_finetune_of_a_run_is_tried_and_nothing_else_changes(
+    run, tmp_path, try_rates
+):
+    try_rates(40, 1e-5, 1e3)
     code, _, err = run("a", "--phase=transfer", *run.flags)
     assert code == 0, err
     before = _files(tmp_path / "a")
     # The workdir tells the rest.
-    code, out, err = run(
-        "a",
-        "--phase=find_lr",
-        *("--find_lr_steps=40", "--find_lr_from=1e-5", "--find_lr_to=1e3"),
-    )
+    code, out, err = run("a", "--phase=find_lr")
     assert code == 0, err
     assert _files(tmp_path / "a") == before
     result = json.loads((tmp_path / "a" / "find_lr.json").read_text())
@@ -244,19 +251,16 @@ def test_finetune_of_a_run_is_tried_and_nothing_else_changes(run, tmp_path):
 
 
 @pytest.mark.parametrize("stage", ["transfer", "finetune"])
-def test_the_losses_are_the_stages_own(run, tmp_path, stage):
+def test_the_losses_are_the_stages_own(run, tmp_path, stage, try_rates):
     """So are model, statistics, images, their order and augmentation."""
     flags = [*run.flags, "--feature_views=0"]
     flags += ["--class_weights=balanced", "--transfer_epochs=1"]
     if stage == "finetune":
         assert run("a", "--phase=transfer", *flags)[0] == 0
     # One epoch of 25 steps, at rates that move nothing.
+    try_rates(25, 1e-10, 1e-9)
     code, _, err = run(
-        "a",
-        "--phase=find_lr",
-        f"--find_lr_stage={stage}",
-        *flags,
-        *("--find_lr_steps=25", "--find_lr_from=1e-10", "--find_lr_to=1e-9"),
+        "a", "--phase=find_lr", f"--find_lr_stage={stage}", *flags
     )
     assert code in (0, 1), err
     losses = _result(tmp_path / "a")["losses"]
@@ -273,7 +277,10 @@ def _result(workdir: pathlib.Path) -> dict:
 
 
 @pytest.mark.parametrize("views", [0, 1])
-def test_transfer_is_tried_before_anything_is_trained(run, tmp_path, views):
+def test_transfer_is_tried_before_anything_is_trained(
+    run, tmp_path, views, try_rates
+):
+    try_rates(60, 1e-6, 10)
     code, out, err = run(
         "a",
         "--phase=find_lr",
@@ -281,7 +288,6 @@ def test_transfer_is_tried_before_anything_is_trained(run, tmp_path, views):
         "--console=json",
         f"--feature_views={views}",
         *run.flags,
-        *("--find_lr_steps=60", "--find_lr_to=10"),
     )
     assert code == 0, err
     result = _result(tmp_path / "a")
@@ -296,12 +302,12 @@ def test_transfer_is_tried_before_anything_is_trained(run, tmp_path, views):
 
 
 def test_two_replicas_see_the_losses_of_one(
-    run, tmp_path, monkeypatch, mirrored_strategy
+    run, tmp_path, monkeypatch, mirrored_strategy, try_rates
 ):
     """On images; without what a replica draws or measures for itself."""
     flags = [*run.flags, "--phase=find_lr", "--find_lr_stage=transfer"]
     flags += ["--feature_views=0", "--dropout=0"]
-    flags += ["--find_lr_steps=30", "--find_lr_to=1e-2"]
+    try_rates(30, 1e-6, 1e-2)
     for name, chosen in (
         ("one", tf.distribute.get_strategy()),
         ("two", mirrored_strategy),
@@ -331,17 +337,14 @@ def test_a_run_that_trains_keeps_it_out(run, tmp_path):
     assert f"error: --workdir {tmp_path / 'a'} is in use" in err
 
 
-def test_rates_too_high_from_the_start_are_told(run, tmp_path):
+def test_rates_too_high_from_the_start_are_told(run, tmp_path, try_rates):
+    try_rates(100, 1e4, 1e5)
     code, _, err = run(
-        "a",
-        "--phase=find_lr",
-        "--find_lr_stage=transfer",
-        *run.flags,
-        *("--find_lr_from=1e4", "--find_lr_to=1e5"),
+        "a", "--phase=find_lr", "--find_lr_stage=transfer", *run.flags
     )
     assert code == 1
     assert err.startswith("error: the loss of transfer doesn't fall at learn")
-    assert "--find_lr_from=10000 to --find_lr_to=100000" in err
+    assert "rates from 10000 to 100000 (" in err
     assert err.count("\n") == 1
     assert _result(tmp_path / "a")["suggestions"] == {}
     assert "falls at none" in (tmp_path / "a" / "find_lr.html").read_text()

@@ -12,8 +12,10 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
-from flowers17_tfdata.config import ModelConfig
+from flowers17_tfdata.config import ModelConfig, OptimizationConfig
 from flowers17_tfdata.models import batch_norm, classifier, folding, freeze
+from flowers17_tfdata.training import optimizers
+from flowers17_tfdata.training.trainer import Trainer
 from tests import fakes
 
 _CONVOLUTIONS = (
@@ -91,7 +93,7 @@ def _bn(name="bn", **kwargs):
     return layers.BatchNormalization(name=name, **kwargs)
 
 
-@pytest.mark.parametrize(
+_KINDS = pytest.mark.parametrize(
     "convolution",
     [
         _conv,
@@ -116,6 +118,9 @@ def _bn(name="bn", **kwargs):
         "separable with bias",
     ],
 )
+
+
+@_KINDS
 def test_every_kind_of_convolution(convolution):
     model = _chain(convolution(), _bn(), layers.ReLU(name="relu"))
     before = [np.array(w) for w in model.get_weights()]
@@ -127,6 +132,30 @@ def test_every_kind_of_convolution(convolution):
     _assert_computes_the_same(folded, model)
     for value, old in zip(model.get_weights(), before, strict=True):
         np.testing.assert_array_equal(value, old)
+
+
+@_KINDS
+def test_scales_are_what_kernels_were_multiplied_by(convolution):
+    model = _chain(convolution(), _bn(), layers.ReLU(name="relu"))
+    (scale,) = folding.merged_scales(model).values()
+    assert list(folding.merged_scales(model)) == ["conv"]
+    folded = folding.fold_batch_norm(model).get_layer("conv")
+    kernels = [
+        [keras.ops.convert_to_numpy(w) for w in layer.weights if w.ndim == 4]
+        for layer in (model.get_layer("conv"), folded)
+    ]
+    # Of a separable convolution, the last one.
+    before, after = (k[-1] for k in kernels)
+    np.testing.assert_allclose(after, before * scale, rtol=1e-6)
+    assert np.ptp(scale) > 0.1
+
+
+def test_scales_of_frozen_batch_norm_alone():
+    model = _chain(_conv("a"), _bn("frozen"), _conv("b"), _bn("trained"))
+    model.get_layer("frozen").trainable = False
+    assert set(folding.merged_scales(model)) == {"a", "b"}
+    assert set(folding.merged_scales(model, frozen_only=True)) == {"a"}
+    assert folding.merged_scales(folding.fold_batch_norm(model)) == {}
 
 
 @pytest.mark.parametrize(
@@ -291,7 +320,7 @@ def test_trainable_flags_stay(tiny_backbone):
     model = _build_classifier(tiny_backbone)
     for backbone_trains in (True, False):
         backbone = classifier.get_backbone(model)
-        freeze.unfreeze_from(backbone, "block2", keep_batch_norm=True)
+        freeze.unfreeze_from(backbone, "block2", 32, keep_batch_norm=True)
         if not backbone_trains:
             freeze.freeze_all(backbone)
         folded = folding.fold_batch_norm(model)
@@ -305,10 +334,64 @@ def test_trainable_flags_stay(tiny_backbone):
         }
 
 
+def test_folded_kernels_move_as_unfolded_ones_did(tiny_backbone):
+    """By Adam, whose steps know no size of the gradient."""
+    model = _build_classifier(tiny_backbone)
+    backbone = classifier.get_backbone(model)
+    norm = backbone.get_layer("block2_bn")
+    # A channel may be turned over.
+    norm.gamma.assign(norm.gamma * np.resize([1.0, -1.0], 16))
+    freeze.unfreeze_from(backbone, "all", 32, keep_batch_norm=True)
+    scales = folding.merged_scales(backbone, frozen_only=True)
+    folded = folding.fold_batch_norm(model, frozen_only=True)
+    kernels = {}
+    for name, trained in (("model", model), ("folded", folded)):
+        shares = freeze.learning_rate_scales(
+            trained, 0.1, scales if trained is folded else {}
+        )
+        optimizer = optimizers.make_optimizer(
+            "adam",
+            1e-2,
+            OptimizationConfig(),
+            scale_loss=False,
+            rate_scales=shares,
+        )
+        trainer = Trainer(
+            model=trained,
+            strategy=tf.distribute.get_strategy(),
+            global_batch_size=8,
+            optimizer=optimizer,
+        )
+        before = _kernels(trained)
+        trainer.train_step(fakes.make_batch(8))
+        kernels[name] = [
+            b - a for a, b in zip(before, _kernels(trained), strict=True)
+        ]
+    for name, moved, expected in zip(
+        ("block1_conv", "block2_conv"),
+        kernels["folded"],
+        kernels["model"],
+        strict=True,
+    ):
+        assert np.abs(expected).max() > 1e-4
+        # But where a gradient is hardly above Adam's epsilon.
+        close = np.isclose(moved, expected * scales[name], rtol=1e-2)
+        assert close.mean() > 0.9
+
+
+def _kernels(model):
+    return [
+        keras.ops.convert_to_numpy(
+            classifier.get_backbone(model).get_layer(name).kernel
+        )
+        for name in ("block1_conv", "block2_conv")
+    ]
+
+
 def test_what_trains_is_kept(tiny_backbone):
     model = _build_classifier(tiny_backbone)
     backbone = classifier.get_backbone(model)
-    freeze.unfreeze_from(backbone, "block2", keep_batch_norm=False)
+    freeze.unfreeze_from(backbone, "block2", 32, keep_batch_norm=False)
     folded = folding.fold_batch_norm(model, frozen_only=True)
     assert _norms(folded) == {"block2_bn"}
     _assert_computes_the_same(folded, model)

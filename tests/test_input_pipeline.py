@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 
-import cv2
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -165,9 +164,8 @@ def test_same_seed_same_batches_other_seed_other_order():
     assert _ids(next(iter(_train(16)))) != _ids(other)
 
 
-@pytest.mark.parametrize("augmentation", ["affine", "keras"])
-def test_resumed_pipeline_continues_exactly(augmentation):
-    config = dataclasses.replace(PLAIN, augmentation=augmentation)
+def test_resumed_pipeline_continues_exactly():
+    config = dataclasses.replace(PLAIN, augmentation="affine")
     steps = input_pipeline.steps_per_epoch(NUM_EXAMPLES, 16)
     whole = list(_train(16, config).take(3 * steps))
     resumed = list(_train(16, config, initial_epoch=2).take(steps))
@@ -176,10 +174,9 @@ def test_resumed_pipeline_continues_exactly(augmentation):
         np.testing.assert_array_equal(a.labels, b.labels)
 
 
-@pytest.mark.parametrize("augmentation", ["affine", "keras"])
-def test_evaluation_is_not_augmented_and_training_is(augmentation):
+def test_evaluation_is_not_augmented_and_training_is():
     noise = fakes.make_noise_examples(8)
-    config = dataclasses.replace(PLAIN, augmentation=augmentation)
+    config = dataclasses.replace(PLAIN, augmentation="affine")
     evaluated = next(
         iter(
             input_pipeline.make_eval_dataset(
@@ -214,14 +211,14 @@ def test_batch_size_must_fit_the_replicas():
         _train(16, input_context=_context(1, 0, 3))
 
 
-@pytest.mark.parametrize("augmentation", ["none", "affine", "keras"])
-def test_number_of_threads_changes_nothing(augmentation):
+@pytest.mark.parametrize("augmentation", ["none", "affine"])
+def test_number_of_threads_changes_nothing(monkeypatch, augmentation):
     config = dataclasses.replace(PLAIN, augmentation=augmentation)
-    one, three = (
-        list(_train(7, dataclasses.replace(config, input_threads=n)).take(18))
-        for n in (1, 3)
-    )
-    for a, b in zip(one, three, strict=True):
+    batches = []
+    for cores in (1, 3):
+        monkeypatch.setattr(input_pipeline, "num_cores", lambda n=cores: n)
+        batches.append(list(_train(7, config).take(18)))
+    for a, b in zip(*batches, strict=True):
         _assert_equal(a, b)
 
 
@@ -405,8 +402,6 @@ def test_where_there_is_a_gpu_it_augments(monkeypatch, gpus):
 
     assert resolve() == ("device" if gpus else "host")
     assert resolve(augmentation="none") == ("device" if gpus else "host")
-    # Its layers are tf.data's.
-    assert resolve(augmentation="keras") == "host"
     assert resolve(augment_on="host") == "host"
     assert resolve(augment_on="device") == "device"
 
@@ -414,7 +409,7 @@ def test_where_there_is_a_gpu_it_augments(monkeypatch, gpus):
 REDUCED = fakes.IMAGE_SIZE // 2
 
 
-@pytest.mark.parametrize("augmentation", ["affine", "keras", "none"])
+@pytest.mark.parametrize("augmentation", ["affine", "none"])
 def test_training_images_can_be_smaller_than_evaluations(augmentation):
     config = dataclasses.replace(
         PLAIN, augmentation=augmentation, train_scale=0.5
@@ -430,34 +425,12 @@ def test_training_images_can_be_smaller_than_evaluations(augmentation):
     assert evaluated.inputs.shape[1:3] == (fakes.IMAGE_SIZE,) * 2
 
 
-def _smooth_examples(decode_scale: float) -> Examples:
-    """Eight pictures, and the same ones larger."""
-    examples = fakes.make_smooth_examples(8)
-    larger = [
-        cv2.resize(image, None, fx=decode_scale, fy=decode_scale)
-        for image in examples.images.pixels
-    ]
-    images = DecodedImages(examples.images.pixels, np.stack(larger))
-    return examples._replace(images=images)
-
-
-@pytest.mark.parametrize(
-    ("crop", "color_jitter", "decode_scale"),
-    [(0.3, 0.0, 1.0), (1.0, 0.0, 1.0), (0.3, 0.5, 1.0), (0.3, 0.5, 1.5)],
-)
-def test_host_and_device_make_the_same_smaller_images(
-    crop, color_jitter, decode_scale
-):
-    images = _smooth_examples(decode_scale)
+@pytest.mark.parametrize("crop", [0.3, 1.0])
+def test_host_and_device_make_the_same_smaller_images(crop):
+    images = fakes.make_smooth_examples(8)
     shown = []
     for config in (HOST, DEVICE):
-        config = dataclasses.replace(
-            config,
-            train_scale=0.5,
-            decode_scale=decode_scale,
-            crop=crop,
-            color_jitter=color_jitter,
-        )
+        config = dataclasses.replace(config, train_scale=0.5, crop=crop)
         batches = input_pipeline.make_train_dataset(
             images, config, _identity, global_batch_size=8, seed=1
         )
@@ -466,63 +439,7 @@ def test_host_and_device_make_the_same_smaller_images(
         shown.append(stage(batch))
     assert shown[0].shape == shown[1].shape == (8, REDUCED, REDUCED, 3)
     difference = np.abs(shown[0] - shown[1])
-    assert difference.mean() < 0.6 and difference.max() < 4 + 5 * color_jitter
-
-
-@pytest.mark.parametrize("config", [HOST, DEVICE], ids=_name)
-@pytest.mark.parametrize("view", [0, 1], ids=["train", "view"])
-def test_crops_of_larger_images_are_the_same_but_sharper(config, view):
-    """The same places, and detail that the smaller image has lost."""
-    noise = np.random.default_rng(0).integers(0, 256, [8, 64, 64, 3], np.uint8)
-    larger = cv2.blur(noise.transpose(1, 2, 0, 3).reshape(64, 64, -1), (2, 2))
-    larger = larger.reshape(64, 64, 8, 3).transpose(2, 0, 1, 3)
-    pixels = np.stack([cv2.resize(i, (32, 32)) for i in larger])
-    shown = []
-    for decode_scale, images in ((1.0, pixels), (2.0, larger)):
-        config = dataclasses.replace(
-            config, image_size=32, crop=0.2, decode_scale=decode_scale
-        )
-        examples = Examples(DecodedImages(pixels, images), np.zeros(8, int))
-        if view:
-            batches = input_pipeline.make_eval_dataset(
-                examples,
-                config,
-                _identity,
-                transforms=augmentation.draw_transforms(config, 1, view, 8),
-                global_batch_size=8,
-            )
-        else:
-            batches = input_pipeline.make_train_dataset(
-                examples, config, _identity, global_batch_size=8, seed=1
-            )
-        (batch,) = batches.take(1)
-        stage = input_pipeline.make_device_stage(config, _identity)
-        shown.append(stage(batch).numpy())
-    blurred, sharp = shown
-    assert blurred.shape == sharp.shape
-    assert np.corrcoef(blurred.ravel(), sharp.ravel())[0, 1] > 0.8
-    assert sharp.std() > 1.1 * blurred.std()
-
-
-@pytest.mark.parametrize("config", [HOST, DEVICE], ids=_name)
-def test_colours_change_and_nothing_else(config):
-    """By the drawn factors, and where the image was before."""
-    images = fakes.make_smooth_examples(8)
-    shown = []
-    for color_jitter in (0.0, 0.4):
-        config = dataclasses.replace(config, color_jitter=color_jitter)
-        batches = input_pipeline.make_train_dataset(
-            images, config, _identity, global_batch_size=8, seed=1
-        )
-        (batch,) = batches.take(1)
-        stage = input_pipeline.make_device_stage(config, _identity)
-        shown.append(stage(batch))
-    order = input_pipeline.epoch_order(8, 1, tf.constant(0, tf.int64))
-    drawn = augmentation.draw_colours(1, tf.constant(0, tf.int64), 8, 0.4)
-    colours = tf.concat([tf.zeros([8, 8]), tf.gather(drawn, order)], axis=1)
-    expected = augmentation.change_colours(shown[0], colours)
-    np.testing.assert_allclose(shown[1], expected, atol=1e-2)
-    assert np.abs(shown[1] - shown[0]).mean() > 5
+    assert difference.mean() < 0.6 and difference.max() < 4
 
 
 def test_a_smaller_image_shows_what_the_resized_one_would():

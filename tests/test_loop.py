@@ -22,7 +22,6 @@ from flowers17_tfdata.config import (
 from flowers17_tfdata.errors import ConfigError, Preempted, UserError
 from flowers17_tfdata.input import input_pipeline
 from flowers17_tfdata.models import classifier
-from flowers17_tfdata.results import evaluate as evaluate_lib
 from flowers17_tfdata.results import metrics
 from flowers17_tfdata.training import checkpoints, loop, optimizers
 from flowers17_tfdata.training.preemption import StopRequest
@@ -31,7 +30,10 @@ from flowers17_tfdata.training.trainer import Trainer
 from tests import fakes
 
 OPTIMIZATION = OptimizationConfig(
-    global_batch_size=16, transfer_epochs=4, transfer_learning_rate=1e-2
+    global_batch_size=16,
+    transfer_optimizer="adamw",
+    transfer_epochs=4,
+    transfer_learning_rate=1e-2,
 )
 CONFIG = Config(
     input=InputConfig(image_size=fakes.IMAGE_SIZE),
@@ -103,7 +105,8 @@ def _stage(
         make_model = make_model or fakes.make_model
         model = make_model(dropout=config.model.dropout)
     kwargs.setdefault("data", _data(config))
-    trained = loop.Trainable(model, **(trained or {}))
+    trained = {"options_of": "transfer"} | (trained or {})
+    trained = loop.Trainable(model, **trained)
     return loop.Stage(name, config, workdir, trained, strategy, **kwargs)
 
 
@@ -117,16 +120,14 @@ class _Killed(Exception):
 
 
 @pytest.mark.parametrize("moment", ["in_epoch_3", "before_checkpoint_3"])
-@pytest.mark.parametrize(
-    ("optimizer", "ema_decay"), [("sgd", 0.0), ("adamw", 0.0), ("adamw", 0.9)]
-)
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_interrupted_run_resumes_to_bit_equal_weights(
-    tmp_path, monkeypatch, moment, optimizer, ema_decay
+    tmp_path, monkeypatch, moment, optimizer
 ):
     config = dataclasses.replace(
         CONFIG,
         optimization=dataclasses.replace(
-            OPTIMIZATION, transfer_optimizer=optimizer, ema_decay=ema_decay
+            OPTIMIZATION, transfer_optimizer=optimizer
         ),
     )
     whole = _stage(tmp_path / "whole", config)
@@ -297,41 +298,15 @@ def test_best_epoch_is_what_the_model_holds_in_the_end(tmp_path):
     assert validation["loss"] == pytest.approx(best["validation_loss"])
 
 
-def test_validates_every_few_epochs_and_after_the_last(tmp_path):
-    config = dataclasses.replace(
-        CONFIG,
-        optimization=dataclasses.replace(
-            OPTIMIZATION, transfer_epochs=5, validate_every=2
-        ),
-    )
-    result = _stage(tmp_path / "some", config).run()
-    _stage(tmp_path / "all", _with_epochs(5)).run()
-    some, every = (
-        metrics.read_metrics(tmp_path / name / "metrics.jsonl")
-        for name in ("some", "all")
-    )
-    validated = [x for x in some if x["validation_accuracy"] is not None]
-    assert [x["epoch"] for x in validated] == [2, 4, 5]
-    assert result.best_epoch in (2, 4, 5)
-    # It changes nothing of the training.
-    for a, b in zip(some, every, strict=True):
-        assert a["train_loss"] == b["train_loss"]
-        assert a["validation_loss"] in (None, b["validation_loss"])
-
-
 def test_without_validation_the_last_epoch_is_kept(tmp_path):
-    config = dataclasses.replace(
-        CONFIG, optimization=dataclasses.replace(OPTIMIZATION, ema_decay=0.9)
-    )
     data = dataclasses.replace(_data(), make_validation=None)
-    stage = _stage(tmp_path / "refit", config, data=data)
+    stage = _stage(tmp_path / "refit", data=data)
     result = stage.run()
     assert result.best_epoch == 4
     assert result.validation_accuracy is result.validation_loss is None
     lines = metrics.read_metrics(tmp_path / "refit" / "metrics.jsonl")
     assert [x["validation_loss"] for x in lines] == [None] * 4
-    # Of the average, as where it is validated.
-    watched, kept = _stage(tmp_path / "watched", config), []
+    watched, kept = _stage(tmp_path / "watched"), []
 
     def keep(*_):
         kept.append(_weights(watched))
@@ -343,82 +318,22 @@ def test_without_validation_the_last_epoch_is_kept(tmp_path):
         np.testing.assert_array_equal(a, b)
 
 
-def _refit(workdir, *, runs=1, first_epoch=0, ema_decay=0.0, strategy=None):
-    """A refit stage of two epochs a run, with the data from an epoch on."""
-    config = dataclasses.replace(
-        CONFIG,
-        model=ModelConfig(dropout=0.0),
-        optimization=dataclasses.replace(
-            OPTIMIZATION,
-            finetune_learning_rate=1e-2,
-            refit_epochs=2,
-            refit_runs=runs,
-            ema_decay=ema_decay,
-        ),
+@pytest.mark.parametrize("method", ["transfer", "finetune"])
+def test_a_stage_trains_by_the_options_of_its_method(tmp_path, method):
+    optimization = dataclasses.replace(
+        OPTIMIZATION,
+        finetune_epochs=2,
+        finetune_learning_rate=1e-5,
+        schedule="constant",
     )
-    whole = _data(config)
-
-    def make_train(initial_epoch, initial_step, context):
-        return whole.make_train(
-            initial_epoch + first_epoch, initial_step, context
-        )
-
-    data = dataclasses.replace(
-        whole, make_train=make_train, make_validation=None
-    )
-    return _stage(workdir, config, strategy, name="refit", data=data)
-
-
-@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
-@pytest.mark.parametrize("distributed", [False, True])
-def test_runs_of_a_refit_are_averaged(
-    tmp_path, request, ema_decay, distributed
-):
-    options = {"ema_decay": ema_decay}
-    if distributed:
-        options["strategy"] = request.getfixturevalue("mirrored_strategy")
-    first = _refit(tmp_path / "first", **options)
-    second = _refit(tmp_path / "second", first_epoch=2, **options)
-    both = _refit(tmp_path / "both", runs=2, **options)
-    assert [s.run().best_epoch for s in (first, second, both)] == [2, 2, 4]
-    changed = False
-    for a, b, mean in zip(*map(_weights, (first, second, both)), strict=True):
-        changed |= not np.allclose(a, b, atol=1e-4)
-        np.testing.assert_allclose(mean, (a + b) / 2, atol=1e-6)
-    assert changed
-    lines = metrics.read_metrics(tmp_path / "both" / "metrics.jsonl")
-    assert [line["epoch"] for line in lines] == [1, 2, 3, 4]
-    assert [line["step"] for line in lines] == [3, 6, 9, 12]
+    config = dataclasses.replace(CONFIG, optimization=optimization)
+    trained = {"options_of": method}
+    _stage(tmp_path, config, trained=trained, name="refit").run()
+    lines = metrics.read_metrics(tmp_path / "metrics.jsonl")
+    epochs, rate = {"transfer": (4, 1e-2), "finetune": (2, 1e-5)}[method]
+    assert [line["phase"] for line in lines] == ["refit"] * epochs
     rates = [line["learning_rate"] for line in lines]
-    assert rates[:2] == rates[2:]
-    losses = [
-        metrics.read_metrics(tmp_path / name / "metrics.jsonl")[0]["train_loss"]
-        for name in ("first", "second")
-    ]
-    assert [lines[0]["train_loss"], lines[2]["train_loss"]] == losses
-
-
-def test_a_refit_killed_at_the_end_of_a_run_averages_once(
-    tmp_path, monkeypatch
-):
-    whole = _refit(tmp_path / "whole", runs=2)
-    whole.run()
-    for end in (2, 4):
-        stage = _refit(tmp_path / f"killed_{end}", runs=2)
-        save = stage._checkpoints.save
-
-        def killed(seconds, stage=stage, save=save, end=end):
-            if stage._checkpoints.epoch.numpy() + 1 == end:
-                raise _Killed
-            save(seconds)
-
-        monkeypatch.setattr(stage._checkpoints, "save", killed)
-        with pytest.raises(_Killed):
-            stage.run()
-        resumed = _refit(tmp_path / f"killed_{end}", runs=2)
-        resumed.run()
-        for a, b in zip(_weights(whole), _weights(resumed), strict=True):
-            np.testing.assert_array_equal(a, b)
+    assert rates == pytest.approx([rate] * epochs)
 
 
 def test_nan_stops_with_the_flag_to_turn_and_keeps_the_checkpoint(tmp_path):
@@ -492,9 +407,8 @@ def test_steps_per_call_changes_nothing(tmp_path, steps):
     """Of 3 steps an epoch, 2 leave one; 7 do not run into the next."""
     stages = []
     for count in (1, steps):
-        runtime = dataclasses.replace(CONFIG.runtime, steps_per_call=count)
-        config = dataclasses.replace(CONFIG, runtime=runtime)
-        stages.append(_stage(tmp_path / str(count), config))
+        trained = {"steps_per_call": count}
+        stages.append(_stage(tmp_path / str(count), trained=trained))
         stages[-1].run()
     for a, b in zip(*map(_weights, stages), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
@@ -506,14 +420,6 @@ def test_steps_per_call_changes_nothing(tmp_path, steps):
     for a, b in zip(one, many, strict=True):
         assert a["train_loss"] == pytest.approx(b["train_loss"], rel=1e-5)
         assert a["train_accuracy"] == b["train_accuracy"]
-
-
-def test_flag_goes_before_the_stages_own_steps_per_call(tmp_path):
-    trained = {"steps_per_call": 9}
-    assert _stage(tmp_path, trained=trained)._steps_per_call == 9
-    runtime = dataclasses.replace(CONFIG.runtime, steps_per_call=2)
-    config = dataclasses.replace(CONFIG, runtime=runtime)
-    assert _stage(tmp_path, config, trained=trained)._steps_per_call == 2
 
 
 def _make_batch_norm_model(backbone):
@@ -648,14 +554,16 @@ def _schedule(**kwargs):
 
 
 def test_schedule_values():
-    cosine = _schedule(warmup_epochs=1.0)
+    cosine = _schedule()
     rates = [float(cosine(step)) for step in (0, 5, 10, 25, 40)]
     np.testing.assert_allclose(rates, [0, 0.05, 0.1, 0.05, 0], atol=1e-7)
-    constant = _schedule(schedule="constant", warmup_epochs=0.5)
+    constant = _schedule(schedule="constant")
     rates = [float(constant(step)) for step in (0, 5, 6, 40)]
-    np.testing.assert_allclose(rates, [0, 0.1, 0.1, 0.1], atol=1e-7)
-    plain = _schedule(warmup_epochs=0.0)
-    np.testing.assert_allclose(float(plain(0)), 0.1)
+    np.testing.assert_allclose(rates, [0.1] * 4, rtol=1e-6)
+    # Of a single epoch, the warm-up takes half.
+    short = optimizers.learning_rate_schedule(OPTIMIZATION, 0.1, 1, 10)
+    rates = [float(short(step)) for step in (0, 5, 10)]
+    np.testing.assert_allclose(rates, [0, 0.1, 0], atol=1e-7)
 
 
 def test_weight_decay_spares_biases():
@@ -683,25 +591,20 @@ def _key(stage, **values):
 @pytest.mark.parametrize(
     ("flag", "value", "stages"),
     [
-        ("steps_per_call", 7, []),
         ("xla", "on", []),
-        ("input_threads", 3, []),
         ("profile_steps", "1,2", []),
-        ("intra_op_threads", 1, []),
-        ("inter_op_threads", 1, []),
         ("num_virtual_devices", 2, []),
         ("split", "validation", []),
-        ("benchmark_runs", 1, []),
-        ("find_lr_steps", 20, []),
+        ("find_lr_stage", "transfer", []),
+        ("refit", True, []),
         ("tta", 2, []),
-        ("feature_views", 2, ["transfer"]),
+        # A refit is of either of them.
+        ("feature_views", 3, ["transfer", "refit"]),
+        ("transfer_epochs", 3, ["transfer", "refit"]),
         ("unfreeze_from", "all", ["finetune", "refit"]),
-        ("refit_epochs", 3, ["refit"]),
+        ("finetune_epochs", 3, ["finetune", "refit"]),
         ("augment_on", "device", ["transfer", "finetune", "refit"]),
         ("cache", "none", ["transfer", "finetune", "refit"]),
-        ("decode_scale", 1.5, ["transfer", "finetune", "refit"]),
-        ("fold_batch_norm", False, ["transfer", "finetune", "refit"]),
-        ("train_batch_norm", True, ["transfer", "finetune", "refit"]),
         ("global_batch_size", 32, ["transfer", "finetune", "refit"]),
     ],
 )
@@ -715,12 +618,12 @@ def test_resume_with_a_changed_flag_is_refused(tmp_path):
     folder = tmp_path / "checkpoints" / "transfer"
     folder.mkdir(parents=True)
     checkpoints.write_resume_key(folder, _key("transfer"))
-    changed = _key("transfer", momentum=0.5)
+    changed = _key("transfer", weight_decay=0.5)
     # Nothing saved yet: nothing to lose.
     checkpoints.check_resume_key(folder, changed, tmp_path)
     _stage(tmp_path).run()
     with pytest.raises(
-        ConfigError, match=r"--momentum: .* was started with 0\.9, got 0\.5"
+        ConfigError, match=r"--weight_decay: .* with 0\.0001, got 0\.5"
     ):
         checkpoints.check_resume_key(folder, changed, tmp_path)
     # The other stage's flags may change.
@@ -728,28 +631,15 @@ def test_resume_with_a_changed_flag_is_refused(tmp_path):
     checkpoints.check_resume_key(folder, key, tmp_path)
 
 
-def test_the_average_is_validated_and_kept_and_training_goes_on(tmp_path):
-    """The best checkpoint holds the average; the last one the weights."""
-
-    def run(name, decay):
-        optimization = dataclasses.replace(OPTIMIZATION, ema_decay=decay)
-        config = dataclasses.replace(CONFIG, optimization=optimization)
-        stage = _stage(tmp_path / name, config)
-        stage.run()
-        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
-        return stage, [json.loads(line) for line in lines]
-
-    _, plain_lines = run("plain", 0.0)
-    averaged, averaged_lines = run("averaged", 0.9)
-    for a, b in zip(plain_lines, averaged_lines, strict=True):
-        # It does not touch the training.
-        assert a["train_loss"] == b["train_loss"]
-    assert (
-        plain_lines[-1]["validation_loss"]
-        != averaged_lines[-1]["validation_loss"]
-    )
-    # What `run` leaves in the model validates as the best epoch did.
-    batches = averaged._validation_batches
-    loss = evaluate_lib.evaluate(averaged._trainer.eval_step, batches)["loss"]
-    best = int(averaged._checkpoints.best_epoch.numpy())
-    assert loss == pytest.approx(averaged_lines[best - 1]["validation_loss"])
+def test_a_solved_head_is_held_to_its_flags_too(tmp_path):
+    """It has no checkpoint, but its result."""
+    folder = tmp_path / "checkpoints" / "transfer"
+    folder.mkdir(parents=True)
+    checkpoints.write_resume_key(folder, _key("transfer"))
+    assert checkpoints.started_with(tmp_path) == {}
+    metrics.write_json(folder / "done.json", {"best_epoch": 1})
+    assert checkpoints.started_with(tmp_path)["dataset"] == "set/1"
+    checkpoints.check_resume_key(folder, _key("transfer"), tmp_path)
+    with pytest.raises(ConfigError, match=r"--feature_views: .* got 5"):
+        changed = _key("transfer", feature_views=5)
+        checkpoints.check_resume_key(folder, changed, tmp_path)

@@ -166,7 +166,7 @@ def test_head_and_float32_logits(tiny_backbone):
 
 
 def test_frozen_backbone_trains_the_head_alone(tiny_backbone):
-    model = _build(tiny_backbone)
+    model = _build(tiny_backbone, head_units=8)
     freeze.freeze_all(classifier.get_backbone(model))
     assert {v.path.split("/")[0] for v in model.trainable_variables} == {
         "head_dense",
@@ -186,20 +186,20 @@ def test_unfreeze_from_a_layer_a_block_all():
         ("mixed10", 0),
     ):
         freeze.freeze_all(backbone)
-        freeze.unfreeze_from(backbone, name, keep_batch_norm=True)
+        freeze.unfreeze_from(backbone, name, 32, keep_batch_norm=True)
         kernels = [v for v in backbone.trainable_variables if v.ndim == 4]
         assert len(kernels) == convolutions, name
 
 
 def test_block_prefix_does_not_take_longer_numbers(tiny_backbone):
     model = classifier.get_backbone(_build(tiny_backbone))
-    freeze.unfreeze_from(model, "block2", keep_batch_norm=False)
+    freeze.unfreeze_from(model, "block2", 32, keep_batch_norm=False)
     assert {v.path.split("/")[0] for v in model.trainable_variables} == {
         "block2_conv",
         "block2_bn",
     }
     with pytest.raises(ConfigError, match=r"--unfreeze_from.*got 'block'"):
-        freeze.unfreeze_from(model, "block", keep_batch_norm=False)
+        freeze.unfreeze_from(model, "block", 32, keep_batch_norm=False)
 
 
 @pytest.mark.parametrize("keep", [True, False])
@@ -207,7 +207,7 @@ def test_batch_norm_statistics_stay_if_kept(tiny_backbone, keep, tmp_path):
     """Also in a model that was saved and loaded."""
     model = _build(tiny_backbone)
     backbone = classifier.get_backbone(model)
-    freeze.unfreeze_from(backbone, "all", keep_batch_norm=keep)
+    freeze.unfreeze_from(backbone, "all", 32, keep_batch_norm=keep)
     model.save(tmp_path / "model.keras")
     images = tf.random.normal([4, 32, 32, 3])
     loaded = classifier.load_classifier(tmp_path / "model.keras", "--model")
@@ -295,49 +295,25 @@ def test_calibration_sets_the_layers_it_is_given(tiny_backbone):
     np.testing.assert_allclose(second.moving_mean, 2 * once, rtol=1e-4)
 
 
-def test_a_backbone_without_batch_norm_can_not_train_it():
-    config = ModelConfig(
-        backbone="vgg16", weights="none", train_batch_norm=True
-    )
-    with pytest.raises(ConfigError, match="train_batch_norm: vgg16 has no"):
-        classifier.build_classifier(
-            config, image_size=32, num_classes=2, seed=0
-        )
-
-
-@pytest.mark.parametrize("fold", [False, True])
 def test_measured_batch_norm_is_the_same_on_two_replicas(
-    tiny_backbone, tiny_weights, mirrored_strategy, fold
+    tiny_backbone, mirrored_strategy
 ):
     rng = np.random.default_rng(0)
     batches = rng.normal(2, 3, [3, 8, 32, 32, 3]).astype(np.float32)
 
-    def build(strategy, measure):
+    def features(strategy, measure):
         with strategy.scope():
-            return classifier.build_classifier(
-                ModelConfig(
-                    backbone=tiny_backbone,
-                    weights=tiny_weights,
-                    fold_batch_norm=fold,
-                ),
-                image_size=fakes.IMAGE_SIZE,
-                num_classes=fakes.NUM_CLASSES,
-                seed=0,
-                measure_batch_norm=measure,
-            )
+            model = _build(tiny_backbone)
+        if measure:
+            batch_norm.calibrate(model, batches)
+        extractor = classifier.get_feature_extractor(model)
+        return extractor.predict_on_batch(batches[0])
 
-    def measure(backbone):
-        batch_norm.calibrate(backbone, batches)
-
-    one = build(tf.distribute.get_strategy(), measure)
-    two = build(mirrored_strategy, measure)
-    own = build(tf.distribute.get_strategy(), None)
-    features = [
-        classifier.get_feature_extractor(m).predict_on_batch(batches[0])
-        for m in (one, two, own)
-    ]
-    np.testing.assert_allclose(features[1], features[0], rtol=1e-5, atol=1e-6)
-    assert not np.allclose(features[2], features[0], rtol=0.1)
+    one = features(tf.distribute.get_strategy(), True)
+    two = features(mirrored_strategy, True)
+    np.testing.assert_allclose(two, one, rtol=1e-5, atol=1e-6)
+    own = features(tf.distribute.get_strategy(), False)
+    assert not np.allclose(own, one, rtol=0.1)
 
 
 def test_saved_classifier_loads_equal(tmp_path, tiny_backbone, tiny_weights):
@@ -414,29 +390,6 @@ def test_a_model_on_an_unknown_backbone_is_refused(tmp_path):
         classifier.load_classifier(path, "--model")
 
 
-def test_a_backbone_can_end_earlier(tiny_backbone):
-    whole = backbones.build_backbone(tiny_backbone, 32, "none")
-    cut = backbones.build_backbone(tiny_backbone, 32, "none", "block1_relu")
-    assert cut.name == whole.name
-    assert cut.layers[-1].name == "block1_relu"
-    assert cut.output_shape == whole.get_layer("block1_relu").output.shape
-    for name in ("block1_rely", "flatten", cut.layers[0].name):
-        with pytest.raises(ConfigError, match=r"--backbone_end .*block1_relu"):
-            backbones.build_backbone(tiny_backbone, 32, "none", name)
-
-
-def test_a_shorter_backbone_keeps_the_weights_of_the_whole(
-    tiny_backbone, tiny_weights
-):
-    whole = backbones.build_backbone(tiny_backbone, 32, tiny_weights)
-    cut = backbones.build_backbone(
-        tiny_backbone, 32, tiny_weights, "block1_relu"
-    )
-    images = np.ones([1, 32, 32, 3], np.float32)
-    middle = keras.Model(whole.input, whole.get_layer("block1_relu").output)
-    np.testing.assert_array_equal(cut(images), middle(images))
-
-
 def test_learning_rates_rise_from_the_lowest_trained_layer(tiny_backbone):
     config = ModelConfig(backbone=tiny_backbone, weights="none", head_units=0)
     model = classifier.build_classifier(
@@ -445,7 +398,7 @@ def test_learning_rates_rise_from_the_lowest_trained_layer(tiny_backbone):
     backbone = classifier.get_backbone(model)
 
     def scales(lowest):
-        found = freeze.learning_rate_scales(model, lowest)
+        found = freeze.learning_rate_scales(model, lowest, {})
         return dict(
             zip(
                 (
@@ -457,7 +410,7 @@ def test_learning_rates_rise_from_the_lowest_trained_layer(tiny_backbone):
             )
         )
 
-    freeze.unfreeze_from(backbone, "all", keep_batch_norm=True)
+    freeze.unfreeze_from(backbone, "all", 32, keep_batch_norm=True)
     found = scales(0.01)
     # Input, then conv, batch-norm and ReLU twice: positions 1 and 4 of 7.
     by_layer = {path.split("/")[-2]: s for path, s in found.items()}
@@ -466,44 +419,33 @@ def test_learning_rates_rise_from_the_lowest_trained_layer(tiny_backbone):
     assert by_layer["predictions"] == 1
     assert set(scales(1.0).values()) == {1.0}
     # The lowest is the lowest that trains.
-    freeze.unfreeze_from(backbone, "block2", keep_batch_norm=True)
+    freeze.unfreeze_from(backbone, "block2", 32, keep_batch_norm=True)
     by_layer = {p.split("/")[-2]: s for p, s in scales(0.01).items()}
     assert by_layer["block2_conv"] == pytest.approx(0.01)
     freeze.freeze_all(backbone)
     assert set(scales(0.01).values()) == {1.0}
 
 
-def test_taps_are_seen_beside_the_last_layer(tiny_backbone, tiny_weights):
-    whole = backbones.build_backbone(tiny_backbone, 32, tiny_weights)
-    tapped = backbones.build_backbone(
-        tiny_backbone, 32, tiny_weights, taps="block1_relu, block1_conv"
+def test_learning_rates_of_channels(tiny_backbone):
+    model = folding.fold_batch_norm(_build(tiny_backbone))
+    freeze.unfreeze_from(
+        classifier.get_backbone(model), "all", 32, keep_batch_norm=True
     )
-    assert tapped.name == whole.name
-    middle = [whole.get_layer(f"block1_{n}").output for n in ("relu", "conv")]
-    images = np.random.default_rng(0).normal(size=[2, 32, 32, 3])
-    relu, conv, last = keras.Model(whole.input, [*middle, whole.output])(images)
-    # 8 by 8 positions to 3 by 3, by windows of 3 in steps of 2.
-    relu, conv = (
-        tf.nn.avg_pool2d(x, 3, 2, padding="VALID") for x in (relu, conv)
+    given = np.linspace(-2, 2, 16)
+    found = dict(
+        zip(
+            ("/".join(v.path.split("/")[-2:]) for v in model.trainable_weights),
+            freeze.learning_rate_scales(model, 1.0, {"block2_conv": given}),
+            strict=True,
+        )
     )
-    assert relu.shape[1:3] == last.shape[1:3]
-    np.testing.assert_allclose(
-        tapped(images), tf.concat([relu, conv, last], axis=-1), atol=1e-6
-    )
-    with pytest.raises(ConfigError, match=r"--backbone_taps .*got 'block3'"):
-        backbones.build_backbone(tiny_backbone, 32, "none", taps="block3")
+    np.testing.assert_allclose(found.pop("block2_conv/kernel"), np.abs(given))
+    assert {float(share) for share in found.values()} == {1.0}
 
 
-@pytest.mark.parametrize(
-    ("name", "taps"),
-    [
-        ("inception_v3", "mixed2,mixed7"),
-        ("mobilenet_v2", "block_5_add,block_12_add"),
-        ("resnet50v2", "conv3_block4_out"),
-    ],
-)
-def test_taps_of_real_backbones_fold_and_take_two_sizes(name, taps):
-    config = ModelConfig(backbone=name, weights="none", backbone_taps=taps)
+@pytest.mark.parametrize("name", ["inception_v3", "mobilenet_v2", "resnet50v2"])
+def test_real_backbones_fold_and_take_two_sizes(name):
+    config = ModelConfig(backbone=name, weights="none")
     sizes = InputConfig(image_size=128, train_scale=0.75)
     model = classifier.build_classifier(
         config, image_size=128, num_classes=3, seed=0
@@ -514,3 +456,63 @@ def test_taps_of_real_backbones_fold_and_take_two_sizes(name, taps):
     rebuilt = resizing.for_training(folded, sizes)
     reduced = resizing.training_model(rebuilt, sizes)
     assert reduced(images[:, :96, :96]).shape == (1, 3)
+
+
+def _trained_kernels(backbone) -> list[str]:
+    """Names of the layers whose kernel trains, from the images on."""
+    return [
+        layer.name
+        for layer in backbone.layers
+        if any("kernel" in v.name for v in layer.trainable_variables)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("constructor", "image_size", "first", "num_frozen"),
+    [
+        # Maps of 48, then 24, then 12 pixels of 96.
+        (keras.applications.MobileNet, 96, "conv_dw_4", 7),
+        # 53, 51, 25, 23, then 11 pixels of 107: all but the stem.
+        (keras.applications.InceptionV3, 107, "", 5),
+        # 8, then 3 pixels of 32.
+        (fakes.TinyNet, 32, "block2_conv", 1),
+    ],
+)
+@pytest.mark.parametrize("any_size", [False, True])
+def test_auto_unfreezes_from_an_eighth_of_the_image_on(
+    constructor, image_size, first, num_frozen, any_size
+):
+    size = None if any_size else image_size
+    backbone = constructor(
+        include_top=False, weights=None, input_shape=(size, size, 3)
+    )
+    everything = _trained_kernels(backbone)
+    freeze.unfreeze_from(backbone, "auto", image_size, keep_batch_norm=False)
+    trained = _trained_kernels(backbone)
+    assert trained == everything[num_frozen:]
+    # Keras numbers the layers of InceptionV3 as it makes them.
+    assert trained[0] == first or not first
+    # Batch-norm below it stays frozen, too.
+    norms = batch_norm.batch_norm_layers(backbone)
+    assert [n.trainable for n in norms] == sorted(n.trainable for n in norms)
+    assert {n.trainable for n in norms} == {False, True}
+
+
+@pytest.mark.parametrize("size", [96, 97, 103])
+def test_auto_rounds_an_eighth_up_as_padding_does(size):
+    inputs = x = keras.Input([size, size, 3])
+    for k in range(4):
+        x = keras.layers.Conv2D(
+            2, 3, strides=2, padding="same", name=f"conv{k}"
+        )(x)
+    backbone = keras.Model(inputs, x)
+    freeze.unfreeze_from(backbone, "auto", size, keep_batch_norm=True)
+    assert _trained_kernels(backbone) == ["conv2", "conv3"]
+
+
+def test_auto_never_freezes_everything():
+    inputs = keras.Input([32, 32, 3])
+    x = keras.layers.Conv2D(4, 3, strides=2)(inputs)
+    backbone = keras.Model(inputs, keras.layers.ReLU()(x))
+    freeze.unfreeze_from(backbone, "auto", 32, keep_batch_norm=True)
+    assert len(_trained_kernels(backbone)) == 1

@@ -46,7 +46,7 @@ def test_it_computes_the_same_and_takes_both_sizes(model):
 
 def test_what_is_frozen_stays_so(model):
     freeze.unfreeze_from(
-        classifier.get_backbone(model), "block2", keep_batch_norm=False
+        classifier.get_backbone(model), "block2", 32, keep_batch_norm=False
     )
     rebuilt = resizing.for_training(model, SIZES)
     assert len(rebuilt.non_trainable_weights) > 0
@@ -58,7 +58,7 @@ def test_what_is_frozen_stays_so(model):
 def test_training_the_one_trains_the_other(model):
     rebuilt = resizing.for_training(model, SIZES)
     freeze.unfreeze_from(
-        classifier.get_backbone(rebuilt), "block2", keep_batch_norm=True
+        classifier.get_backbone(rebuilt), "block2", 32, keep_batch_norm=True
     )
     reduced = resizing.training_model(rebuilt, SIZES)
     for ours, theirs in zip(

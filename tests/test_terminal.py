@@ -89,6 +89,7 @@ def test_a_run_for_machines_prints_json_alone(
             f"--archive={dummy_archive}",
             f"--backbone={tiny_backbone}",
             *("--weights=none", "--image_size=32", "--strategy=default"),
+            *("--transfer_optimizer=adamw", "--head_units=16"),
             *("--transfer_epochs=2", "--model_summary"),
         ]
     )

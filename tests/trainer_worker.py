@@ -108,7 +108,7 @@ def main() -> None:
     workers = Workers(strategy)
     results = (
         train(strategy, "plain")
-        | train(strategy, "clip", global_clip_norm=0.1)
+        | train(strategy, "smooth", label_smoothing=0.3)
         | train(strategy, "scale", scale_loss=True)
         | overflow(strategy)
     )

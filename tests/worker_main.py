@@ -2,8 +2,7 @@
 
 `python -m tests.worker_main [OPTIONS] FLAGS`: `--launch=N` starts N such
 processes as the workers of one cluster; `--count_steps=FILE` appends a byte to
-FILE for each step that the chief trains; `--expect_threads=INTRA,INTER` checks
-at the end how many TensorFlow was told to use.
+FILE for each step that the chief trains.
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--launch", type=int, default=0)
     parser.add_argument("--count_steps", default="")
-    parser.add_argument("--expect_threads", default="")
     options, flags = parser.parse_known_args()
     if options.launch:
         from flowers17_tfdata import launcher
@@ -29,7 +27,6 @@ def main() -> int:
             flags, options.launch, [sys.executable, "-m", "tests.worker_main"]
         )
     import keras
-    import tensorflow as tf
 
     from flowers17_tfdata import cli, launcher
     from flowers17_tfdata.training.trainer import Trainer
@@ -51,18 +48,6 @@ def main() -> int:
             return totals
 
         Trainer.train_steps = counted
-    if options.expect_threads:
-        main = cli.main
-
-        def checked(argv):
-            code = main(argv)
-            threading = tf.config.threading
-            intra = threading.get_intra_op_parallelism_threads()
-            inter = threading.get_inter_op_parallelism_threads()
-            assert f"{intra},{inter}" == options.expect_threads
-            return code
-
-        cli.main = checked
     sys.argv = ["main.py", *flags]
     return cli.run()
 

@@ -52,14 +52,23 @@ def test_smoothed_loss_is_a_mean_with_falling_weights():
         assert curve.smoothed[k] == pytest.approx(expected)
 
 
-@pytest.mark.parametrize(("height", "ended"), [(3.9, ""), (4.1, "diverged")])
-def test_four_times_the_minimum_ends_it(height, ended):
+@pytest.mark.parametrize(
+    ("minimum", "height", "ended"),
+    [
+        (1.0, 3.9, ""),
+        (1.0, 4.1, "diverged"),
+        # A minimum near 0 counts as half a nat.
+        (0.01, 1.9, ""),
+        (0.01, 2.1, "diverged"),
+    ],
+)
+def test_four_times_the_minimum_ends_it(minimum, height, ended):
     curve = Curve()
     for rate in RATES[:50]:
-        curve.add(rate, 1.0)
+        curve.add(rate, minimum)
     # What the next loss must be for the average to be `height`.
     weight = 0.02 / (1 - 0.98**51)
-    curve.add(RATES[50], 1 + (height - 1) / weight)
+    curve.add(RATES[50], minimum + (height - minimum) / weight)
     assert curve.smoothed[-1] == pytest.approx(height)
     assert curve.ended == ended
 

@@ -138,7 +138,8 @@ _EXAMPLES = """\
 examples:
   # The whole job in minutes, without a download:
   {program} --flagfile=configs/quickstart.flags
-  # The photographs, with our recipe:
+  # The photographs, the head alone, in a minute; then fine-tuned, in minutes:
+  {program} --flagfile=configs/fast.flags --workdir=runs/fast
   {program} --flagfile=configs/flowers17.flags --workdir=runs/flowers17
   # What a photograph shows; the workdir remembers the rest:
   {program} --phase=predict --workdir=runs/flowers17 photo.jpg

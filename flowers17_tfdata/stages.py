@@ -350,7 +350,10 @@ def _on_images(
     if method == "finetune":
         reduced = resizing.training_model(model, config.input)
         rate_scales = freeze.learning_rate_scales(
-            model, config.optimization.finetune_lowest_rate, scales
+            model,
+            config.optimization.finetune_lowest_rate,
+            scales,
+            config.optimization.finetune_optimizer,
         )
     has_gpu = bool(tf.config.list_physical_devices("GPU"))
     return Trainable(

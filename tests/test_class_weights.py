@@ -52,7 +52,6 @@ def _make_features(class_weights):
     values = np.random.default_rng(0).normal(size=[2, len(LABELS), 4])
     return feature_cache.make_train_dataset(
         Features(values.astype(np.float32), LABELS),
-        CONFIG,
         global_batch_size=BATCH,
         seed=0,
         class_weights=class_weights,
@@ -173,7 +172,6 @@ def _minority_recall(class_weights) -> float:
     )
     batches = feature_cache.make_train_dataset(
         Features(values.astype(np.float32), labels),
-        CONFIG,
         global_batch_size=20,
         seed=0,
         class_weights=class_weights,

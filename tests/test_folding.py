@@ -347,7 +347,7 @@ def test_folded_kernels_move_as_unfolded_ones_did(tiny_backbone):
     kernels = {}
     for name, trained in (("model", model), ("folded", folded)):
         shares = freeze.learning_rate_scales(
-            trained, 0.1, scales if trained is folded else {}
+            trained, 0.1, scales if trained is folded else {}, "adam"
         )
         optimizer = optimizers.make_optimizer(
             "adam",

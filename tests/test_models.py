@@ -398,7 +398,7 @@ def test_learning_rates_rise_from_the_lowest_trained_layer(tiny_backbone):
     backbone = classifier.get_backbone(model)
 
     def scales(lowest):
-        found = freeze.learning_rate_scales(model, lowest, {})
+        found = freeze.learning_rate_scales(model, lowest, {}, "adamw")
         return dict(
             zip(
                 (
@@ -426,7 +426,10 @@ def test_learning_rates_rise_from_the_lowest_trained_layer(tiny_backbone):
     assert set(scales(0.01).values()) == {1.0}
 
 
-def test_learning_rates_of_channels(tiny_backbone):
+@pytest.mark.parametrize(
+    ("optimizer", "power"), [("adam", 1), ("adamw", 1), ("sgd", 2)]
+)
+def test_learning_rates_of_channels(tiny_backbone, optimizer, power):
     model = folding.fold_batch_norm(_build(tiny_backbone))
     freeze.unfreeze_from(
         classifier.get_backbone(model), "all", 32, keep_batch_norm=True
@@ -435,11 +438,14 @@ def test_learning_rates_of_channels(tiny_backbone):
     found = dict(
         zip(
             ("/".join(v.path.split("/")[-2:]) for v in model.trainable_weights),
-            freeze.learning_rate_scales(model, 1.0, {"block2_conv": given}),
+            freeze.learning_rate_scales(
+                model, 1.0, {"block2_conv": given}, optimizer
+            ),
             strict=True,
         )
     )
-    np.testing.assert_allclose(found.pop("block2_conv/kernel"), np.abs(given))
+    share = found.pop("block2_conv/kernel")
+    np.testing.assert_allclose(share, np.abs(given) ** power, rtol=1e-6)
     assert {float(share) for share in found.values()} == {1.0}
 
 

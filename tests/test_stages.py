@@ -325,7 +325,12 @@ def test_frozen_batch_norm_is_folded_by_fine_tuning(run, tmp_path):
             assert changes != np.array_equal(a, b)
 
 
-def test_folded_kernels_take_the_steps_of_unfolded_ones(tiny_backbone, weights):
+@pytest.mark.parametrize(
+    ("optimizer_name", "rate"), [("adam", 1e-2), ("sgd", 3e-2)]
+)
+def test_folded_kernels_take_the_steps_of_unfolded_ones(
+    tiny_backbone, weights, optimizer_name, rate
+):
     """Adam's steps have one size: folded, they go by the channel's scale."""
     config = ModelConfig(backbone=tiny_backbone, weights=str(weights))
     images = np.random.default_rng(0).uniform(-1, 1, [8, 32, 32, 3])
@@ -342,7 +347,7 @@ def test_folded_kernels_take_the_steps_of_unfolded_ones(tiny_backbone, weights):
         if folds:
             model = folding.fold_batch_norm(model)
             backbone = classifier.get_backbone(model)
-        rates = freeze.learning_rate_scales(model, 0.5, scales)
+        rates = freeze.learning_rate_scales(model, 0.5, scales, optimizer_name)
         kernels = [
             (variable, rate)
             for variable, rate in zip(
@@ -353,9 +358,9 @@ def test_folded_kernels_take_the_steps_of_unfolded_ones(tiny_backbone, weights):
         assert len(kernels) == 2
         variables, rates = zip(*kernels, strict=True)
         optimizer = optimizers.make_optimizer(
-            "adam",
+            optimizer_name,
             optimizers.learning_rate_schedule(
-                OptimizationConfig(schedule="constant"), 1e-2, 1, 10
+                OptimizationConfig(schedule="constant"), rate, 1, 10
             ),
             OptimizationConfig(),
             scale_loss=False,

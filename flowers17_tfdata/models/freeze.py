@@ -61,6 +61,7 @@ def learning_rate_scales(
     model: keras.Model,
     lowest: float,
     channel_scales: Mapping[str, np.ndarray],
+    optimizer: str,
 ) -> list[np.ndarray]:
     """Returns each trainable variable's share of the learning rate.
 
@@ -72,8 +73,11 @@ def learning_rate_scales(
       model: a classifier, its layers frozen or not.
       lowest: of the lowest layer that trains, in (0, 1]. From there the share
         rises geometrically, layer by layer, to 1 in the head.
-      channel_scales: by a backbone layer's name, further shares of its
-        kernel's channels; see `folding.merged_scales`.
+      channel_scales: by a backbone layer's name, what its kernel's channels
+        were multiplied by (see `folding.merged_scales`). Their shares make a
+        step that of the kernel before it was folded.
+      optimizer: the optimizer's name: SGD's steps follow the gradient's size,
+        which the scale changes as well, Adam's don't.
 
     Returns:
       In the order of `model.trainable_variables`: float32, each in a shape that
@@ -91,6 +95,7 @@ def learning_rate_scales(
             # The last one, before the bias that folding gave it.
             kernel = layer.trainable_variables[-2]
             scale = np.abs(channel_scales[layer.name]).astype(np.float32)
+            scale = scale**2 if optimizer == "sgd" else scale
             shares[id(kernel)] = share * scale
     return [shares.get(id(v), np.float32(1)) for v in model.trainable_variables]
 

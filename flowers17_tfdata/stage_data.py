@@ -213,7 +213,8 @@ def extract_features(
       stop: whether to stop.
 
     Returns:
-      Of what is trained on, and of validation (None: it is trained on).
+      The features of what is trained on, and those of validation (None where
+      it is trained on).
 
     Raises:
       Preempted: it was asked to stop.

@@ -144,7 +144,7 @@ def test_scales_are_what_kernels_were_multiplied_by(convolution):
         [keras.ops.convert_to_numpy(w) for w in layer.weights if w.ndim == 4]
         for layer in (model.get_layer("conv"), folded)
     ]
-    # Of a separable convolution, the last one.
+    # The last kernel of a separable convolution.
     before, after = (k[-1] for k in kernels)
     np.testing.assert_allclose(after, before * scale, rtol=1e-6)
     assert np.ptp(scale) > 0.1

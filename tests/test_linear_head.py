@@ -99,7 +99,7 @@ def test_it_is_the_optimum(decay, weighted):
     assert (head.weight_decay, head.losses) == (decay, {})
     values = _standardized(features)
     expected = _newton(values, features.labels, decay, weights)
-    # Of raw features, as the classifier will see them.
+    # The classifier will see raw features.
     found = _probabilities(features.values, head.kernel, head.bias)
     np.testing.assert_allclose(
         found, _probabilities(values, expected[:-1], expected[-1]), atol=2e-3

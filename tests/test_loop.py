@@ -560,7 +560,7 @@ def test_schedule_values():
     constant = _schedule(schedule="constant")
     rates = [float(constant(step)) for step in (0, 5, 6, 40)]
     np.testing.assert_allclose(rates, [0.1] * 4, rtol=1e-6)
-    # Of a single epoch, the warm-up takes half.
+    # The warm-up takes half of a single epoch.
     short = optimizers.learning_rate_schedule(OPTIMIZATION, 0.1, 1, 10)
     rates = [float(short(step)) for step in (0, 5, 10)]
     np.testing.assert_allclose(rates, [0, 0.1, 0], atol=1e-7)

@@ -447,6 +447,34 @@ def test_fixed_views_do_not_depend_on_the_augmentation(run, tmp_path):
     assert again == names
 
 
+def test_fine_tuning_alone_takes_smaller_images(run, tmp_path, monkeypatch):
+    sizes, make = [], input_pipeline.make_train_dataset
+
+    def watched(images, options, *args, **kwargs):
+        sizes.append(options.train_image_size)
+        return make(images, options, *args, **kwargs)
+
+    monkeypatch.setattr(input_pipeline, "make_train_dataset", watched)
+    flags = ["--feature_views=0", "--transfer_epochs=1", "--train_scale=0.75"]
+    for phase in ("transfer", "finetune"):
+        run("a", f"--phase={phase}", *flags)
+    assert sizes == [32, 24]
+    # Cached views do not depend on it either.
+    views = ["--phase=transfer", "--feature_views=3", "--transfer_epochs=1"]
+    run("b", *views)
+    run("c", *views, "--train_scale=0.75")
+    names, again = (
+        {path.name for path in (tmp_path / name / "features").iterdir()}
+        for name in ("b", "c")
+    )
+    assert names == again
+    _assert_equal(
+        tmp_path / "b" / "model_transfer.keras",
+        tmp_path / "c" / "model_transfer.keras",
+        rtol=0,
+    )
+
+
 def test_resumption_keeps_what_auto_chose(run, monkeypatch):
     run("a", "--phase=transfer", "--cache=auto")
     monkeypatch.setattr(examples, "free_memory", lambda: 0)

@@ -152,7 +152,7 @@ def test_class_weights_reach_a_solved_head(run, tmp_path):
         losses[weights] = [
             -np.log(chances[found.labels == k]).mean() for k in range(3)
         ]
-    # Of 40, 24 and 6 images.
+    # The classes have 40, 24 and 6 images.
     assert losses["balanced"][0] > losses["none"][0]
     assert losses["balanced"][2] < losses["none"][2]
 

@@ -365,7 +365,7 @@ def test_each_variable_has_its_share_of_the_learning_rate(strategy, name):
         trainer.train_step(batch)
         return [b - a for a, b in zip(before, _weights(trainer), strict=True)]
 
-    # Of the first one, each channel its own.
+    # Each channel of the first variable has a rate of its own.
     scales = [np.linspace(0, 1, 4, dtype=np.float32), 0.1, 0.5, 1.0]
     for whole, scaled, scale in zip(
         steps(None), steps(scales), scales, strict=True

@@ -11,8 +11,9 @@ import sys
 import tempfile
 from collections.abc import Iterator
 
-from flowers17_tfdata import config as config_lib
-from flowers17_tfdata import flags, launcher
+from flowers17_tfdata import launcher
+from flowers17_tfdata.config import config as config_lib
+from flowers17_tfdata.config import flags
 from flowers17_tfdata.errors import (
     DownloadFailed,
     Preempted,
@@ -38,7 +39,7 @@ def main(argv: list[str]) -> int:
             return launcher.launch(argv[1:], config.runtime.launch_local)
         if config_lib.runs_all_folds(config):
             # Imported here, as below: it draws tables.
-            from flowers17_tfdata import cross_validation
+            from flowers17_tfdata.phases import cross_validation
 
             code = cross_validation.run_folds(argv[1:], config)
             if code:
@@ -55,9 +56,9 @@ def main(argv: list[str]) -> int:
         with contextlib.nullcontext() if verbose else _without_notes():
             # Imported here: --help and a flag error must not wait for
             # TensorFlow.
-            from flowers17_tfdata import phases
+            from flowers17_tfdata.phases import registry
 
-        phases.run(config)
+        registry.run(config)
     except UserError as error:
         kind = "stopped" if isinstance(error, Preempted) else "error"
         # A path may hold a line break.

@@ -5,26 +5,22 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import pathlib
-import platform
 import tempfile
 from collections.abc import Iterator
 from typing import Any
 
-import cv2
 import keras
-import psutil
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-import flowers17_tfdata
-from flowers17_tfdata import config as config_lib
-from flowers17_tfdata.config import Config, InputConfig
+from flowers17_tfdata import files, machine, terminal, timings
+from flowers17_tfdata.config import config as config_lib
+from flowers17_tfdata.config.config import Config, InputConfig
 from flowers17_tfdata.data import class_folders, folder_source, sources
 from flowers17_tfdata.data.source import Source
 from flowers17_tfdata.errors import ConfigError, UserError, one_line
 from flowers17_tfdata.input import examples, input_pipeline
-from flowers17_tfdata.models import backbones, saved_models
-from flowers17_tfdata.results import metrics, model_views, terminal, timings
+from flowers17_tfdata.models import backbones, saved_models, summary
 from flowers17_tfdata.training import checkpoints, precision
 from flowers17_tfdata.training import strategy as strategy_lib
 from flowers17_tfdata.training.workers import Workers
@@ -125,7 +121,7 @@ def open_session(config: Config) -> Iterator[Session]:
     workdir = make_workdir(config.workdir)
     # Checked before minutes of data preparation and of training.
     backbones.get_preprocess(config.model.backbone)
-    model_views.check_can_plot(config.model)
+    summary.check_can_plot(config.model)
     strategy, workers, policy = open_devices(config)
     _check_batch_size(config, strategy.num_replicas_in_sync)
     tfds.disable_progress_bar()
@@ -229,52 +225,14 @@ def write_config(session: Session) -> None:
     if not prefix and folder != flags["dataset"]:
         path = pathlib.Path(folder).expanduser().resolve()
         flags["dataset"] = f"folder:{path}"
-    metrics.write_json(
+    files.write_json(
         session.output / "config.json",
         {
             "dataset": session.source.name,
             "flags": flags,
             "num_replicas": session.strategy.num_replicas_in_sync,
             "num_workers": session.workers.count,
-            "versions": versions(),
-            "hardware": hardware(),
+            "versions": machine.versions(),
+            "hardware": machine.hardware(),
         },
     )
-
-
-def versions() -> dict[str, str]:
-    """Returns the versions of what the results depend on."""
-    return {
-        "flowers17_tfdata": flowers17_tfdata.__version__,
-        "python": platform.python_version(),
-        "tensorflow": tf.__version__,
-        "keras": keras.__version__,
-        "tensorflow_datasets": tfds.__version__,
-        "opencv": cv2.__version__,
-    }
-
-
-def hardware() -> dict[str, Any]:
-    """Returns what the run's speed depends on."""
-    details = tf.config.experimental.get_device_details
-    return {
-        "machine": platform.machine(),
-        "processor": _processor_name(),
-        "cpu_cores": input_pipeline.num_cores(),
-        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
-        "gpus": [
-            details(gpu).get("device_name", "GPU")
-            for gpu in tf.config.list_physical_devices("GPU")
-        ],
-    }
-
-
-def _processor_name() -> str:
-    try:
-        text = pathlib.Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return platform.processor()
-    for line in text.splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor()

@@ -11,11 +11,16 @@ import keras
 import pytest
 
 from flowers17_tfdata import cli
-from flowers17_tfdata.benchmark import ceilings, run, stock_keras, timing
-from flowers17_tfdata.benchmark.timing import Row
-from flowers17_tfdata.config import InputConfig
+from flowers17_tfdata.config.config import InputConfig
 from flowers17_tfdata.data.oxford_flowers17 import synthetic
 from flowers17_tfdata.errors import UserError
+from flowers17_tfdata.phases.benchmark import (
+    benchmark,
+    ceilings,
+    stock_keras,
+    timing,
+)
+from flowers17_tfdata.phases.benchmark.timing import Row
 
 
 def test_rate_runs_for_the_least_time_and_divides_by_the_whole(monkeypatch):
@@ -92,7 +97,7 @@ def test_bottleneck_is_the_slower_one(slower):
         for name in ("train/finetune", "model/step", "input/cached")
     }
     rows["input/uncached"] = {"images_per_sec": 1.0}
-    line = run.bottleneck(rows, "input/cached")
+    line = benchmark.bottleneck(rows, "input/cached")
     assert f"limited by {slower}" in line
     assert f"--flag_of_{slower}" in line
 
@@ -103,7 +108,7 @@ def test_transfer_cost():
         "train/head": {"images_per_sec": 1000.0},
     }
     # 100 s of forward pass; the head of 800 examples in 0.8 s.
-    assert run.transfer_cost(rows, 800, 200) == pytest.approx(1.008)
+    assert benchmark.transfer_cost(rows, 800, 200) == pytest.approx(1.008)
 
 
 @contextlib.contextmanager
@@ -118,7 +123,7 @@ def test_phase_measures_every_stage(
     tmp_path, data_dir, tiny_backbone, monkeypatch, capsys, optimizer
 ):
     monkeypatch.setattr(timing, "MIN_SECS", 0.01)
-    monkeypatch.setattr(run, "NUM_RUNS", 2)
+    monkeypatch.setattr(benchmark, "NUM_RUNS", 2)
     monkeypatch.setattr(stock_keras, "open_worker", _fake_worker)
     folder = tmp_path / "temporary"
     folder.mkdir()

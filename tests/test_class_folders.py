@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from flowers17_tfdata.config import DataConfig
+from flowers17_tfdata.config.config import DataConfig
 from flowers17_tfdata.data import class_folders, image_folder, sources
 from flowers17_tfdata.data.source import Source, scan_splits
 from flowers17_tfdata.errors import UserError
@@ -263,12 +263,12 @@ def test_a_killed_run_leaves_nothing_that_looks_whole(tmp_path, monkeypatch):
     def killed(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(os, "replace", killed)
+    monkeypatch.setattr(pathlib.Path, "rename", killed)
     with pytest.raises(KeyboardInterrupt):
         class_folders.write(source, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     (left,) = tmp_path.iterdir()
-    assert left.name.startswith(".incomplete_out.")
+    assert left.name.startswith(".incomplete.")
 
 
 def test_changes_are_described(tmp_path):

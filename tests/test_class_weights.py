@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from flowers17_tfdata.config import InputConfig
+from flowers17_tfdata.config.config import InputConfig
 from flowers17_tfdata.input import feature_cache, input_pipeline
 from flowers17_tfdata.input.examples import DecodedImages, Examples
 from flowers17_tfdata.input.feature_cache import Features

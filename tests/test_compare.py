@@ -9,11 +9,11 @@ import pathlib
 import numpy as np
 import pytest
 
-from flowers17_tfdata import cli
+from flowers17_tfdata import cli, terminal
 from flowers17_tfdata.data import sources
-from flowers17_tfdata.results import comparison, predictions, terminal
-from flowers17_tfdata.results.comparison import PairedAnswers
-from flowers17_tfdata.results.predictions import Predictions
+from flowers17_tfdata.scoring import comparison, predictions
+from flowers17_tfdata.scoring.comparison import PairedAnswers
+from flowers17_tfdata.scoring.predictions import Predictions
 
 
 def _answers(only_compared, only_baseline, both=0, neither=0, prefix="image"):

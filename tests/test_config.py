@@ -8,8 +8,9 @@ import sys
 
 import pytest
 
-from flowers17_tfdata import cli, flags
-from flowers17_tfdata import config as config_lib
+from flowers17_tfdata import cli
+from flowers17_tfdata.config import config as config_lib
+from flowers17_tfdata.config import flags
 from flowers17_tfdata.errors import ConfigError
 
 ROOT = pathlib.Path(__file__).parents[1]

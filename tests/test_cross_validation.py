@@ -12,16 +12,17 @@ import sys
 import numpy as np
 import pytest
 
-from flowers17_tfdata import cli, flags, launcher
-from flowers17_tfdata.config import DataConfig
+from flowers17_tfdata import cli, files, launcher
+from flowers17_tfdata.config import flags
+from flowers17_tfdata.config.config import DataConfig
 from flowers17_tfdata.data import division, sources
 from flowers17_tfdata.data.oxford_flowers17 import archive, splits
 from flowers17_tfdata.data.oxford_flowers17 import (
     oxford_flowers17_dataset_builder as flowers17,
 )
 from flowers17_tfdata.errors import ConfigError, UserError
-from flowers17_tfdata.results import evaluate, metrics, pooling, predictions
-from flowers17_tfdata.results.predictions import Predictions
+from flowers17_tfdata.scoring import pooling, predictions, scores
+from flowers17_tfdata.scoring.predictions import Predictions
 from tests.test_carving import TwoToned, TwoTonedTested  # noqa: F401
 from tests.test_folder_source import write_classes
 
@@ -314,11 +315,11 @@ def _write_fold(folder: pathlib.Path, labels, logits, total: int) -> None:
         np.asarray(logits, np.float32),
     )
     predictions.save(predictions.predictions_path(folder, "test"), part)
-    evaluation = evaluate.summarize(evaluate.tally(part), "test", ["a", "b"])
-    metrics.write_json(
+    evaluation = scores.summarize(scores.tally(part), "test", ["a", "b"])
+    files.write_json(
         folder / "evaluation.json", evaluation | {"dataset": "x@1"}
     )
-    metrics.write_json(
+    files.write_json(
         folder / "audit.json",
         {"splits": {"train": {"num_examples": total}}},
     )
@@ -334,7 +335,7 @@ def test_pooled_result_is_that_of_all_images(tmp_path):
     assert result["num_examples"] == 6
     assert result["accuracy"] == pytest.approx(4 / 6)
     assert result["accuracy_interval"] == pytest.approx(
-        evaluate.wilson_interval(4, 6)
+        scores.wilson_interval(4, 6)
     )
     assert result["per_class"]["a"]["recall"] == pytest.approx(3 / 4)
     assert [f["accuracy"] for f in result["folds"]] == pytest.approx(

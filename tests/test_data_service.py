@@ -15,12 +15,12 @@ import cv2
 import numpy as np
 import pytest
 
-from flowers17_tfdata.config import InputConfig
+from flowers17_tfdata.config.config import InputConfig
 from flowers17_tfdata.errors import UserError
+from flowers17_tfdata.files import read_json_lines
 from flowers17_tfdata.input import data_service, input_pipeline
 from flowers17_tfdata.input.examples import DecodedImages, Examples
 from flowers17_tfdata.models import saved_models
-from flowers17_tfdata.results import metrics
 from tests import fakes
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -165,7 +165,7 @@ def test_run_with_a_data_service(tmp_path, tiny_command):
             timeout=400,
         )
     assert result.returncode == 0, result.stderr
-    lines = metrics.read_metrics(tmp_path / "work" / "metrics.jsonl")
+    lines = read_json_lines(tmp_path / "work" / "metrics.jsonl")
     kept = saved_models.kept_stage(tmp_path / "work", before_refit=True)
     refit = {"transfer": [17, 34], "finetune": [17]}[kept]
     assert [line["step"] for line in lines] == [13, 26, 13, *refit]

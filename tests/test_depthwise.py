@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from flowers17_tfdata.config import InputConfig, ModelConfig
-from flowers17_tfdata.models import classifier, depthwise, resizing
+from flowers17_tfdata.config.config import InputConfig, ModelConfig
+from flowers17_tfdata.models import classifier, depthwise, training_size
 
 SLOW = "DepthwiseConv2dNativeBackpropInput"
 KERNEL_GRADIENT = "DepthwiseConv2dNativeBackpropFilter"
@@ -175,11 +175,11 @@ def test_a_network_for_images_of_two_sizes_is_rid_of_it():
         num_classes=3,
         seed=0,
     )
-    model = resizing.for_training(model, sizes)
+    model = training_size.for_training(model, sizes)
     images = tf.random.stateless_uniform([2, 48, 48, 3], [0, 0])
 
     def slow_dtypes():
-        reduced = resizing.training_model(model, sizes)
+        reduced = training_size.training_model(model, sizes)
         return _dtypes(_gradients(reduced, images)[1], SLOW)
 
     layers = [

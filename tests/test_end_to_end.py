@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from flowers17_tfdata import cli
+from flowers17_tfdata import cli, files
 from flowers17_tfdata.models import batch_norm
-from flowers17_tfdata.results import metrics
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -83,7 +82,7 @@ def test_train_leaves_all_its_files(run, tmp_path):
     assert audit["near_duplicates"]["num_pairs"] >= 132
     assert audit["undecodable"] == []
 
-    lines = metrics.read_metrics(workdir / "metrics.jsonl")
+    lines = files.read_json_lines(workdir / "metrics.jsonl")
     # A head is solved in iterations.
     assert [(x["phase"], x["epoch"], x["step"]) for x in lines] == [
         ("transfer", 1, lines[0]["step"]),
@@ -278,7 +277,7 @@ def test_terminated_run_exits_with_42_and_goes_on(tmp_path, tiny_command):
         process.communicate(timeout=120)
     assert process.returncode == 42
     epochs = [
-        m["epoch"] for m in metrics.read_metrics(tmp_path / "metrics.jsonl")
+        m["epoch"] for m in files.read_json_lines(tmp_path / "metrics.jsonl")
     ]
     assert epochs == list(range(1, len(epochs) + 1))
     assert len(epochs) >= 2

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from flowers17_tfdata.results import evaluate
+from flowers17_tfdata.scoring import scores
 
 
 @pytest.mark.parametrize(
@@ -19,19 +19,19 @@ from flowers17_tfdata.results import evaluate
     ],
 )
 def test_wilson_interval(correct, total, low, high):
-    interval = evaluate.wilson_interval(correct, total)
+    interval = scores.wilson_interval(correct, total)
     np.testing.assert_allclose(interval, [low, high], atol=5e-5)
 
 
 def test_per_class_scores():
     confusion = np.array([[3, 1, 0], [2, 4, 0], [1, 0, 0]])
-    scores = evaluate.per_class_scores(confusion, ["a", "b", "never"])
-    assert scores["a"] == pytest.approx(
+    by_class = scores.per_class_scores(confusion, ["a", "b", "never"])
+    assert by_class["a"] == pytest.approx(
         {"precision": 0.5, "recall": 0.75, "f1": 0.6, "support": 4}
     )
-    assert scores["b"]["precision"] == pytest.approx(0.8)
+    assert by_class["b"]["precision"] == pytest.approx(0.8)
     # Never predicted: no score, no division by zero.
-    assert scores["never"] == {
+    assert by_class["never"] == {
         "precision": 0.0,
         "recall": 0.0,
         "f1": 0.0,

@@ -12,7 +12,8 @@ import psutil
 import pytest
 import tensorflow as tf
 
-from flowers17_tfdata.config import InputConfig
+from flowers17_tfdata import machine
+from flowers17_tfdata.config.config import InputConfig
 from flowers17_tfdata.data import decode, sources
 from flowers17_tfdata.errors import UserError
 from flowers17_tfdata.input import augmentation, examples
@@ -268,7 +269,7 @@ def test_free_memory_honours_control_groups(monkeypatch, own, groups, expected):
     if own:
         files["/proc/self/cgroup"] = f"0::{own}\n"
     _set_memory(monkeypatch, 1000, files)
-    assert examples.free_memory() == expected
+    assert machine.free_memory() == expected
 
 
 def test_free_memory_honours_version_1_groups(monkeypatch):
@@ -280,25 +281,25 @@ def test_free_memory_honours_version_1_groups(monkeypatch):
         f"{folder}/memory.stat": "cache 9\ntotal_inactive_file 100\n",
     }
     _set_memory(monkeypatch, 1000, files)
-    assert examples.free_memory() == 400
+    assert machine.free_memory() == 400
 
 
 def test_free_memory_of_this_machine():
     total = psutil.virtual_memory().total
-    assert 0 < examples.free_memory() < total
+    assert 0 < machine.free_memory() < total
 
 
 def test_cache_takes_at_most_half_of_what_is_free(monkeypatch):
     needed = 100 * 3 * SIZE**2
     auto = InputConfig(image_size=SIZE)
-    monkeypatch.setattr(examples, "free_memory", lambda: 2 * needed)
+    monkeypatch.setattr(machine, "free_memory", lambda: 2 * needed)
     assert examples.resolve_cache(auto, 100) == "memory"
     assert examples.resolve_cache(auto, 101) == "none"
-    monkeypatch.setattr(examples, "free_memory", lambda: 0)
+    monkeypatch.setattr(machine, "free_memory", lambda: 0)
     assert examples.resolve_cache(auto, 100) == "none"
     memory = InputConfig(image_size=SIZE, cache="memory")
     assert examples.resolve_cache(memory, 100) == "memory"
-    monkeypatch.setattr(examples, "free_memory", lambda: 2**60)
+    monkeypatch.setattr(machine, "free_memory", lambda: 2**60)
     none = InputConfig(image_size=SIZE, cache="none")
     assert examples.resolve_cache(none, 100) == "none"
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from flowers17_tfdata.data import decode
-from flowers17_tfdata.export import exif
+from flowers17_tfdata.phases.export import exif
 from tests import fakes
 
 PIXELS = fakes.make_smooth_image(40, 56)

@@ -18,22 +18,22 @@ import tensorflow as tf
 import yaml
 from PIL import Image
 
-from flowers17_tfdata import cli
-from flowers17_tfdata.config import Config, ExportConfig
+from flowers17_tfdata import cli, files, terminal
+from flowers17_tfdata.config.config import Config, ExportConfig
 from flowers17_tfdata.data import decode
 from flowers17_tfdata.errors import UserError
-from flowers17_tfdata.export import (
-    calibration,
+from flowers17_tfdata.models import classifier, saved_models
+from flowers17_tfdata.phases.export import (
     folder,
     model_card,
     network,
     onnx_file,
     parity,
+    representative_images,
     tflite,
 )
-from flowers17_tfdata.export.run import export_model
-from flowers17_tfdata.models import classifier, saved_models
-from flowers17_tfdata.results import predictions, terminal
+from flowers17_tfdata.phases.export.export import export_model
+from flowers17_tfdata.scoring import predictions
 from tests import fakes
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -446,7 +446,9 @@ class _Source:
 
 
 def test_calibration_takes_as_many_of_every_class():
-    files = calibration.choose_files(_Source(), "train", num_images=12)
+    files = representative_images.choose_files(
+        _Source(), "train", num_images=12
+    )
     chosen = [_Source.labels[int(name)] for name in files]
     assert np.bincount(chosen).tolist() == [4, 4, 2]
 
@@ -491,7 +493,7 @@ def test_a_file_is_refused(tmp_path):
 
 def test_an_earlier_export_is_replaced_as_a_whole(tmp_path):
     target = _ours(tmp_path / "export")
-    with folder.replaced(target) as new:
+    with files.whole_folder(target) as new:
         (new / "labels.txt").write_text("a")
         assert (target / "parity.json").exists()
     assert [path.name for path in target.iterdir()] == ["labels.txt"]
@@ -500,7 +502,7 @@ def test_an_earlier_export_is_replaced_as_a_whole(tmp_path):
 
 def test_a_failure_leaves_the_earlier_export(tmp_path):
     target = _ours(tmp_path / "export")
-    with pytest.raises(OSError), folder.replaced(target) as new:
+    with pytest.raises(UserError), files.whole_folder(target) as new:
         (new / "labels.txt").write_text("a")
         raise OSError("disk full")
     assert [path.name for path in target.iterdir()] == ["parity.json"]
@@ -509,7 +511,7 @@ def test_a_failure_leaves_the_earlier_export(tmp_path):
 
 def test_a_failed_replacement_brings_the_earlier_export_back(tmp_path):
     target = _ours(tmp_path / "export")
-    with pytest.raises(OSError), folder.replaced(target) as new:
+    with pytest.raises(UserError), files.whole_folder(target) as new:
         new.rmdir()
     assert [path.name for path in target.iterdir()] == ["parity.json"]
 
@@ -517,7 +519,7 @@ def test_a_failed_replacement_brings_the_earlier_export_back(tmp_path):
 def test_new_and_empty_folders_are_taken(tmp_path):
     (tmp_path / "empty").mkdir()
     for target in (tmp_path / "empty", tmp_path / "a" / "b"):
-        with folder.replaced(target) as new:
+        with files.whole_folder(target) as new:
             (new / "x").write_text("")
         assert (target / "x").exists()
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from flowers17_tfdata.config import InputConfig, ModelConfig
+from flowers17_tfdata.config.config import InputConfig, ModelConfig
 from flowers17_tfdata.errors import UserError
 from flowers17_tfdata.input import feature_cache, input_pipeline
 from flowers17_tfdata.input.feature_cache import Features

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from flowers17_tfdata import cli, flags
-from flowers17_tfdata.find_lr import run as run_lib
-from flowers17_tfdata.find_lr.curve import (
+from flowers17_tfdata import cli
+from flowers17_tfdata.config import flags
+from flowers17_tfdata.phases.find_lr import range_test
+from flowers17_tfdata.phases.find_lr.curve import (
     Curve,
     looked_at,
     still_falls,
@@ -140,9 +141,9 @@ def test_a_loss_that_still_falls_asks_for_higher_rates():
 
 
 def test_the_schedule_goes_from_the_first_rate_to_the_last():
-    schedule = run_lib.rising_rates()
+    schedule = range_test.rising_rates()
     rates = [float(schedule(step)) for step in range(STEPS)]
-    assert run_lib.NUM_STEPS == STEPS
+    assert range_test.NUM_STEPS == STEPS
     np.testing.assert_allclose(rates, RATES, rtol=1e-4)
 
 
@@ -196,9 +197,9 @@ def try_rates(monkeypatch):
     """Returns `try_rates(num_steps, first, last)`: instead of its own."""
 
     def try_rates(num_steps, first, last):
-        monkeypatch.setattr(run_lib, "NUM_STEPS", num_steps)
-        monkeypatch.setattr(run_lib, "FIRST_RATE", first)
-        monkeypatch.setattr(run_lib, "LAST_RATE", last)
+        monkeypatch.setattr(range_test, "NUM_STEPS", num_steps)
+        monkeypatch.setattr(range_test, "FIRST_RATE", first)
+        monkeypatch.setattr(range_test, "LAST_RATE", last)
 
     return try_rates
 

@@ -12,8 +12,8 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
-from flowers17_tfdata.config import ModelConfig, OptimizationConfig
-from flowers17_tfdata.models import batch_norm, classifier, folding, freeze
+from flowers17_tfdata.config.config import ModelConfig, OptimizationConfig
+from flowers17_tfdata.models import batch_norm, classifier, folding, freezing
 from flowers17_tfdata.training import optimizers
 from flowers17_tfdata.training.trainer import Trainer
 from tests import fakes
@@ -320,9 +320,9 @@ def test_trainable_flags_stay(tiny_backbone):
     model = _build_classifier(tiny_backbone)
     for backbone_trains in (True, False):
         backbone = classifier.get_backbone(model)
-        freeze.unfreeze_from(backbone, "block2", 32, keep_batch_norm=True)
+        freezing.unfreeze_from(backbone, "block2", 32, keep_batch_norm=True)
         if not backbone_trains:
-            freeze.freeze_all(backbone)
+            freezing.freeze_all(backbone)
         folded = folding.fold_batch_norm(model)
         flags = {x.name: x.trainable for x in model._flatten_layers()}
         for layer in folded._flatten_layers():
@@ -341,12 +341,12 @@ def test_folded_kernels_move_as_unfolded_ones_did(tiny_backbone):
     norm = backbone.get_layer("block2_bn")
     # A channel may be turned over.
     norm.gamma.assign(norm.gamma * np.resize([1.0, -1.0], 16))
-    freeze.unfreeze_from(backbone, "all", 32, keep_batch_norm=True)
+    freezing.unfreeze_from(backbone, "all", 32, keep_batch_norm=True)
     scales = folding.merged_scales(backbone, frozen_only=True)
     folded = folding.fold_batch_norm(model, frozen_only=True)
     kernels = {}
     for name, trained in (("model", model), ("folded", folded)):
-        shares = freeze.learning_rate_scales(
+        shares = freezing.learning_rate_scales(
             trained, 0.1, scales if trained is folded else {}, "adam"
         )
         optimizer = optimizers.make_optimizer(
@@ -391,7 +391,7 @@ def _kernels(model):
 def test_what_trains_is_kept(tiny_backbone):
     model = _build_classifier(tiny_backbone)
     backbone = classifier.get_backbone(model)
-    freeze.unfreeze_from(backbone, "block2", 32, keep_batch_norm=False)
+    freezing.unfreeze_from(backbone, "block2", 32, keep_batch_norm=False)
     folded = folding.fold_batch_norm(model, frozen_only=True)
     assert _norms(folded) == {"block2_bn"}
     _assert_computes_the_same(folded, model)

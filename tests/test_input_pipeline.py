@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from flowers17_tfdata.config import InputConfig
+from flowers17_tfdata import machine
+from flowers17_tfdata.config.config import InputConfig
 from flowers17_tfdata.errors import UserError
 from flowers17_tfdata.input import augmentation, input_pipeline
 from flowers17_tfdata.input.examples import DecodedImages, Examples
@@ -216,7 +217,7 @@ def test_number_of_threads_changes_nothing(monkeypatch, augmentation):
     config = dataclasses.replace(PLAIN, augmentation=augmentation)
     batches = []
     for cores in (1, 3):
-        monkeypatch.setattr(input_pipeline, "num_cores", lambda n=cores: n)
+        monkeypatch.setattr(machine, "num_cores", lambda n=cores: n)
         batches.append(list(_train(7, config).take(18)))
     for a, b in zip(*batches, strict=True):
         _assert_equal(a, b)

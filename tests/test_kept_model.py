@@ -9,10 +9,10 @@ import keras
 import numpy as np
 import pytest
 
-from flowers17_tfdata import cli
+from flowers17_tfdata import cli, files
 from flowers17_tfdata.input.feature_cache import Features
 from flowers17_tfdata.models import batch_norm, classifier
-from flowers17_tfdata.results import metrics, predictions
+from flowers17_tfdata.scoring import predictions
 from flowers17_tfdata.training import linear_head, loop
 from tests import fakes
 
@@ -81,11 +81,11 @@ def predict(tmp_path, tiny_backbone, workdir, photo, capsys):
 
 
 def _evaluation(workdir) -> dict:
-    return metrics.read_json(workdir / "evaluation.json")
+    return files.read_json(workdir / "evaluation.json")
 
 
 def _lines(workdir, phase) -> list[dict]:
-    lines = metrics.read_metrics(workdir / "metrics.jsonl")
+    lines = files.read_json_lines(workdir / "metrics.jsonl")
     return [line for line in lines if line["phase"] == phase]
 
 
@@ -163,7 +163,7 @@ def test_without_fine_tuning_the_head_is_refitted(run, workdir):
     assert saved == {"model_transfer.keras", "model_refit.keras"}
     assert not (workdir / "checkpoints" / "finetune").exists()
     phases = [
-        x["phase"] for x in metrics.read_metrics(workdir / "metrics.jsonl")
+        x["phase"] for x in files.read_json_lines(workdir / "metrics.jsonl")
     ]
     assert phases == ["transfer", "refit"]
     assert _evaluation(workdir)["model"].endswith("model_refit.keras")

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from flowers17_tfdata import config as config_lib
-from flowers17_tfdata.config import (
+from flowers17_tfdata import files
+from flowers17_tfdata.config import config as config_lib
+from flowers17_tfdata.config.config import (
     Config,
     InputConfig,
     ModelConfig,
@@ -22,8 +23,7 @@ from flowers17_tfdata.config import (
 from flowers17_tfdata.errors import ConfigError, Preempted, UserError
 from flowers17_tfdata.input import input_pipeline
 from flowers17_tfdata.models import classifier
-from flowers17_tfdata.results import metrics
-from flowers17_tfdata.training import checkpoints, loop, optimizers
+from flowers17_tfdata.training import checkpoints, loop, metrics, optimizers
 from flowers17_tfdata.training.preemption import StopRequest
 from flowers17_tfdata.training.profiler import Profiler
 from flowers17_tfdata.training.trainer import Trainer
@@ -161,7 +161,7 @@ def test_interrupted_run_resumes_to_bit_equal_weights(
     assert result.best_epoch == expected.best_epoch
     assert result.validation_loss == expected.validation_loss
     lines = [
-        metrics.read_metrics(folder / "metrics.jsonl")
+        files.read_json_lines(folder / "metrics.jsonl")
         for folder in (tmp_path / "whole", workdir)
     ]
     assert [line["epoch"] for line in lines[1]] == [1, 2, 3, 4]
@@ -211,7 +211,7 @@ def test_stopped_within_an_epoch_goes_on_from_that_step(
     for a, b in zip(_weights(whole), _weights(resumed), strict=True):
         np.testing.assert_array_equal(a, b)
     lines = [
-        metrics.read_metrics(folder / "metrics.jsonl")
+        files.read_json_lines(folder / "metrics.jsonl")
         for folder in (tmp_path / "whole", workdir)
     ]
     for a, b in zip(*lines, strict=True):
@@ -285,7 +285,7 @@ def test_lost_list_of_checkpoints_loses_nothing(tmp_path):
 def test_best_epoch_is_what_the_model_holds_in_the_end(tmp_path):
     stage = _stage(tmp_path)
     result = stage.run()
-    lines = metrics.read_metrics(tmp_path / "metrics.jsonl")
+    lines = files.read_json_lines(tmp_path / "metrics.jsonl")
     assert all(0 < line["data_wait_fraction"] < 1 for line in lines)
     best = max(
         lines, key=lambda x: (x["validation_accuracy"], -x["validation_loss"])
@@ -304,7 +304,7 @@ def test_without_validation_the_last_epoch_is_kept(tmp_path):
     result = stage.run()
     assert result.best_epoch == 4
     assert result.validation_accuracy is result.validation_loss is None
-    lines = metrics.read_metrics(tmp_path / "refit" / "metrics.jsonl")
+    lines = files.read_json_lines(tmp_path / "refit" / "metrics.jsonl")
     assert [x["validation_loss"] for x in lines] == [None] * 4
     watched, kept = _stage(tmp_path / "watched"), []
 
@@ -329,7 +329,7 @@ def test_a_stage_trains_by_the_options_of_its_method(tmp_path, method):
     config = dataclasses.replace(CONFIG, optimization=optimization)
     trained = {"options_of": method}
     _stage(tmp_path, config, trained=trained, name="refit").run()
-    lines = metrics.read_metrics(tmp_path / "metrics.jsonl")
+    lines = files.read_json_lines(tmp_path / "metrics.jsonl")
     epochs, rate = {"transfer": (4, 1e-2), "finetune": (2, 1e-5)}[method]
     assert [line["phase"] for line in lines] == ["refit"] * epochs
     rates = [line["learning_rate"] for line in lines]
@@ -377,7 +377,7 @@ def test_two_replicas_run_the_same_epochs(
     )
     _stage(tmp_path / "two", config, mirrored_strategy).run()
     one, two = (
-        metrics.read_metrics(tmp_path / name / "metrics.jsonl")
+        files.read_json_lines(tmp_path / name / "metrics.jsonl")
         for name in ("one", "two")
     )
     for a, b in zip(one, two, strict=True):
@@ -395,7 +395,7 @@ def test_waiting_is_a_share_of_the_epoch(tmp_path):
 
     stage._trainer.train_steps = waiting
     stage.run()
-    for line in metrics.read_metrics(tmp_path / "metrics.jsonl"):
+    for line in files.read_json_lines(tmp_path / "metrics.jsonl"):
         train_secs = 40 / line["images_per_sec"]
         assert train_secs < line["seconds"]
         # 3 steps an epoch.
@@ -413,7 +413,7 @@ def test_steps_per_call_changes_nothing(tmp_path, steps):
     for a, b in zip(*map(_weights, stages), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
     one, many = (
-        metrics.read_metrics(tmp_path / str(count) / "metrics.jsonl")
+        files.read_json_lines(tmp_path / str(count) / "metrics.jsonl")
         for count in (1, steps)
     )
     assert [line["step"] for line in many] == [3, 6, 9, 12]
@@ -532,7 +532,7 @@ def test_mixed_precision_stage_runs(tmp_path, policy):
     # Loss scaling for float16 alone.
     assert scaled == (policy == "mixed_float16")
     stage.run()
-    lines = metrics.read_metrics(tmp_path / "metrics.jsonl")
+    lines = files.read_json_lines(tmp_path / "metrics.jsonl")
     assert lines[-1]["train_loss"] < lines[0]["train_loss"]
 
 
@@ -542,7 +542,7 @@ def test_metrics_cut_short_by_a_kill_are_dropped(tmp_path):
     text = "\n".join(json.dumps(line) for line in lines)
     path.write_text(text + '\n{"phase": "transf')
     metrics.MetricsWriter(tmp_path, "transfer", 2).close()
-    kept = metrics.read_metrics(path)
+    kept = files.read_json_lines(path)
     assert [line["epoch"] for line in kept] == [1, 2]
 
 
@@ -637,7 +637,7 @@ def test_a_solved_head_is_held_to_its_flags_too(tmp_path):
     folder.mkdir(parents=True)
     checkpoints.write_resume_key(folder, _key("transfer"))
     assert checkpoints.started_with(tmp_path) == {}
-    metrics.write_json(folder / "done.json", {"best_epoch": 1})
+    files.write_json(folder / "done.json", {"best_epoch": 1})
     assert checkpoints.started_with(tmp_path)["dataset"] == "set/1"
     checkpoints.check_resume_key(folder, _key("transfer"), tmp_path)
     with pytest.raises(ConfigError, match=r"--feature_views: .* got 5"):

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from flowers17_tfdata.config import InputConfig, ModelConfig
+from flowers17_tfdata.config.config import InputConfig, ModelConfig
 from flowers17_tfdata.errors import ConfigError, UserError
 from flowers17_tfdata.models import (
     backbones,
     batch_norm,
     classifier,
     folding,
-    freeze,
-    resizing,
+    freezing,
+    training_size,
 )
 from tests import fakes
 
@@ -167,7 +167,7 @@ def test_head_and_float32_logits(tiny_backbone):
 
 def test_frozen_backbone_trains_the_head_alone(tiny_backbone):
     model = _build(tiny_backbone, head_units=8)
-    freeze.freeze_all(classifier.get_backbone(model))
+    freezing.freeze_all(classifier.get_backbone(model))
     assert {v.path.split("/")[0] for v in model.trainable_variables} == {
         "head_dense",
         "predictions",
@@ -185,21 +185,21 @@ def test_unfreeze_from_a_layer_a_block_all():
         ("mixed2", 94 - 5 - 3 * 7),
         ("mixed10", 0),
     ):
-        freeze.freeze_all(backbone)
-        freeze.unfreeze_from(backbone, name, 32, keep_batch_norm=True)
+        freezing.freeze_all(backbone)
+        freezing.unfreeze_from(backbone, name, 32, keep_batch_norm=True)
         kernels = [v for v in backbone.trainable_variables if v.ndim == 4]
         assert len(kernels) == convolutions, name
 
 
 def test_block_prefix_does_not_take_longer_numbers(tiny_backbone):
     model = classifier.get_backbone(_build(tiny_backbone))
-    freeze.unfreeze_from(model, "block2", 32, keep_batch_norm=False)
+    freezing.unfreeze_from(model, "block2", 32, keep_batch_norm=False)
     assert {v.path.split("/")[0] for v in model.trainable_variables} == {
         "block2_conv",
         "block2_bn",
     }
     with pytest.raises(ConfigError, match=r"--unfreeze_from.*got 'block'"):
-        freeze.unfreeze_from(model, "block", 32, keep_batch_norm=False)
+        freezing.unfreeze_from(model, "block", 32, keep_batch_norm=False)
 
 
 @pytest.mark.parametrize("keep", [True, False])
@@ -207,7 +207,7 @@ def test_batch_norm_statistics_stay_if_kept(tiny_backbone, keep, tmp_path):
     """Also in a model that was saved and loaded."""
     model = _build(tiny_backbone)
     backbone = classifier.get_backbone(model)
-    freeze.unfreeze_from(backbone, "all", 32, keep_batch_norm=keep)
+    freezing.unfreeze_from(backbone, "all", 32, keep_batch_norm=keep)
     model.save(tmp_path / "model.keras")
     images = tf.random.normal([4, 32, 32, 3])
     loaded = classifier.load_classifier(tmp_path / "model.keras", "--model")
@@ -225,7 +225,7 @@ def test_calibration_gives_the_batch_statistics(tiny_backbone, frozen):
     model = _build(tiny_backbone, dropout=0.5)
     backbone = classifier.get_backbone(model)
     if frozen:
-        freeze.freeze_all(backbone)
+        freezing.freeze_all(backbone)
     kernels = [keras.ops.convert_to_numpy(v) for v in model.trainable_variables]
     rng = np.random.default_rng(0)
     batches = rng.normal(2, 3, [3, 8, 32, 32, 3]).astype(np.float32)
@@ -398,7 +398,7 @@ def test_learning_rates_rise_from_the_lowest_trained_layer(tiny_backbone):
     backbone = classifier.get_backbone(model)
 
     def scales(lowest):
-        found = freeze.learning_rate_scales(model, lowest, {}, "adamw")
+        found = freezing.learning_rate_scales(model, lowest, {}, "adamw")
         return dict(
             zip(
                 (
@@ -410,7 +410,7 @@ def test_learning_rates_rise_from_the_lowest_trained_layer(tiny_backbone):
             )
         )
 
-    freeze.unfreeze_from(backbone, "all", 32, keep_batch_norm=True)
+    freezing.unfreeze_from(backbone, "all", 32, keep_batch_norm=True)
     found = scales(0.01)
     # Input, then conv, batch-norm and ReLU twice: positions 1 and 4 of 7.
     by_layer = {path.split("/")[-2]: s for path, s in found.items()}
@@ -419,10 +419,10 @@ def test_learning_rates_rise_from_the_lowest_trained_layer(tiny_backbone):
     assert by_layer["predictions"] == 1
     assert set(scales(1.0).values()) == {1.0}
     # The lowest is the lowest that trains.
-    freeze.unfreeze_from(backbone, "block2", 32, keep_batch_norm=True)
+    freezing.unfreeze_from(backbone, "block2", 32, keep_batch_norm=True)
     by_layer = {p.split("/")[-2]: s for p, s in scales(0.01).items()}
     assert by_layer["block2_conv"] == pytest.approx(0.01)
-    freeze.freeze_all(backbone)
+    freezing.freeze_all(backbone)
     assert set(scales(0.01).values()) == {1.0}
 
 
@@ -431,14 +431,14 @@ def test_learning_rates_rise_from_the_lowest_trained_layer(tiny_backbone):
 )
 def test_learning_rates_of_channels(tiny_backbone, optimizer, power):
     model = folding.fold_batch_norm(_build(tiny_backbone))
-    freeze.unfreeze_from(
+    freezing.unfreeze_from(
         classifier.get_backbone(model), "all", 32, keep_batch_norm=True
     )
     given = np.linspace(-2, 2, 16)
     found = dict(
         zip(
             ("/".join(v.path.split("/")[-2:]) for v in model.trainable_weights),
-            freeze.learning_rate_scales(
+            freezing.learning_rate_scales(
                 model, 1.0, {"block2_conv": given}, optimizer
             ),
             strict=True,
@@ -459,8 +459,8 @@ def test_real_backbones_fold_and_take_two_sizes(name):
     folded = folding.fold_batch_norm(model)
     images = np.random.default_rng(0).normal(size=[1, 128, 128, 3])
     np.testing.assert_allclose(folded(images), model(images), atol=1e-3)
-    rebuilt = resizing.for_training(folded, sizes)
-    reduced = resizing.training_model(rebuilt, sizes)
+    rebuilt = training_size.for_training(folded, sizes)
+    reduced = training_size.training_model(rebuilt, sizes)
     assert reduced(images[:, :96, :96]).shape == (1, 3)
 
 
@@ -493,7 +493,7 @@ def test_auto_unfreezes_from_an_eighth_of_the_image_on(
         include_top=False, weights=None, input_shape=(size, size, 3)
     )
     everything = _trained_kernels(backbone)
-    freeze.unfreeze_from(backbone, "auto", image_size, keep_batch_norm=False)
+    freezing.unfreeze_from(backbone, "auto", image_size, keep_batch_norm=False)
     trained = _trained_kernels(backbone)
     assert trained == everything[num_frozen:]
     # Keras numbers the layers of InceptionV3 as it makes them.
@@ -512,7 +512,7 @@ def test_auto_rounds_an_eighth_up_as_padding_does(size):
             2, 3, strides=2, padding="same", name=f"conv{k}"
         )(x)
     backbone = keras.Model(inputs, x)
-    freeze.unfreeze_from(backbone, "auto", size, keep_batch_norm=True)
+    freezing.unfreeze_from(backbone, "auto", size, keep_batch_norm=True)
     assert _trained_kernels(backbone) == ["conv2", "conv3"]
 
 
@@ -520,5 +520,5 @@ def test_auto_never_freezes_everything():
     inputs = keras.Input([32, 32, 3])
     x = keras.layers.Conv2D(4, 3, strides=2)(inputs)
     backbone = keras.Model(inputs, keras.layers.ReLU()(x))
-    freeze.unfreeze_from(backbone, "auto", 32, keep_batch_norm=True)
+    freezing.unfreeze_from(backbone, "auto", 32, keep_batch_norm=True)
     assert len(_trained_kernels(backbone)) == 1

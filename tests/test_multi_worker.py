@@ -13,8 +13,7 @@ import keras
 import numpy as np
 import pytest
 
-from flowers17_tfdata import launcher
-from flowers17_tfdata.results import metrics
+from flowers17_tfdata import files, launcher
 from tests import fakes
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -158,7 +157,7 @@ def test_killed_and_stopped_workers_end_where_undisturbed_ones_do(make_run):
     assert code == 0, log
     # The chief alone speaks and writes.
     assert log.count("transfer epoch 6/6") == 1
-    lines = metrics.read_metrics(undisturbed.workdir / "metrics.jsonl")
+    lines = files.read_json_lines(undisturbed.workdir / "metrics.jsonl")
     assert [line["epoch"] for line in lines] == list(range(1, 7))
 
     run = make_run("disturbed")
@@ -185,7 +184,7 @@ def test_killed_and_stopped_workers_end_where_undisturbed_ones_do(make_run):
     assert code == 0, log
     for a, b in zip(run.weights(), undisturbed.weights(), strict=True):
         np.testing.assert_array_equal(a, b)
-    lines = metrics.read_metrics(run.workdir / "metrics.jsonl")
+    lines = files.read_json_lines(run.workdir / "metrics.jsonl")
     assert [line["epoch"] for line in lines] == list(range(1, 7))
 
 
@@ -205,9 +204,9 @@ def test_train_phase_on_cached_features(make_run, tmp_path, optimizer):
         )
     )
     assert code == 0, log
-    config = metrics.read_json(run.workdir / "config.json")
+    config = files.read_json(run.workdir / "config.json")
     assert (config["num_workers"], config["num_replicas"]) == (2, 2)
-    evaluation = metrics.read_json(run.workdir / "evaluation.json")
+    evaluation = files.read_json(run.workdir / "evaluation.json")
     assert evaluation["num_examples"] == 260
     # Both workers' rows, in the split's order.
     shapes = {

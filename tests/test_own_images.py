@@ -10,8 +10,8 @@ import shutil
 import numpy as np
 import pytest
 
-from flowers17_tfdata import cli
-from flowers17_tfdata.results import metrics, predictions
+from flowers17_tfdata import cli, files
+from flowers17_tfdata.scoring import predictions
 from tests.test_folder_source import write_classes, write_picture
 
 
@@ -125,7 +125,7 @@ def test_class_weights_change_the_loss_alone(run, tmp_path, feature_views):
             "--transfer_learning_rate=1e-12",
         )
         assert code == 0, err
-        (lines[weights],) = metrics.read_metrics(work / "metrics.jsonl")
+        (lines[weights],) = files.read_json_lines(work / "metrics.jsonl")
     none, balanced = lines["none"], lines["balanced"]
     assert none["train_loss"] != pytest.approx(balanced["train_loss"], rel=1e-4)
     for name in ("train_accuracy", "validation_accuracy", "validation_loss"):

@@ -18,12 +18,13 @@ import pytest
 import tensorflow as tf
 
 from flowers17_tfdata import cli
-from flowers17_tfdata.config import InputConfig
+from flowers17_tfdata.config.config import InputConfig
 from flowers17_tfdata.errors import ConfigError
 from flowers17_tfdata.input import augmentation
-from flowers17_tfdata.predict import formats, image_files, run, views
-from flowers17_tfdata.predict.formats import Prediction
-from flowers17_tfdata.results import predictions
+from flowers17_tfdata.phases.predict import formats, image_files, views
+from flowers17_tfdata.phases.predict.formats import Prediction
+from flowers17_tfdata.phases.predict.predict import predict_views
+from flowers17_tfdata.scoring import predictions
 from tests import fakes
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -344,7 +345,7 @@ def test_probabilities_are_averaged_over_views():
 
     pixels = np.zeros([1, 2, 4, 4, 3], np.uint8)
     pixels[0, 1] = 1
-    found = run.predict_views(forward, pixels, batch_size=3)
+    found = predict_views(forward, pixels, batch_size=3)
     p = (0.5 + 1 / (1 + np.exp(-1))) / 2
     np.testing.assert_allclose(found, [[p, 1 - p]], rtol=1e-6)
 

@@ -18,13 +18,15 @@ import plotly.graph_objects as go
 import pytest
 import tensorflow as tf
 
-from flowers17_tfdata import cli, flags, report
-from flowers17_tfdata.config import DataConfig, InputConfig
+from flowers17_tfdata import cli
+from flowers17_tfdata.config import flags
+from flowers17_tfdata.config.config import DataConfig, InputConfig
 from flowers17_tfdata.data import sources
 from flowers17_tfdata.input.examples import load_examples
 from flowers17_tfdata.input.input_pipeline import make_eval_dataset
 from flowers17_tfdata.models import classifier
-from flowers17_tfdata.report import (
+from flowers17_tfdata.phases import report
+from flowers17_tfdata.phases.report import (
     augmented_views,
     calibration,
     charts,
@@ -35,8 +37,8 @@ from flowers17_tfdata.report import (
     pictures,
     reproduce,
 )
-from flowers17_tfdata.results import evaluate
-from flowers17_tfdata.results.predictions import Predictions
+from flowers17_tfdata.scoring import scores
+from flowers17_tfdata.scoring.predictions import Predictions
 from tests import fakes
 
 NASTY = '<b>x</b> & "y"'
@@ -147,9 +149,9 @@ def test_train_ends_with_a_report_of_its_evaluation(trained):
     accuracy = figures["chart-accuracy"]["data"]
     drawn = [y for t in accuracy if t["name"] == "validation" for y in t["y"]]
     assert drawn == expected
-    for name, scores in evaluation["per_class"].items():
-        row = rf"{name} {scores['support']} {100 * scores['precision']:.0f} %"
-        assert row in text
+    for name, row in evaluation["per_class"].items():
+        line = rf"{name} {row['support']} {100 * row['precision']:.0f} %"
+        assert line in text
     assert "800" in text and "in 130 groups" in text
     # Of mistakes, of heat maps, and 28 augmented views.
     images = [v for tag, name, v in shown.attributes if tag == "img"]
@@ -463,7 +465,7 @@ def _large_evaluation(num_classes: int) -> dict:
     return {
         "class_names": names,
         "confusion_matrix": confusion.tolist(),
-        "per_class": evaluate.per_class_scores(confusion, names),
+        "per_class": scores.per_class_scores(confusion, names),
     }
 
 
@@ -480,8 +482,8 @@ def test_a_thousand_classes_stay_usable():
     table = contents.per_class(evaluation)
     assert len(table["rows"]) == 1000
     assert table["num_first"] == 50
-    scores = [row["f1"] for row in table["rows"]]
-    assert scores == sorted(scores)
+    f1 = [row["f1"] for row in table["rows"]]
+    assert f1 == sorted(f1)
 
 
 def _luminance(colour: str) -> float:

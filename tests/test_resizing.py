@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from flowers17_tfdata.config import InputConfig, ModelConfig
+from flowers17_tfdata.config.config import InputConfig, ModelConfig
 from flowers17_tfdata.errors import ConfigError
-from flowers17_tfdata.models import classifier, freeze, resizing
+from flowers17_tfdata.models import classifier, freezing, training_size
 from flowers17_tfdata.training.trainer import Trainer
 from tests import fakes
 
@@ -28,27 +28,27 @@ def model(tiny_backbone) -> keras.Model:
 
 def test_one_size_needs_no_second_model(model):
     config = InputConfig(image_size=fakes.IMAGE_SIZE)
-    assert resizing.for_training(model, config) is model
-    assert resizing.training_model(model, config) is None
+    assert training_size.for_training(model, config) is model
+    assert training_size.training_model(model, config) is None
 
 
 def test_it_computes_the_same_and_takes_both_sizes(model):
-    rebuilt = resizing.for_training(model, SIZES)
+    rebuilt = training_size.for_training(model, SIZES)
     images = np.random.default_rng(0).normal(
         size=[2, fakes.IMAGE_SIZE, fakes.IMAGE_SIZE, 3]
     )
     np.testing.assert_array_equal(rebuilt(images), model(images))
     assert rebuilt.input_shape == model.input_shape
-    reduced = resizing.training_model(rebuilt, SIZES)
+    reduced = training_size.training_model(rebuilt, SIZES)
     assert reduced.input_shape == (None, 24, 24, 3)
     assert reduced(images[:, :24, :24]).shape == (2, 5)
 
 
 def test_what_is_frozen_stays_so(model):
-    freeze.unfreeze_from(
+    freezing.unfreeze_from(
         classifier.get_backbone(model), "block2", 32, keep_batch_norm=False
     )
-    rebuilt = resizing.for_training(model, SIZES)
+    rebuilt = training_size.for_training(model, SIZES)
     assert len(rebuilt.non_trainable_weights) > 0
     assert [v.path for v in rebuilt.trainable_weights] == [
         v.path for v in model.trainable_weights
@@ -56,11 +56,11 @@ def test_what_is_frozen_stays_so(model):
 
 
 def test_training_the_one_trains_the_other(model):
-    rebuilt = resizing.for_training(model, SIZES)
-    freeze.unfreeze_from(
+    rebuilt = training_size.for_training(model, SIZES)
+    freezing.unfreeze_from(
         classifier.get_backbone(rebuilt), "block2", 32, keep_batch_norm=True
     )
-    reduced = resizing.training_model(rebuilt, SIZES)
+    reduced = training_size.training_model(rebuilt, SIZES)
     for ours, theirs in zip(
         reduced.trainable_variables, rebuilt.trainable_variables, strict=True
     ):
@@ -81,7 +81,7 @@ def test_training_the_one_trains_the_other(model):
 
 
 def test_the_saved_model_takes_evaluations_size(model, tmp_path):
-    rebuilt = resizing.for_training(model, SIZES)
+    rebuilt = training_size.for_training(model, SIZES)
     path = tmp_path / "model.keras"
     classifier.save_classifier(rebuilt, path, {"class_names": list("abcde")})
     loaded = classifier.load_classifier(path, "--model")
@@ -92,6 +92,6 @@ def test_the_saved_model_takes_evaluations_size(model, tmp_path):
 
 def test_too_small_for_the_backbone_is_told(model):
     config = dataclasses.replace(SIZES, train_scale=0.25)
-    rebuilt = resizing.for_training(model, config)
+    rebuilt = training_size.for_training(model, config)
     with pytest.raises(ConfigError, match=r"--train_scale=0.25 .* 8 pixels"):
-        resizing.training_model(rebuilt, config)
+        training_size.training_model(rebuilt, config)

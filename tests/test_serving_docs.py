@@ -18,14 +18,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from flowers17_tfdata.export import (
+from flowers17_tfdata.phases.export import (
     network,
     onnx_file,
     saved_model,
     serve,
     tflite,
 )
-from flowers17_tfdata.export.usage import make_section
+from flowers17_tfdata.phases.export.usage import make_section
 from tests import fakes
 
 DOCS = pathlib.Path(__file__).parents[1] / "docs" / "serving.md"

@@ -12,22 +12,22 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from flowers17_tfdata import cli, stage_data
-from flowers17_tfdata.config import (
+from flowers17_tfdata import cli, files, machine
+from flowers17_tfdata.config.config import (
     ModelConfig,
     OptimizationConfig,
     RuntimeConfig,
 )
-from flowers17_tfdata.input import examples, input_pipeline
+from flowers17_tfdata.input import input_pipeline
 from flowers17_tfdata.models import (
     batch_norm,
     classifier,
     folding,
-    freeze,
+    freezing,
     saved_models,
 )
 from flowers17_tfdata.models.backbones import build_backbone
-from flowers17_tfdata.results import metrics
+from flowers17_tfdata.phases import train_data
 from flowers17_tfdata.training import loop, optimizers, strategy
 
 
@@ -126,7 +126,7 @@ def test_the_saved_model_takes_images_as_its_head_took_features(
     flags = [f"--transfer_optimizer={optimizer}"]
     flags += ["--transfer_learning_rate=1e-2", "--transfer_epochs=9"]
     run("a", "--phase=transfer", f"--head_units={head_units}", *flags)
-    epochs = metrics.read_metrics(tmp_path / "a" / "metrics.jsonl")
+    epochs = files.read_json_lines(tmp_path / "a" / "metrics.jsonl")
     best = max(
         epochs,
         key=lambda e: (e["validation_accuracy"], -e["validation_loss"]),
@@ -142,7 +142,7 @@ def test_a_solved_head_leaves_one_line_and_is_not_solved_again(run, tmp_path):
     flags = ["--transfer_optimizer=lbfgs", "--head_units=0"]
     out = run("a", "--phase=transfer", *flags)
     assert "transfer: the head's optimum in " in out
-    (line,) = metrics.read_metrics(tmp_path / "a" / "metrics.jsonl")
+    (line,) = files.read_json_lines(tmp_path / "a" / "metrics.jsonl")
     assert (line["phase"], line["epoch"]) == ("transfer", 1)
     assert line["validation_accuracy"] > 0.3
     assert "transfer: already done" in run("a", "--phase=transfer", *flags)
@@ -242,19 +242,19 @@ def test_refit_trains_on_validation_too(run, tmp_path, monkeypatch, capsys):
             tuned.images.read(np.array([index])),
         )
         assert refitted.labels[index] == tuned.labels[index]
-    lines = metrics.read_metrics(workdir / "metrics.jsonl")
+    lines = files.read_json_lines(workdir / "metrics.jsonl")
     steps = [x["step"] for x in lines if x["phase"] == "refit"]
     assert steps == [17, 34]
 
     # Test is what it is evaluated on, not what it was trained on.
-    evaluation = metrics.read_json(workdir / "evaluation.json")
+    evaluation = files.read_json(workdir / "evaluation.json")
     assert evaluation["split"] == "test"
     assert evaluation["model"].endswith("model_refit.keras")
     flags = ["--phase=evaluate", "--split=validation"]
     with pytest.raises(AssertionError, match=r"--split=validation: .*memory"):
         run("a", *flags)
     run("a", *flags, f"--model={workdir / 'model_finetune.keras'}")
-    evaluation = metrics.read_json(workdir / "evaluation.json")
+    evaluation = files.read_json(workdir / "evaluation.json")
     accuracies = (
         x["validation_accuracy"] for x in lines if x["phase"] == "finetune"
     )
@@ -264,7 +264,7 @@ def test_refit_trains_on_validation_too(run, tmp_path, monkeypatch, capsys):
 @pytest.mark.usefixtures("finetune_is_kept")
 def test_refit_trains_as_fine_tuning_does(run, tmp_path, monkeypatch):
     """On the same images it comes to the same."""
-    monkeypatch.setattr(stage_data, "_trained_splits", lambda stage: ("train",))
+    monkeypatch.setattr(train_data, "_trained_splits", lambda stage: ("train",))
     # The best epoch is the last one.
     monkeypatch.setattr(loop, "evaluate", _ever_better())
     run(
@@ -342,12 +342,14 @@ def test_folded_kernels_take_the_steps_of_unfolded_ones(
             config, image_size=32, num_classes=17, seed=0
         )
         backbone = classifier.get_backbone(model)
-        freeze.unfreeze_from(backbone, "all", 32, keep_batch_norm=True)
+        freezing.unfreeze_from(backbone, "all", 32, keep_batch_norm=True)
         scales = folding.merged_scales(backbone) if scales_rates else {}
         if folds:
             model = folding.fold_batch_norm(model)
             backbone = classifier.get_backbone(model)
-        rates = freeze.learning_rate_scales(model, 0.5, scales, optimizer_name)
+        rates = freezing.learning_rate_scales(
+            model, 0.5, scales, optimizer_name
+        )
         kernels = [
             (variable, rate)
             for variable, rate in zip(
@@ -392,8 +394,8 @@ def test_trained_batch_norm_is_folded_in_the_end(run, tmp_path):
     assert batch_norm.batch_norm_layers(transfer)
     assert not batch_norm.batch_norm_layers(finetune)
     run("random", "--weights=none", "--phase=evaluate", "--split=validation")
-    evaluation = metrics.read_json(tmp_path / "random" / "evaluation.json")
-    lines = metrics.read_metrics(tmp_path / "random" / "metrics.jsonl")
+    evaluation = files.read_json(tmp_path / "random" / "evaluation.json")
+    lines = files.read_json_lines(tmp_path / "random" / "metrics.jsonl")
     assert evaluation["accuracy"] == pytest.approx(
         lines[-1]["validation_accuracy"]
     )
@@ -477,7 +479,7 @@ def test_fine_tuning_alone_takes_smaller_images(run, tmp_path, monkeypatch):
 
 def test_resumption_keeps_what_auto_chose(run, monkeypatch):
     run("a", "--phase=transfer", "--cache=auto")
-    monkeypatch.setattr(examples, "free_memory", lambda: 0)
+    monkeypatch.setattr(machine, "free_memory", lambda: 0)
     out = run("a", "--phase=transfer", "--cache=auto")
     assert "transfer: already done" in out
     run("b", "--phase=transfer", "--cache=auto")

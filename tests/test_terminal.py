@@ -12,11 +12,11 @@ import sys
 import keras
 import pytest
 
-from flowers17_tfdata import cli, flags
-from flowers17_tfdata.config import PHASES, Config, ModelConfig
+from flowers17_tfdata import cli, terminal
+from flowers17_tfdata.config import flags
+from flowers17_tfdata.config.config import PHASES, Config, ModelConfig
 from flowers17_tfdata.errors import ConfigError, UserError, did_you_mean
-from flowers17_tfdata.models import backbones
-from flowers17_tfdata.results import model_views, terminal
+from flowers17_tfdata.models import backbones, summary
 from tests import fakes
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -199,14 +199,14 @@ def test_plot_needs_graphviz_before_anything_is_trained(monkeypatch):
     pytest.importorskip("pydot")
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(UserError, match="needs Graphviz"):
-        model_views.check_can_plot(ModelConfig(plot_model=True))
+        summary.check_can_plot(ModelConfig(plot_model=True))
 
 
 @pytest.mark.skipif(shutil.which("dot") is None, reason="Graphviz is missing")
 def test_the_network_is_drawn(tmp_path):
     config = ModelConfig(plot_model=True)
-    model_views.check_can_plot(config)
-    model_views.show(fakes.make_model(), "transfer", tmp_path, config)
+    summary.check_can_plot(config)
+    summary.show(fakes.make_model(), "transfer", tmp_path, config)
     data = (tmp_path / "plot_transfer.png").read_bytes()
     assert data.startswith(b"\x89PNG")
 

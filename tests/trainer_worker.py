@@ -14,9 +14,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from flowers17_tfdata.config import InputConfig, RuntimeConfig
+from flowers17_tfdata.config.config import InputConfig, RuntimeConfig
 from flowers17_tfdata.input import input_pipeline
-from flowers17_tfdata.results.evaluate import evaluate
+from flowers17_tfdata.scoring.scores import evaluate
 from flowers17_tfdata.training.strategy import get_strategy
 from flowers17_tfdata.training.trainer import Trainer
 from flowers17_tfdata.training.workers import Workers

@@ -9,10 +9,10 @@ import json
 import os
 import pathlib
 import re
-import shutil
 import unicodedata
 from collections.abc import Sequence
 
+from flowers17_tfdata import files
 from flowers17_tfdata.data import image_folder
 from flowers17_tfdata.data.scan import Scan
 from flowers17_tfdata.data.source import Source
@@ -82,18 +82,8 @@ def write(source: Source, path: str | os.PathLike) -> bool:
     path = pathlib.Path(path).expanduser()
     if _is_whole(path, source):
         return False
-    temporary = path.with_name(f".incomplete_{path.name}.{os.getpid()}")
-    try:
-        temporary.mkdir(parents=True)
+    with files.whole_folder(path, f"--folders_dir {path}") as temporary:
         _write_images(source, temporary)
-        # Over nothing, or over an empty folder.
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(
-            f"--folders_dir {path} can't be written: {one_line(error)}"
-        ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return True
 
 
@@ -182,20 +172,16 @@ def write_splits(
     Raises:
       UserError: it can't be written.
     """
-    temporary = path.with_name(f"incomplete_{path.name}")
-    try:
-        with open(temporary, "w", encoding="utf-8", newline="") as stream:
-            writer = csv.writer(stream, lineterminator="\n")
-            writer.writerow(["file", "class", "split"])
-            for image_id, label, split in zip(
-                scan.ids, scan.labels, scan.splits, strict=True
-            ):
-                writer.writerow([image_id, class_names[label], split])
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(
-            f"{path} can't be written: {one_line(error)}"
-        ) from error
+    with (
+        files.whole_file(path) as temporary,
+        open(temporary, "w", encoding="utf-8", newline="") as stream,
+    ):
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(["file", "class", "split"])
+        for image_id, label, split in zip(
+            scan.ids, scan.labels, scan.splits, strict=True
+        ):
+            writer.writerow([image_id, class_names[label], split])
 
 
 def describe_changes(

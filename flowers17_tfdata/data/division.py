@@ -6,7 +6,7 @@ import collections
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from flowers17_tfdata.config import DataConfig
+from flowers17_tfdata.config.config import DataConfig
 from flowers17_tfdata.data import carving
 from flowers17_tfdata.data.oxford_flowers17 import splits as splits_lib
 from flowers17_tfdata.errors import ConfigError

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
-from flowers17_tfdata import config as config_lib
-from flowers17_tfdata.config import DataConfig
+from flowers17_tfdata.config import config as config_lib
+from flowers17_tfdata.config.config import DataConfig
 from flowers17_tfdata.data import carving, decode, division, image_folder
 from flowers17_tfdata.data import scan as scan_lib
 from flowers17_tfdata.data.image_folder import ImageFolder

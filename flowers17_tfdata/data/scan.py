@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import os
 import pathlib
 import time
 from collections.abc import Callable, Iterable
@@ -12,9 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from flowers17_tfdata import files
 from flowers17_tfdata.data import decode, near_duplicates
 from flowers17_tfdata.data.near_duplicates import NearDuplicate
-from flowers17_tfdata.errors import UserError, one_line
 
 # Decoded at once: enough for all cores, little memory.
 _CHUNK = 256
@@ -181,17 +180,11 @@ def save_arrays(
     Raises:
       UserError: it can't be written.
     """
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(temporary, digest=np.asarray(digest), **arrays)
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UserError(
-            f"what was found in the images can't be kept in --data_dir ({path})"
-            f": {one_line(error)}"
-        ) from error
+    files.write_arrays(
+        path,
+        {"digest": np.asarray(digest), **arrays},
+        f"the scan of the images, {path} in --data_dir,",
+    )
 
 
 def _load(path: pathlib.Path) -> dict[str, tuple]:

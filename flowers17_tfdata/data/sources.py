@@ -13,8 +13,8 @@ import filelock
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from flowers17_tfdata import config as config_lib
-from flowers17_tfdata.config import DataConfig
+from flowers17_tfdata.config import config as config_lib
+from flowers17_tfdata.config.config import DataConfig
 from flowers17_tfdata.data import carving, division, folder_source
 from flowers17_tfdata.data import scan as scan_lib
 from flowers17_tfdata.data.oxford_flowers17 import archive as archive_lib

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from flowers17_tfdata.config import InputConfig
+from flowers17_tfdata.config.config import InputConfig
 
 # Uniform numbers that one image's transform is made from.
 _NUM_DRAWS = 6

@@ -9,9 +9,7 @@ rounding.
 
 from __future__ import annotations
 
-import os
 import pathlib
-import shutil
 import socket
 import warnings
 from collections.abc import Callable
@@ -20,7 +18,8 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from flowers17_tfdata.config import InputConfig
+from flowers17_tfdata import files
+from flowers17_tfdata.config.config import InputConfig
 from flowers17_tfdata.data import decode
 from flowers17_tfdata.data.source import Source
 from flowers17_tfdata.errors import UserError, one_line
@@ -65,9 +64,9 @@ def write_images(source: Source, split: str, folder: pathlib.Path) -> None:
     """
     if folder.exists():
         return
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
-    try:
-        temporary.mkdir(parents=True)
+    with files.whole_folder(
+        folder, f"the images for --data_service, {folder},"
+    ) as temporary:
         for position, example in source.read(split).enumerate():
             try:
                 data = decode.upright(example["image"].numpy())
@@ -76,14 +75,6 @@ def write_images(source: Source, split: str, folder: pathlib.Path) -> None:
                     source, split, example
                 ) from error
             _path(temporary, int(position)).write_bytes(data)
-        os.replace(temporary, folder)
-    except OSError as error:
-        raise UserError(
-            f"the images for --data_service can't be written to {folder}: "
-            f"{one_line(error)}"
-        ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def find_images(folder: pathlib.Path, labels: np.ndarray) -> ImageFiles:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import pathlib
 import tempfile
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import cv2
 import numpy as np
-import psutil
 import tensorflow as tf
 
-from flowers17_tfdata.config import InputConfig
+from flowers17_tfdata import machine
+from flowers17_tfdata.config.config import InputConfig
 from flowers17_tfdata.data import decode
 from flowers17_tfdata.data.source import Source
 from flowers17_tfdata.errors import UserError
@@ -30,9 +29,6 @@ _CACHE_SHARE = 0.5
 # bilinear interpolation skips pixels (an elongated image keeps a long side
 # when its short one can't be reduced further).
 _LONGEST = 2.5
-
-_OWN_GROUP = pathlib.Path("/proc/self/cgroup")
-_GROUPS = pathlib.Path("/sys/fs/cgroup")
 
 
 class Images(Protocol):
@@ -277,63 +273,9 @@ def resolve_cache(config: InputConfig, num_images: int) -> str:
     if config.cache != "auto":
         return config.cache
     needed = num_images * 3 * config.image_size**2
-    return "memory" if needed <= _CACHE_SHARE * free_memory() else "none"
-
-
-def free_memory() -> int:
-    """Returns the bytes that this process may still take.
-
-    The smallest of what the machine has available and what is left of the
-    limits of the control groups around this process (a container's, a batch
-    job's), version 1 or 2.
-    """
-    free = psutil.virtual_memory().available
-    try:
-        lines = _OWN_GROUP.read_text().splitlines()
-    except OSError:
-        # Other systems have no groups.
-        return free
-    for line in lines:
-        # ID:CONTROLLERS:/PATH; version 2 has one line, without controllers.
-        _, controllers, path = line.split(":", 2)
-        if not controllers:
-            names = ("memory.max", "memory.current", "inactive_file")
-            free = min(free, _left(_GROUPS, path, names))
-        elif "memory" in controllers.split(","):
-            names = (
-                "memory.limit_in_bytes",
-                "memory.usage_in_bytes",
-                "total_inactive_file",
-            )
-            free = min(free, _left(_GROUPS / "memory", path, names))
-    return max(0, int(free))
-
-
-def _left(root: pathlib.Path, path: str, names: tuple[str, str, str]) -> float:
-    """Returns what the limits of a group and those around it leave, bytes."""
-    limit_name, used_name, inactive_name = names
-    left, group = float("inf"), root / path.lstrip("/")
-    for folder in (group, *group.parents):
-        if not folder.is_relative_to(root):
-            break
-        try:
-            # The word max, where there is no limit, is a float neither.
-            limit = float((folder / limit_name).read_text())
-            used = int((folder / used_name).read_text())
-        except (OSError, ValueError):
-            # Nor has the root group one.
-            continue
-        # The page cache counts as used, but is given up when it gets short.
-        left = min(left, limit - used + _statistic(folder, inactive_name))
-    return left
-
-
-def _statistic(group: pathlib.Path, name: str) -> int:
-    try:
-        lines = (group / "memory.stat").read_text().splitlines()
-    except OSError:
-        return 0
-    return int(dict(line.split() for line in lines).get(name, 0))
+    return (
+        "memory" if needed <= _CACHE_SHARE * machine.free_memory() else "none"
+    )
 
 
 def load_examples(source: Source, split: str, config: InputConfig) -> Examples:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import pathlib
 import zipfile
 from typing import Any, NamedTuple
@@ -12,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from flowers17_tfdata.errors import UserError, one_line
+from flowers17_tfdata import files
 from flowers17_tfdata.input import input_pipeline
 from flowers17_tfdata.input.input_pipeline import Batch
 
@@ -55,19 +54,7 @@ def save(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
     Raises:
       UserError: it can't be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            np.savez(file, **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UserError(
-            f"the features can't be written to {path.parent}: {one_line(error)}"
-        ) from error
+    files.write_arrays(path, arrays, f"the feature cache {path}")
 
 
 def make_train_dataset(

@@ -13,14 +13,14 @@ there.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-from flowers17_tfdata.config import InputConfig
+from flowers17_tfdata import machine
+from flowers17_tfdata.config.config import InputConfig
 from flowers17_tfdata.errors import UserError
 from flowers17_tfdata.input import augmentation
 from flowers17_tfdata.input.examples import Examples
@@ -435,12 +435,4 @@ def prefetch(batches: tf.data.Dataset) -> tf.data.Dataset:
 def _num_threads() -> int:
     """Returns how many batches are in the making at once."""
     # Beyond 16, their memory (a batch each) costs more than it brings.
-    return min(16, num_cores())
-
-
-def num_cores() -> int:
-    """Returns the number of CPU cores that this process may run on."""
-    # os.sched_getaffinity is not there on macOS and Windows.
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return min(16, machine.num_cores())

@@ -12,7 +12,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from flowers17_tfdata.config import ModelConfig
+from flowers17_tfdata import files
+from flowers17_tfdata.config.config import ModelConfig
 from flowers17_tfdata.errors import ConfigError, UserError, one_line
 from flowers17_tfdata.models import backbones
 
@@ -210,12 +211,10 @@ def save_classifier(
       extras: what `read_extras` returns, JSON-serializable; `class_names` in
         the order of the labels among them.
     """
-    # Keras wants the suffix; the rename makes it whole or absent.
-    temporary = path.with_name("incomplete_" + path.name)
-    model.save(temporary)
-    with zipfile.ZipFile(temporary, "a") as archive:
-        archive.writestr(_EXTRAS, json.dumps(extras))
-    os.replace(temporary, path)
+    with files.whole_file(path) as temporary:
+        model.save(temporary)
+        with zipfile.ZipFile(temporary, "a") as archive:
+            archive.writestr(_EXTRAS, json.dumps(extras))
 
 
 def read_extras(path: str | pathlib.Path) -> dict[str, Any]:

@@ -10,10 +10,10 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from flowers17_tfdata import config as config_lib
-from flowers17_tfdata.config import Config
+from flowers17_tfdata import files, terminal
+from flowers17_tfdata.config import config as config_lib
+from flowers17_tfdata.config.config import Config
 from flowers17_tfdata.errors import ConfigError, UserError, one_line
-from flowers17_tfdata.results import metrics, terminal
 from flowers17_tfdata.training.workers import Workers
 
 # What may change between a run and its resumption without changing its
@@ -81,7 +81,7 @@ def resume_key(
 
 def write_resume_key(folder: pathlib.Path, key: dict[str, Any]) -> None:
     """Records the flags that a stage was started with in its folder."""
-    metrics.write_json(folder / "flags.json", key)
+    files.write_json(folder / "flags.json", key)
 
 
 def check_resume_key(
@@ -99,7 +99,7 @@ def check_resume_key(
     path = folder / "flags.json"
     if not path.exists() or not _has_progress(folder):
         return
-    for name, old in metrics.read_json(path).items():
+    for name, old in files.read_json(path).items():
         if name in key and key[name] != old:
             raise ConfigError(
                 f"--{name}: {workdir} was started with {old!r}, got "
@@ -114,7 +114,7 @@ def started_with(workdir: pathlib.Path) -> dict[str, Any]:
         folder = workdir / "checkpoints" / stage
         path = folder / "flags.json"
         if path.exists() and _has_progress(folder):
-            return metrics.read_json(path)
+            return files.read_json(path)
     return {}
 
 

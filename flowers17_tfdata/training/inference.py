@@ -9,8 +9,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from flowers17_tfdata import terminal
 from flowers17_tfdata.input.input_pipeline import Batch
-from flowers17_tfdata.results import terminal
 from flowers17_tfdata.training.preemption import StopRequest
 
 

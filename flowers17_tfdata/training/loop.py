@@ -13,23 +13,19 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from flowers17_tfdata import config as config_lib
-from flowers17_tfdata.config import Config
+from flowers17_tfdata import terminal
+from flowers17_tfdata.config import config as config_lib
+from flowers17_tfdata.config.config import Config
 from flowers17_tfdata.errors import UserError
 from flowers17_tfdata.input import input_pipeline
 from flowers17_tfdata.input.input_pipeline import Batch
 from flowers17_tfdata.models import batch_norm
-from flowers17_tfdata.results import metrics, terminal
-from flowers17_tfdata.results.evaluate import evaluate
-from flowers17_tfdata.training import optimizers
+from flowers17_tfdata.scoring.scores import evaluate
+from flowers17_tfdata.training import metrics, optimizers
 from flowers17_tfdata.training.checkpoints import StageCheckpoints
 from flowers17_tfdata.training.preemption import StopRequest
 from flowers17_tfdata.training.profiler import Profiler
-from flowers17_tfdata.training.trainer import (
-    EvalTotals,
-    Trainer,
-    TrainTotals,
-)
+from flowers17_tfdata.training.trainer import EvalTotals, Trainer, TrainTotals
 from flowers17_tfdata.training.workers import Workers
 
 # Reading a value waits for the device; every step would keep it from running

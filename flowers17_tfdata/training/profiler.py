@@ -6,7 +6,7 @@ import pathlib
 
 import tensorflow as tf
 
-from flowers17_tfdata.results import terminal
+from flowers17_tfdata import terminal
 
 
 class Profiler:

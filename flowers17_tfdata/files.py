@@ -1,0 +1,133 @@
+"""Writes a file or a folder whole or not at all; reads and writes JSON."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from flowers17_tfdata.errors import UserError, one_line
+
+
+@contextlib.contextmanager
+def whole_file(
+    path: pathlib.Path, what: str | None = None
+) -> Iterator[pathlib.Path]:
+    """Yields a temporary path, and moves it to `path` if the block succeeds.
+
+    A process that is killed leaves the old file, or none.
+
+    Args:
+      path: the file to write; its folder is created if it is missing.
+      what: the start of the error message. Defaults to the path.
+
+    Raises:
+      UserError: the file can't be written.
+    """
+    # The same suffix: Keras and NumPy choose the format by it.
+    temporary = path.with_name(f".incomplete.{os.getpid()}.{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with open(temporary, "rb") as file:
+            # Otherwise a crash of the machine may leave an empty file.
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(
+            f"{what or path} can't be written: {one_line(error)}"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def whole_folder(
+    path: pathlib.Path, what: str | None = None
+) -> Iterator[pathlib.Path]:
+    """Yields an empty folder that replaces `path` if the block succeeds.
+
+    Args:
+      path: the folder to write. If it exists, it stays as it is until the new
+        one is complete.
+      what: the start of the error message. Defaults to the path.
+
+    Raises:
+      UserError: the folder can't be written.
+    """
+    # Replace the folder that a symbolic link leads to, not the link.
+    path = path.resolve()
+    new = path.with_name(f".incomplete.{os.getpid()}.{path.name}")
+    old = path.with_name(f".replaced.{os.getpid()}.{path.name}")
+    try:
+        new.mkdir(parents=True)
+        yield new
+        if path.exists():
+            path.rename(old)
+        try:
+            new.rename(path)
+        except OSError:
+            if old.exists():
+                old.rename(path)
+            raise
+    except OSError as error:
+        raise UserError(
+            f"{what or path} can't be written: {one_line(error)}"
+        ) from error
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def write_text(path: pathlib.Path, text: str, what: str | None = None) -> None:
+    """Writes a UTF-8 text file; see `whole_file`."""
+    with whole_file(path, what) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+    """Writes indented JSON; see `whole_file`."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def read_json(path: pathlib.Path) -> Any:
+    """Reads a JSON file.
+
+    Raises:
+      UserError: the file is missing or damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} can't be read: {one_line(error)}") from error
+
+
+def write_arrays(
+    path: pathlib.Path, arrays: dict[str, Any], what: str | None = None
+) -> None:
+    """Writes an `.npz` file of named arrays; see `whole_file`."""
+    with whole_file(path, what) as temporary:
+        np.savez(temporary, **arrays)
+
+
+def read_json_lines(path: pathlib.Path) -> list[dict[str, Any]]:
+    """Reads a JSON Lines file up to the first incomplete line.
+
+    Returns an empty list if there is no file. A process that was killed may
+    leave an incomplete last line.
+    """
+    if not path.exists():
+        return []
+    lines = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            break
+    return lines

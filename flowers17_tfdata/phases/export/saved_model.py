@@ -1,0 +1,94 @@
+"""The SavedModel: from the bytes of image files to names and probabilities."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from flowers17_tfdata.data import decode
+from flowers17_tfdata.phases.export import exif
+from flowers17_tfdata.phases.export.network import Network
+
+# Images of one request that are decoded at the same time.
+_PARALLEL = 32
+MAX_LABELS = 5
+
+
+class Server(tf.Module):
+    """What the SavedModel computes.
+
+    Args:
+      network: the classifier.
+      class_names: in the order of its outputs.
+    """
+
+    def __init__(self, network: Network, class_names: Sequence[str]):
+        super().__init__(name="server")
+        self._network = network
+        self._class_names = tuple(class_names)
+
+    @tf.function(
+        input_signature=[tf.TensorSpec([None], tf.string, "image_bytes")]
+    )
+    def serve(self, image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Decodes, turns upright, resizes and classifies.
+
+        Args:
+          image_bytes: string `[batch]`: JPEG, PNG, BMP or GIF files, of any
+            sizes. One that can't be decoded fails the whole request.
+
+        Returns:
+          `probabilities`, float32 `[batch, num_classes]`, in the order of the
+          class ids; `labels`, string `[batch, k]`, and `scores`, float32
+          `[batch, k]`: the k likeliest classes, the likeliest first.
+        """
+        size = self._network.image_size
+        # Off the accelerator: it has no decoder.
+        with tf.device("CPU:0"):
+            images = tf.map_fn(
+                lambda encoded: _decode(encoded, size),
+                image_bytes,
+                fn_output_signature=tf.TensorSpec([size, size, 3], tf.uint8),
+                parallel_iterations=_PARALLEL,
+            )
+        probabilities = self._network.probabilities(tf.cast(images, tf.float32))
+        k = min(MAX_LABELS, len(self._class_names))
+        scores, ids = tf.math.top_k(probabilities, k)
+        return {
+            "probabilities": probabilities,
+            "labels": tf.gather(tf.constant(self._class_names), ids),
+            "scores": scores,
+        }
+
+    @tf.function(input_signature=[])
+    def class_names(self) -> tf.Tensor:
+        """Returns string `[num_classes]`, in the order of the class ids."""
+        return tf.constant(self._class_names)
+
+
+def _decode(encoded: tf.Tensor, image_size: int) -> tf.Tensor:
+    image = decode.decode_image(encoded)
+    image = exif.turn(image, exif.orientation(encoded))
+    return decode.resize(image, image_size)
+
+
+def save(
+    network: Network, class_names: Sequence[str], folder: pathlib.Path
+) -> None:
+    """Writes the SavedModel; its one signature is `Server.serve`."""
+    server = Server(network, class_names)
+    tf.saved_model.save(server, str(folder), signatures=server.serve)
+
+
+def load(folder: pathlib.Path) -> Callable[[Sequence[bytes]], np.ndarray]:
+    """Returns a function from image files to probabilities `[n, classes]`."""
+    serve = tf.saved_model.load(str(folder)).signatures["serving_default"]
+
+    def classify(encoded: Sequence[bytes]) -> np.ndarray:
+        outputs = serve(image_bytes=tf.constant(list(encoded), tf.string))
+        return outputs["probabilities"].numpy()
+
+    return classify

@@ -1,0 +1,112 @@
+"""The networks that the stages start from."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import keras
+import numpy as np
+
+from flowers17_tfdata.errors import ConfigError, UserError
+from flowers17_tfdata.models import (
+    classifier,
+    depthwise,
+    folding,
+    freezing,
+    training_size,
+)
+from flowers17_tfdata.session import Session
+
+
+class StageModel(NamedTuple):
+    """What a stage trains.
+
+    Attributes:
+      model: the classifier, its layers frozen or not.
+      channel_scales: what kernels of its backbone were multiplied by when
+        frozen batch-norm was folded into them, by their layer's name.
+    """
+
+    model: keras.Model
+    channel_scales: Mapping[str, np.ndarray]
+
+
+def build_stage_model(session: Session, method: str) -> StageModel:
+    """Builds what a stage trains.
+
+    Args:
+      session: of the process.
+      method: `transfer` or `finetune`.
+
+    Raises:
+      UserError: what fine-tuning starts from isn't there, or doesn't fit.
+    """
+    if method == "finetune":
+        return _load_initial_model(session)
+    config = session.config
+    with session.strategy.scope():
+        model = classifier.build_classifier(
+            config.model,
+            image_size=config.input.image_size,
+            num_classes=len(session.source.class_names),
+            seed=config.runtime.seed,
+        )
+        freezing.freeze_all(classifier.get_backbone(model))
+    return StageModel(model, {})
+
+
+def initial_model_path(session: Session) -> str | pathlib.Path:
+    """Returns what fine-tuning starts from.
+
+    Raises:
+      UserError: the transfer stage hasn't left it.
+    """
+    config = session.config
+    path = config.model.init_from or session.model_path("transfer")
+    if not pathlib.Path(path).exists() and not config.model.init_from:
+        raise UserError(
+            f"--phase={config.phase} needs {path}: run --phase=transfer in "
+            "this --workdir first, or pass --init_from"
+        )
+    return path
+
+
+def _load_initial_model(session: Session) -> StageModel:
+    config, path = session.config, initial_model_path(session)
+    num_classes = len(session.source.class_names)
+    with session.strategy.scope():
+        model = classifier.load_classifier(path, "--init_from")
+        classifier.check_classifier(
+            model, path, config.input.image_size, num_classes
+        )
+        classifier.check_backbone(model, path, config.model.backbone)
+        _check_policy(model, path, session.precision)
+        backbone = classifier.get_backbone(model)
+        unfreeze = config.model.unfreeze_from
+        if unfreeze == "auto" and config.model.weights == "none":
+            # Nothing in a random network is worth freezing.
+            unfreeze = "all"
+        freezing.unfreeze_from(
+            backbone,
+            unfreeze,
+            config.input.image_size,
+            keep_batch_norm=not config.model.trains_batch_norm,
+        )
+        scales = {}
+        if folding.is_functional(model):
+            scales = folding.merged_scales(backbone, frozen_only=True)
+            model = folding.fold_batch_norm(model, frozen_only=True)
+        model = training_size.for_training(model, config.input)
+    depthwise.avoid_slow_gradient(model)
+    return StageModel(model, scales)
+
+
+def _check_policy(model: keras.Model, path: object, policy: str) -> None:
+    own = classifier.get_backbone(model).layers[-1].dtype_policy.name
+    if own != policy:
+        raise ConfigError(
+            f"--precision must be {own}, which {path} was trained in; got "
+            f"{policy}"
+        )

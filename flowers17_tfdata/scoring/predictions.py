@@ -1,0 +1,80 @@
+"""The probabilities of every example of a split, kept for later looks."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import NamedTuple
+
+import numpy as np
+
+from flowers17_tfdata import files
+from flowers17_tfdata.errors import UserError, one_line
+
+
+class Predictions(NamedTuple):
+    """What a model says of a split.
+
+    Attributes:
+      ids: the examples' ids, `[n]`.
+      labels: int64 `[n]`, the true classes.
+      logits: float32 `[n, num_classes]`; of a mean over views, logarithms of
+        probabilities.
+      model: path of the model's file; empty if it isn't of one.
+      num_views: of each image, that the answers are the mean over.
+    """
+
+    ids: tuple[str, ...]
+    labels: np.ndarray
+    logits: np.ndarray
+    model: str = ""
+    num_views: int = 1
+
+    @property
+    def probabilities(self) -> np.ndarray:
+        """float32 `[n, num_classes]`; rows sum to 1."""
+        return softmax(self.logits)
+
+    @property
+    def predicted(self) -> np.ndarray:
+        """int64 `[n]`, the likeliest class of each example."""
+        return self.logits.argmax(axis=1)
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Returns probabilities, float32, of logits `[..., num_classes]`."""
+    shifted = logits.astype(np.float64)
+    shifted = np.exp(shifted - shifted.max(axis=-1, keepdims=True))
+    return (shifted / shifted.sum(axis=-1, keepdims=True)).astype(np.float32)
+
+
+def predictions_path(workdir: pathlib.Path, split: str) -> pathlib.Path:
+    """Returns where `--phase=evaluate` keeps a split's predictions."""
+    return workdir / f"predictions_{split}.npz"
+
+
+def save(path: pathlib.Path, predictions: Predictions) -> None:
+    """Writes an .npz with an array for each attribute."""
+    files.write_arrays(path, predictions._asdict())
+
+
+def load(path: pathlib.Path) -> Predictions:
+    """Reads what `save` wrote.
+
+    Raises:
+      UserError: missing or damaged.
+    """
+    try:
+        with np.load(path) as arrays:
+            return Predictions(
+                tuple(map(str, arrays["ids"])),
+                arrays["labels"],
+                arrays["logits"],
+                str(arrays["model"]),
+                int(arrays["num_views"]),
+            )
+    # NumPy raises whatever the zip reader does.
+    except Exception as error:
+        raise UserError(
+            f"{path} can't be read: {one_line(error, 160)}; --phase=evaluate "
+            "writes it anew"
+        ) from error

@@ -11,9 +11,8 @@ import sys
 import tempfile
 from collections.abc import Iterator
 
-from flowers17_tfdata import launcher
-from flowers17_tfdata.config import config as config_lib
-from flowers17_tfdata.config import flags
+from flowers17_tfdata import command_help, flags, launcher
+from flowers17_tfdata.config.config import Config
 from flowers17_tfdata.errors import (
     DownloadFailed,
     Preempted,
@@ -26,49 +25,25 @@ def main(argv: list[str]) -> int:
     """Runs one command line (program name first) and returns its exit code.
 
     0 done; 1 failed; 2 bad flags; 3 accuracy gate missed; 42 stopped by a
-    signal, saved; 130 interrupted; 141 standard output was closed.
+    signal after saving; 130 interrupted; 141 standard output was closed.
     """
     program = _program(argv[0])
     try:
-        try:
-            config = flags.parse(argv)
-        except flags.HelpWanted as wanted:
-            print(flags.help_text(program, wanted.phase), flush=True)
-            return 0
-        if config.runtime.launch_local:
-            return launcher.launch(argv[1:], config.runtime.launch_local)
-        if config_lib.runs_all_folds(config):
-            # Imported here, as below: it draws tables.
-            from flowers17_tfdata.phases import cross_validation
-
-            code = cross_validation.run_folds(argv[1:], config)
-            if code:
-                return code
-        # TensorFlow's C++ start-up notes would bury our own lines.
-        os.environ.setdefault(
-            "TF_CPP_MIN_LOG_LEVEL",
-            "0" if config.runtime.console == "verbose" else "2",
-        )
-        # On by default only where a CPU has AVX512; with AVX2 alone it was
-        # faster too (forward 9 %, step 17 %) and keeps its memory pooled.
-        os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-        verbose = config.runtime.console == "verbose"
-        with contextlib.nullcontext() if verbose else _without_notes():
-            # Imported here: --help and a flag error must not wait for
-            # TensorFlow.
-            from flowers17_tfdata.phases import registry
-
-        registry.run(config)
+        return _run(flags.parse(argv), argv[1:])
+    except flags.HelpRequested as request:
+        text = command_help.help_text(program, request.phase, request.full)
+        print(text, flush=True)
+        return 0
     except UserError as error:
         kind = "stopped" if isinstance(error, Preempted) else "error"
         # A path may hold a line break.
         print(f"{kind}: {one_line(error, 2000)}", file=sys.stderr)
         if isinstance(error, DownloadFailed):
-            print(f"\n{flags.offline_text(program)}", file=sys.stderr)
+            print(f"\n{command_help.offline_text(program)}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:
-        # Whoever read standard output (head, less) has enough. Python would
-        # flush it once more at its end.
+        # The reader of standard output (head, less) has closed it. Python
+        # would fail to flush it once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 128 + signal.SIGPIPE
     except OSError as error:
@@ -77,24 +52,47 @@ def main(argv: list[str]) -> int:
         return 1
     except KeyboardInterrupt:
         print(
-            "interrupted: a training phase goes on after its last finished "
-            "epoch when the same command is given again",
+            "interrupted: run the same command again, and a training phase "
+            "goes on after its last finished epoch",
             file=sys.stderr,
         )
         return 130
+
+
+def _run(config: Config, arguments: list[str]) -> int:
+    if config.runtime.launch_local:
+        return launcher.launch(arguments, config.runtime.launch_local)
+    if config.data.runs_all_folds:
+        # Imported here, as below: it draws tables.
+        from flowers17_tfdata.phases import cross_validation
+
+        code = cross_validation.run_folds(arguments, config)
+        if code:
+            return code
+    verbose = config.runtime.console == "verbose"
+    # TensorFlow's C++ start-up notes would bury our own lines.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "0" if verbose else "2")
+    # TensorFlow turns it on by itself only on CPUs with AVX512; with AVX2
+    # alone it was faster too (forward 9 %, step 17 %).
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+    with contextlib.nullcontext() if verbose else _without_notes():
+        # Imported here: --help and a flag error must not wait for TensorFlow.
+        from flowers17_tfdata.phases import runner
+
+    runner.run(config)
     return 0
 
 
 def _program(path: str) -> str:
-    """Returns how the program was called, to be typed again."""
+    """Returns the command that starts the program, for messages."""
     name = os.path.basename(path)
     if name == "__main__.py":
         return "python -m flowers17_tfdata"
     return f"python {name}" if name.endswith(".py") else name
 
 
-# What TensorFlow's C++ says before its log level counts: notes and warnings,
-# and that a machine without an NVIDIA driver has none.
+# What TensorFlow's C++ code prints before its log level takes effect: notes and
+# warnings, and an error on machines without an NVIDIA driver.
 _NOTES = re.compile(
     rb"[IW]\d{4} .*|WARNING: All log messages before absl::InitializeLog.*"
 )
@@ -103,10 +101,11 @@ _NO_DRIVER = re.compile(rb"E\d{4} .*failed call to cuInit.*")
 
 @contextlib.contextmanager
 def _without_notes() -> Iterator[None]:
-    """Leaves TensorFlow's start-up notes out of standard error.
+    """Removes TensorFlow's start-up notes from standard error.
 
-    It writes them past Python, and past TF_CPP_MIN_LOG_LEVEL, while it is
-    imported and looks for devices. Every other line comes through, at the end.
+    TensorFlow writes them directly to the file descriptor, whatever
+    TF_CPP_MIN_LOG_LEVEL says, while it is imported and lists the devices. All
+    other lines are printed at the end.
     """
     has_driver = pathlib.Path("/proc/driver/nvidia/version").exists()
     sys.stderr.flush()
@@ -135,8 +134,8 @@ def run() -> None:
     """The console script."""
     code = main(sys.argv)
     if code:
-        # A worker that stops before the others would wait for them, in
-        # TensorFlow's teardown.
+        # Skips TensorFlow's teardown, in which a worker that stops early waits
+        # for the others.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

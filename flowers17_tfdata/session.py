@@ -1,4 +1,4 @@
-"""What the phases of one process share, and its record in `config.json`."""
+"""A run that is open: its workdir, its devices and its data set."""
 
 from __future__ import annotations
 
@@ -14,32 +14,40 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from flowers17_tfdata import files, machine, terminal, timings
-from flowers17_tfdata.config import config as config_lib
-from flowers17_tfdata.config.config import Config, InputConfig
+from flowers17_tfdata.config import rules
+from flowers17_tfdata.config.config import Config, all_flags, to_values
+from flowers17_tfdata.config.input import InputConfig
+from flowers17_tfdata.config.option import Kind
 from flowers17_tfdata.data import class_folders, folder_source, sources
 from flowers17_tfdata.data.source import Source
-from flowers17_tfdata.errors import ConfigError, UserError, one_line
+from flowers17_tfdata.errors import UserError, one_line
 from flowers17_tfdata.input import examples, input_pipeline
 from flowers17_tfdata.models import backbones, saved_models, summary
 from flowers17_tfdata.training import checkpoints, precision
-from flowers17_tfdata.training import strategy as strategy_lib
+from flowers17_tfdata.training import strategy as strategies
 from flowers17_tfdata.training.workers import Workers
 
 TRAINING_SPLITS = ("train", "validation")
 
-# Input options whose `auto` depends on the machine and on the moment.
-_SETTLED = ("cache", "augment_on")
-
 
 @dataclasses.dataclass(frozen=True)
 class Session:
-    """What the phases of one process share."""
+    """What the phases of one process share.
+
+    Attributes:
+      config: the configuration, with `auto` resolved for the input pipeline.
+      workdir: the folder of the run, which all workers share.
+      output: the folder that this process writes to: the workdir, or if it is
+        not the chief, a temporary folder. So all workers can save replicated
+        variables, which is a collective operation, in the same way.
+      strategy: the distribution strategy.
+      workers: the processes of the run.
+      precision: the resolved dtype policy.
+      source: the data set.
+    """
 
     config: Config
     workdir: pathlib.Path
-    # Where this process writes: the workdir, or, if it is not the chief, a
-    # folder that nobody reads. A collective that all take part in (saving
-    # replicated variables) needs no distinction then.
     output: pathlib.Path
     strategy: tf.distribute.Strategy
     workers: Workers
@@ -54,11 +62,11 @@ class Session:
     def check_unchanged(self, before: str) -> None:
         """Refuses a data set that changed since the workdir's training.
 
-        An image that was trained on then may lie in the test split now.
+        An image that was trained on may now be in the test split.
 
         Args:
-          before: the name of the data set that was trained on; of another
-            data set, or '': nothing to compare.
+          before: the name of the data set that was trained on. The name of
+            another data set, or '', is not compared.
 
         Raises:
           UserError: names what changed.
@@ -94,12 +102,12 @@ def _undivided(name: str) -> str:
 def open_devices(
     config: Config,
 ) -> tuple[tf.distribute.Strategy, Workers, str]:
-    """Chooses the devices and the arithmetic.
+    """Chooses the devices and the precision.
 
     Returns:
-      The strategy, its workers, the resolved precision.
+      The strategy, its workers, and the resolved precision.
     """
-    strategy = strategy_lib.get_strategy(config.runtime)
+    strategy = strategies.get_strategy(config.runtime)
     workers = Workers(strategy)
     if not workers.is_chief:
         terminal.be_quiet()
@@ -112,18 +120,23 @@ def open_devices(
 
 
 @contextlib.contextmanager
-def open_session(config: Config) -> Iterator[Session]:
-    """Makes the workdir, chooses the devices, opens the data set.
+def open_session(config: Config, trains: bool) -> Iterator[Session]:
+    """Creates the workdir, chooses the devices, opens the data set.
+
+    Args:
+      config: the configuration.
+      trains: whether the phase reads the training splits, possibly for a run
+        that is resumed.
 
     Raises:
-      UserError: any of it can't be had.
+      UserError: any of these fails.
     """
     workdir = make_workdir(config.workdir)
     # Checked before minutes of data preparation and of training.
     backbones.get_preprocess(config.model.backbone)
     summary.check_can_plot(config.model)
     strategy, workers, policy = open_devices(config)
-    _check_batch_size(config, strategy.num_replicas_in_sync)
+    rules.check_batch_size(config, strategy.num_replicas_in_sync)
     tfds.disable_progress_bar()
     terminal.say(f"{config.phase}: opening {config.data.dataset}")
     with contextlib.ExitStack() as stack:
@@ -132,9 +145,10 @@ def open_session(config: Config) -> Iterator[Session]:
             folder = tempfile.TemporaryDirectory(prefix="flowers17_tfdata-")
             output = pathlib.Path(stack.enter_context(folder))
         source = _open_source(config, output)
-        config = dataclasses.replace(
-            config, input=_settle_input(config, workdir, source, workers)
-        )
+        started = checkpoints.started_with(workdir) if trains else {}
+        splits = (config.evaluation.split,) if not trains else TRAINING_SPLITS
+        settled = _settle_input(config.input, started, splits, source, workers)
+        config = dataclasses.replace(config, input=settled)
         yield Session(
             config, workdir, output, strategy, workers, policy, source
         )
@@ -143,7 +157,7 @@ def open_session(config: Config) -> Iterator[Session]:
 def _open_source(config: Config, output: pathlib.Path) -> Source:
     with (
         timings.measure(output, "opening the data set"),
-        # TFDS announces what it prepares.
+        # TFDS prints what it prepares.
         terminal.other_output_as_details(),
         terminal.ScanProgress(None) as bar,
     ):
@@ -154,25 +168,26 @@ def _open_source(config: Config, output: pathlib.Path) -> Source:
 
 
 def _settle_input(
-    config: Config,
-    workdir: pathlib.Path,
+    options: InputConfig,
+    started: dict[str, Any],
+    splits: tuple[str, ...],
     source: Source,
     workers: Workers,
 ) -> InputConfig:
-    """Settles what `auto` leaves to the machine.
+    """Resolves the options whose `auto` depends on the machine.
 
-    A run that is resumed keeps what it started with: today's free memory must
-    not change its result. Workers do alike: in memory where all have it.
+    A resumed run keeps what it started with: today's free memory must not
+    change its result. All workers decide alike: they cache in memory only if
+    each of them can.
     """
-    options, splits = config.input, TRAINING_SPLITS
-    if config.phase in ("train", "find_lr", *config_lib.STAGES):
-        started = checkpoints.started_with(workdir)
-        auto = [f for f in _SETTLED if getattr(options, f) == "auto"]
-        options = dataclasses.replace(
-            options, **{f: started[f] for f in auto if f in started}
-        )
-    elif config.phase in ("evaluate", "report", "export"):
-        splits = (config.evaluation.split,)
+    kept = {
+        flag.name: started[flag.name]
+        for flag in all_flags()
+        if flag.option.kind is Kind.SETTLED
+        and flag.name in started
+        and getattr(options, flag.name) == "auto"
+    }
+    options = dataclasses.replace(options, **kept)
     num_images = sum(source.split_sizes.get(split, 0) for split in splits)
     cache = examples.resolve_cache(options, num_images)
     on_device = input_pipeline.resolve_augment_on(options) == "device"
@@ -183,17 +198,8 @@ def _settle_input(
     )
 
 
-def _check_batch_size(config: Config, num_replicas: int) -> None:
-    size = config.optimization.global_batch_size
-    if size % num_replicas:
-        raise ConfigError(
-            "--global_batch_size must be a multiple of the number of replicas "
-            f"({num_replicas}); got {size}"
-        )
-
-
 def make_workdir(path: str) -> pathlib.Path:
-    """Makes `--workdir`, and tries whether it can be written.
+    """Creates `--workdir` and checks that it can be written.
 
     Raises:
       UserError: it can't.
@@ -201,7 +207,7 @@ def make_workdir(path: str) -> pathlib.Path:
     workdir = pathlib.Path(path).expanduser()
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        # Not only access rights: a full disk, a read-only mount.
+        # Access rights alone miss a full disk or a read-only mount.
         with tempfile.NamedTemporaryFile(dir=workdir, prefix=".") as probe:
             probe.write(b"x")
     except OSError as error:
@@ -213,17 +219,15 @@ def make_workdir(path: str) -> pathlib.Path:
 
 def write_config(session: Session) -> None:
     """Writes `config.json`: resolved flags, versions, hardware."""
-    flags: dict[str, Any] = config_lib.to_values(session.config)
-    flags |= {"precision": session.precision}
+    flags = to_values(session.config) | {"precision": session.precision}
+    # Later phases may run in another current folder.
     for name in ("archive", "data_dir", "weights", "init_from"):
-        # Later phases read them from here, in whatever folder they are run.
-        # Not a folder that happens to be called imagenet.
-        reserved = flags[name] in ("", "imagenet", "none")
-        if not reserved and pathlib.Path(flags[name]).expanduser().exists():
-            flags[name] = str(pathlib.Path(flags[name]).expanduser().resolve())
-    prefix, _, folder = flags["dataset"].rpartition("folder:")
-    if not prefix and folder != flags["dataset"]:
-        path = pathlib.Path(folder).expanduser().resolve()
+        # A folder may happen to be called imagenet.
+        path = pathlib.Path(flags[name]).expanduser()
+        if flags[name] not in ("", "imagenet", "none") and path.exists():
+            flags[name] = str(path.resolve())
+    if session.config.data.folder is not None:
+        path = pathlib.Path(session.config.data.folder).expanduser().resolve()
         flags["dataset"] = f"folder:{path}"
     files.write_json(
         session.output / "config.json",

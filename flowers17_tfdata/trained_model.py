@@ -1,10 +1,10 @@
-"""A trained model as the phases after training look at it."""
+"""A trained model: found, loaded, checked, and run on examples."""
 
 from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import keras
@@ -17,23 +17,23 @@ from flowers17_tfdata.errors import UserError, one_line
 from flowers17_tfdata.input import augmentation, input_pipeline
 from flowers17_tfdata.input.examples import Examples, load_examples
 from flowers17_tfdata.models import backbones, classifier, folding, saved_models
-from flowers17_tfdata.scoring import predictions as predictions_lib
-from flowers17_tfdata.scoring import scores
+from flowers17_tfdata.scoring import predictions, scores
 from flowers17_tfdata.scoring.predictions import Predictions
 from flowers17_tfdata.session import Session
-from flowers17_tfdata.training import inference, loop
+from flowers17_tfdata.training import inference
+from flowers17_tfdata.training.precision import uses_xla
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainedModel:
-    """A saved classifier, loaded.
+    """A loaded classifier.
 
     Attributes:
-      path: of its `.keras` file.
-      model: from preprocessed images to logits; batch-norm folded.
-      extras: what was saved beside it: `class_names`, `dataset`,
-        `trained_splits`, `trained_on`; none of it in a file of another program.
-      preprocess: from float32 images in [0, 255] to what the model takes.
+      path: its `.keras` file.
+      model: from preprocessed images to logits, batch-norm folded.
+      extras: what was saved with it: `class_names`, `dataset`,
+        `trained_splits`, `trained_on`. Empty if another program saved it.
+      preprocess: from float32 images in [0, 255] to the model's inputs.
     """
 
     path: pathlib.Path
@@ -43,32 +43,32 @@ class TrainedModel:
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
-        """In the order of the logits; None: the file holds none."""
+        """The class names in the order of the logits, if they were saved."""
         names = self.extras.get("class_names")
         return None if names is None else tuple(map(str, names))
 
     @property
     def trained_splits(self) -> tuple[str, ...]:
-        """Of its data set, those that it was trained on."""
+        """The splits of its data set that the model was trained on."""
         return tuple(self.extras.get("trained_splits", ("train",)))
 
     def was_trained_in(self, workdir: pathlib.Path) -> bool:
-        """Whether the workdir's record is that of this model's training."""
+        """Whether the workdir records the training of this model."""
         return self.path.resolve().parent == workdir.resolve()
 
     @property
     def image_size(self) -> int:
-        """Height and width that the model takes, pixels."""
+        """Height and width of the model's input, pixels."""
         return self.model.input_shape[1]
 
 
 def load_model(config: Config) -> TrainedModel:
-    """Loads `--model`, or the one that the workdir's run kept.
+    """Loads `--model`, or the model that the workdir's run kept.
 
-    To be called in the strategy's scope.
+    Call it in the strategy's scope.
 
     Raises:
-      UserError: there is none, or it is none of ours.
+      UserError: there is no model, or the file isn't one of ours.
     """
     path, flag = _find_model(config)
     model = classifier.load_classifier(path, flag)
@@ -91,7 +91,7 @@ def _find_model(config: Config) -> tuple[pathlib.Path, str]:
         return saved_models.model_path(workdir, kept), "--workdir"
     hint = "train one first, or pass --model"
     if (workdir / "fold_0").is_dir():
-        hint = f"its folds do: pass --workdir={workdir / 'fold_0'}"
+        hint = f"its folds hold them: pass --workdir={workdir / 'fold_0'}"
     raise UserError(
         f"--workdir {workdir} holds no model_finetune.keras or "
         f"model_transfer.keras: {hint}"
@@ -102,8 +102,8 @@ def load_model_for(session: Session) -> TrainedModel:
     """Loads the model, and checks that it fits the session's data set.
 
     Raises:
-      UserError: there is none; it takes images of another size, or tells other
-        classes apart.
+      UserError: there is no model, or it has another image size or other
+        classes, or it was trained on the images of `--split`.
     """
     with session.strategy.scope():
         trained = load_model(session.config)
@@ -117,7 +117,7 @@ def load_model_for(session: Session) -> TrainedModel:
     )
     if trained.class_names not in (None, source.class_names):
         first = next(
-            f"class {k} is {ours}, the data set's {theirs}"
+            f"class {k} is {ours} in the model and {theirs} in the data set"
             for k, (ours, theirs) in enumerate(
                 zip(trained.class_names, source.class_names, strict=True)
             )
@@ -125,25 +125,27 @@ def load_model_for(session: Session) -> TrainedModel:
         )
         raise UserError(
             f"{trained.path} was trained on other classes than {source.name}: "
-            f"its {first}"
+            f"{first}"
         )
     return trained
 
 
 def _check_not_trained_on(session: Session, trained: TrainedModel) -> None:
-    """Refuses images that the model was trained on, wherever they lie now.
+    """Refuses images that the model was trained on.
 
-    Of the data set that it was trained on, those of train may be asked for by
-    name. One that changed, was renamed or copied since has other splits.
+    You may evaluate on the `train` split of the model's own data set by naming
+    it. Any other overlap is refused: if the data set was changed, renamed or
+    copied since training, its splits differ, and images that the model has seen
+    may now be in test.
     """
     before, source = trained.extras.get("dataset", ""), session.source
     split = session.config.evaluation.split
     if before == source.name:
         if split != "train" and split in trained.trained_splits:
             raise UserError(
-                f"--split={split}: {trained.path} was trained on it, too "
-                "(--refit): an accuracy on it would measure memory; "
-                "pass another --model, such as model_finetune.keras"
+                f"--split={split}: {trained.path} was trained on it (--refit): "
+                "an accuracy on it would measure memory; pass another --model, "
+                "such as model_finetune.keras"
             )
         return
     seen = set(trained.extras.get("trained_on", ()))
@@ -151,7 +153,7 @@ def _check_not_trained_on(session: Session, trained: TrainedModel) -> None:
         source.fingerprints(split)
     ):
         return
-    # If it is the same folder, this tells what has changed.
+    # If it is the same folder, this error says what has changed.
     session.check_unchanged(before)
     again = sum(f in seen for f in source.fingerprints(split))
     raise UserError(
@@ -163,10 +165,10 @@ def _check_not_trained_on(session: Session, trained: TrainedModel) -> None:
 
 
 def read_class_names(config: Config, trained: TrainedModel) -> tuple[str, ...]:
-    """Returns the names of a model's classes, from `--labels` or its file.
+    """Returns the class names of a model, from `--labels` or from its file.
 
     Raises:
-      UserError: neither has them, or not as many as the model has outputs.
+      UserError: there are no names, or not as many as the model has outputs.
     """
     names, origin = trained.class_names, str(trained.path)
     if config.predict.labels:
@@ -197,90 +199,104 @@ def _read_labels(name: str) -> tuple[str, ...]:
     return tuple(line.strip() for line in lines if line.strip())
 
 
+def stream_logits(
+    config: Config,
+    strategy: tf.distribute.Strategy,
+    trained: TrainedModel,
+    examples: Examples,
+    num_views: int,
+) -> Iterator[np.ndarray]:
+    """Runs a model on examples, on all replicas.
+
+    Args:
+      config: the configuration.
+      strategy: the strategy that the model was built in.
+      trained: the model.
+      examples: the examples, at the model's image size.
+      num_views: the number of views of each example; see
+        `augmentation.test_time_views`.
+
+    Yields:
+      Logits float32 `[n, num_classes]`, in order. With several views they are
+      the logarithms of the mean probabilities.
+    """
+    options = dataclasses.replace(
+        config.input, image_size=trained.image_size, train_scale=1.0
+    )
+    transforms = None
+    if num_views > 1:
+        views = augmentation.test_time_views(options, num_views)
+        transforms = np.tile(views, [examples.num_examples, 1])
+    outputs = inference.outputs_of(
+        trained.model,
+        strategy,
+        examples,
+        options,
+        trained.preprocess,
+        global_batch_size=config.optimization.global_batch_size,
+        transforms=transforms,
+        xla=uses_xla(config.runtime.xla),
+    )
+    if num_views == 1:
+        yield from outputs
+        return
+    rest = np.zeros([0, trained.model.output_shape[-1]], np.float32)
+    for output in outputs:
+        # The views of an image may lie in different batches.
+        rest = np.concatenate([rest, output])
+        whole = len(rest) // num_views * num_views
+        by_view = rest[:whole].reshape(-1, num_views, rest.shape[1])
+        mean = predictions.softmax(by_view).mean(axis=1)
+        yield np.log(np.maximum(mean, np.finfo(np.float32).tiny))
+        rest = rest[whole:]
+
+
 def predict_examples(
     session: Session,
     trained: TrainedModel,
     examples: Examples,
     title: str,
-    *,
     num_views: int = 1,
 ) -> Predictions:
-    """Runs a model over a split, on all replicas.
+    """Runs a model on the examples of a split.
 
     Args:
-      session: of this process.
+      session: the open run.
       trained: the model, built in the session's strategy.
-      examples: the split, at the model's image size.
-      title: of the progress bar.
-      num_views: of each image, see `augmentation.draw_views`; of several, the
-        logits are logarithms of the mean probabilities.
+      examples: the examples, at the model's image size.
+      title: the title of the progress bar.
+      num_views: the number of views of each example.
     """
-    logits = _run_on_examples(session, trained, examples, title)
-    if num_views > 1:
-        views = augmentation.draw_views(session.config.input, num_views)
-        more = _run_on_examples(
-            session, trained, examples, f"{title}, other views", views
-        )
-        more = more.reshape(len(views), *logits.shape)
-        views_logits = np.concatenate([logits[np.newaxis], more])
-        mean = predictions_lib.softmax(views_logits).mean(axis=0)
-        logits = np.log(np.maximum(mean, np.finfo(np.float32).tiny))
+    logits = inference.collect(
+        stream_logits(
+            session.config, session.strategy, trained, examples, num_views
+        ),
+        title,
+        input_pipeline.steps_per_epoch(
+            examples.num_examples * num_views,
+            session.config.optimization.global_batch_size,
+        ),
+    )
     return Predictions(
         examples.ids, examples.labels, logits, str(trained.path), num_views
-    )
-
-
-def _run_on_examples(
-    session: Session,
-    trained: TrainedModel,
-    examples: Examples,
-    title: str,
-    views: np.ndarray | None = None,
-) -> np.ndarray:
-    """Returns logits `[n or views * n, num_classes]`, view by view."""
-    # Views are of the size that the model takes.
-    options = dataclasses.replace(session.config.input, train_scale=1.0)
-    size = session.config.optimization.global_batch_size
-    num_rows, transforms = examples.num_examples, None
-    if views is not None:
-        transforms = tf.repeat(views, num_rows, axis=0)
-        num_rows *= len(views)
-    batches = session.strategy.distribute_datasets_from_function(
-        lambda context: input_pipeline.make_eval_dataset(
-            examples,
-            options,
-            trained.preprocess,
-            global_batch_size=size,
-            compute_dtype=session.compute_dtype,
-            transforms=transforms,
-            input_context=context,
-        )
-    )
-    return inference.run_model(
-        trained.model,
-        session.strategy,
-        batches,
-        input_pipeline.make_device_stage(
-            options, trained.preprocess, session.compute_dtype
-        ),
-        title=title,
-        num_steps=input_pipeline.steps_per_epoch(num_rows, size),
-        xla=loop.uses_xla(session.config.runtime.xla),
     )
 
 
 def predict_split(
     session: Session, trained: TrainedModel, split: str
 ) -> Predictions:
-    """Reads a split of the session's data set and runs a model over it.
+    """Reads a split of the session's data set and runs a model on it.
 
     Raises:
       UserError: there is no such split, or an image can't be decoded.
     """
-    num_views = session.config.evaluation.tta
     examples = load_examples(session.source, split, session.config.input)
     return predict_examples(
-        session, trained, examples, f"{split} split", num_views=num_views
+        session,
+        trained,
+        examples,
+        f"{split} split",
+        session.config.evaluation.tta,
     )
 
 
@@ -289,26 +305,26 @@ def evaluate_split(
 ) -> tuple[dict[str, Any], Predictions]:
     """Evaluates a model on a split of the session's data set.
 
-    Writes `evaluation.json`, and what the model says of every example to
+    It writes `evaluation.json`, and the logits of every example to
     `predictions_SPLIT.npz`.
 
     Returns:
-      What the two files hold.
+      The contents of the two files.
 
     Raises:
       UserError: there is no such split, or an image can't be decoded.
     """
-    predictions = predict_split(session, trained, split)
-    predictions_lib.save(
-        predictions_lib.predictions_path(session.output, split), predictions
+    predicted = predict_split(session, trained, split)
+    predictions.save(
+        predictions.predictions_path(session.output, split), predicted
     )
     evaluation = scores.summarize(
-        scores.tally(predictions), split, session.source.class_names
+        scores.tally(predicted), split, session.source.class_names
     )
     evaluation |= {
-        "model": predictions.model,
+        "model": predicted.model,
         "dataset": session.source.name,
-        "views": predictions.num_views,
+        "views": predicted.num_views,
     }
     files.write_json(session.output / "evaluation.json", evaluation)
-    return evaluation, predictions
+    return evaluation, predicted

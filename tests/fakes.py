@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import cv2
 import keras
 import numpy as np
@@ -13,6 +15,7 @@ from flowers17_tfdata.input.examples import (
     Examples,
 )
 from flowers17_tfdata.input.input_pipeline import Batch
+from flowers17_tfdata.training.trainer import Trainer, TrainTotals
 
 IMAGE_SIZE = 32
 NUM_CLASSES = 17
@@ -121,3 +124,34 @@ def make_model(
     return keras.Model(
         inputs, keras.layers.Dense(NUM_CLASSES, dtype="float32")(x)
     )
+
+
+def iterate(strategy: tf.distribute.Strategy, batches, wait_secs: float = 0.0):
+    """Makes an iterator that gives each replica its share of each batch."""
+    size = batches[0].labels.shape[0]
+    examples = tf.nest.map_structure(
+        lambda *parts: tf.concat(parts, axis=0), *batches
+    )
+
+    def wait(weights):
+        time.sleep(wait_secs)
+        return weights
+
+    def arrive_late(batch):
+        weights = tf.numpy_function(wait, [batch.weights], tf.float32)
+        weights = tf.ensure_shape(weights, batch.weights.shape)
+        return batch._replace(weights=weights)
+
+    def make(context):
+        share = size // context.num_replicas_in_sync
+        dataset = tf.data.Dataset.from_tensor_slices(examples)
+        dataset = dataset.batch(share, drop_remainder=True)
+        return dataset.map(arrive_late) if wait_secs else dataset
+
+    return iter(strategy.distribute_datasets_from_function(make))
+
+
+def train_step(trainer: Trainer, batch: Batch) -> TrainTotals:
+    """Trains on one batch, which the replicas share."""
+    batches = iterate(trainer.strategy, [batch])
+    return trainer.train_steps(batches, tf.constant(1))

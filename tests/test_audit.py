@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from flowers17_tfdata.config.config import DataConfig
+from flowers17_tfdata.config.data import DataConfig
 from flowers17_tfdata.data import audit as audit_lib
 from flowers17_tfdata.data import decode, sources
 from flowers17_tfdata.data.oxford_flowers17 import archive

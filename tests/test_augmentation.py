@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from flowers17_tfdata.config.config import InputConfig
+from flowers17_tfdata.config.input import InputConfig
 from flowers17_tfdata.input import augmentation
 
 IMAGE = np.array([[[1, 2, 3], [4, 5, 6]]], np.uint8)[..., None]  # 1x2x3x1

@@ -11,7 +11,7 @@ import keras
 import pytest
 
 from flowers17_tfdata import cli
-from flowers17_tfdata.config.config import InputConfig
+from flowers17_tfdata.config.input import InputConfig
 from flowers17_tfdata.data.oxford_flowers17 import synthetic
 from flowers17_tfdata.errors import UserError
 from flowers17_tfdata.phases.benchmark import (

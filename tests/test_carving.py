@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from flowers17_tfdata.config.config import DataConfig
+from flowers17_tfdata.config.data import DataConfig
 from flowers17_tfdata.data import carving, decode, sources
 from flowers17_tfdata.errors import UserError
 

@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from flowers17_tfdata.config.config import DataConfig
+from flowers17_tfdata.config.data import DataConfig
 from flowers17_tfdata.data import class_folders, image_folder, sources
 from flowers17_tfdata.data.source import Source, scan_splits
 from flowers17_tfdata.errors import UserError

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from flowers17_tfdata.config.config import InputConfig
+from flowers17_tfdata.config.input import InputConfig
 from flowers17_tfdata.input import feature_cache, input_pipeline
 from flowers17_tfdata.input.examples import DecodedImages, Examples
 from flowers17_tfdata.input.feature_cache import Features
+from flowers17_tfdata.phases import train_data
 from flowers17_tfdata.training.trainer import Trainer
 from tests import fakes
 
@@ -22,7 +23,7 @@ BALANCED = np.array([0.5, 1.5, 3.0], np.float32)
 
 
 def test_balanced_weights_are_in_inverse_proportion():
-    got = input_pipeline.balanced_class_weights(LABELS, 3)
+    got = train_data.balanced_class_weights(LABELS, 3)
     # n / (num_classes * n_c)
     np.testing.assert_allclose(got, [9 / 18, 9 / 6, 9 / 3])
     assert got.dtype == np.float32
@@ -30,7 +31,7 @@ def test_balanced_weights_are_in_inverse_proportion():
 
 
 def test_a_class_without_images_does_not_count():
-    got = input_pipeline.balanced_class_weights(LABELS, 5)
+    got = train_data.balanced_class_weights(LABELS, 5)
     np.testing.assert_allclose(got, [*BALANCED, 0, 0])
     assert got[LABELS].mean() == pytest.approx(1)
 
@@ -112,8 +113,8 @@ def test_counts_and_accuracy_stay_unweighted():
     batch = fakes.make_batch(BATCH, padded)
     weights = batch.weights * tf.constant([4, 0.5, 0.25, 2, 3, 9, 9, 9.0])
     one, other = _trainer(), _trainer()
-    plain = one.train_step(batch)
-    weighted = other.train_step(batch._replace(weights=weights))
+    plain = fakes.train_step(one, batch)
+    weighted = fakes.train_step(other, batch._replace(weights=weights))
     assert float(plain.examples) == float(weighted.examples) == examples
     assert float(plain.correct) == float(weighted.correct)
     assert float(plain.loss) != pytest.approx(float(weighted.loss))
@@ -127,7 +128,9 @@ def test_the_loss_is_the_weighted_sum():
     losses = keras.ops.sparse_categorical_crossentropy(
         batch.labels, logits, from_logits=True
     ).numpy()
-    totals = trainer.train_step(batch._replace(weights=tf.constant(weights)))
+    totals = fakes.train_step(
+        trainer, batch._replace(weights=tf.constant(weights))
+    )
     assert float(totals.loss) == pytest.approx(
         float((losses * weights).sum()), rel=1e-5
     )
@@ -143,7 +146,9 @@ def test_two_replicas_equal_one(mirrored_strategy):
     # The second step is one example and padding: a replica has nothing.
     for batch in _make_images(BALANCED).take(2):
         np.testing.assert_allclose(
-            one.train_step(batch), two.train_step(next(halves)), rtol=1e-5
+            fakes.train_step(one, batch)[:3],
+            two.train_steps(halves, tf.constant(1))[:3],
+            rtol=1e-5,
         )
     for a, b in zip(
         one.model.trainable_variables,
@@ -176,14 +181,13 @@ def _minority_recall(class_weights) -> float:
         seed=0,
         class_weights=class_weights,
     )
-    for batch in batches.take(200):
-        trainer.train_step(batch)
+    trainer.train_steps(iter(batches), tf.constant(200))
     unseen = rng.normal(size=[500, 2]).astype(np.float32) + 1.2
     return float(np.mean(np.argmax(model(unseen), axis=1) == 1))
 
 
 def test_the_small_class_is_recognized_more_often():
     labels = np.array([0] * 190 + [1] * 10)
-    balanced = input_pipeline.balanced_class_weights(labels, 2)
+    balanced = train_data.balanced_class_weights(labels, 2)
     assert _minority_recall(None) < 0.4
     assert _minority_recall(balanced) > 0.65

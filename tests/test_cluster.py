@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from flowers17_tfdata.config.config import RuntimeConfig
+from flowers17_tfdata.config.runtime import RuntimeConfig
 from flowers17_tfdata.errors import ConfigError
 from flowers17_tfdata.training import cluster
 from flowers17_tfdata.training import strategy as strategy_lib

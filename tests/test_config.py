@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import importlib.util
 import pathlib
 import subprocess
 import sys
 
 import pytest
 
-from flowers17_tfdata import cli
-from flowers17_tfdata.config import config as config_lib
-from flowers17_tfdata.config import flags
+from flowers17_tfdata import cli, flags
+from flowers17_tfdata.config.config import (
+    GROUPS,
+    Config,
+    all_flags,
+    from_values,
+    to_values,
+)
+from flowers17_tfdata.config.option import option
 from flowers17_tfdata.errors import ConfigError
+from flowers17_tfdata.phases.registry import PHASES
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -32,13 +40,13 @@ ROOT = pathlib.Path(__file__).parents[1]
         ("--transfer_learning_rate=inf", "--transfer_learning_rate must"),
         ("--global_batch_size=0", "--global_batch_size must be at least 1"),
         ("--num_virtual_devices=3", "--global_batch_size must be a multiple"),
-        ("--workdir=", "--workdir must name a folder"),
-        ("--dataset=", "--dataset must name"),
+        ("--workdir=", "--workdir must not be empty"),
+        ("--dataset=", "--dataset must not be empty"),
         ("--dataset=folder:", "--dataset=folder:PATH must name a folder"),
         ("--class_weights=on", "--class_weights must be one of none, balanced"),
         ("--split_seed=-1", "--split_seed must be at least 0; got -1"),
         ("--split_fractions=0.7,0.3", "--split_fractions must be TRAIN,VALID"),
-        ("--split_fractions=0.7,0.2,0.2", "summing to 1; got '0.7,0.2,0.2'"),
+        ("--split_fractions=0.7,0.2,0.2", "with the sum 1; got '0.7,0.2,0.2'"),
         ("--split_fractions=0.7,0.3,0", "each above 0"),
         ("--split_fractions=0.5,nan,0.5", "--split_fractions must be"),
         ("--split_fractions=a,b,c", "--split_fractions must be"),
@@ -46,8 +54,8 @@ ROOT = pathlib.Path(__file__).parents[1]
         ("--augment_on=gpu", "--augment_on must be one of auto, host, device"),
         ("--feature_views=-1", "--feature_views must be at least 0; got -1"),
         ("--xla=maybe", "--xla must be one of auto, on, off; got 'maybe'"),
-        ("--head_units=8", "--head_units must be 0 for --transfer_optimizer"),
-        ("--feature_views=0", "--feature_views must be at least 1 for --tr"),
+        ("--head_units=8", "got --head_units=8 and --transfer_optimizer=lbfgs"),
+        ("--feature_views=0", "--feature_views below 1 goes with --transfer_"),
         ("--finetune_epochs=-1", "--finetune_epochs must be at least 0; got"),
         ("--flagfile=no/such.flags", "--flagfile"),
         ("stray", "every argument must be a --flag=value; got 'stray'"),
@@ -96,12 +104,12 @@ def test_bad_profile_steps_exit_2_with_one_line(steps, capsys):
 )
 def test_profile_steps(steps, expected):
     config = flags.parse(["main.py", f"--profile_steps={steps}"])
-    assert config_lib.profile_range(config.runtime) == expected
+    assert config.runtime.profile_range == expected
 
 
 def test_contradicting_flags():
     flag = "--augmentation=none"
-    with pytest.raises(ConfigError, match=f"--feature_views.*got {flag}"):
+    with pytest.raises(ConfigError, match=f"--feature_views above 2.*{flag}"):
         flags.parse(["main.py", "--feature_views=3", flag])
     # The image and its mirror image are not drawn at random.
     flags.parse(["main.py", "--feature_views=2", flag])
@@ -111,7 +119,9 @@ def test_contradicting_flags():
         flags.parse(["main.py", "--dataset=mnist", "--archive=x"])
     with pytest.raises(ConfigError, match="--model does not go with"):
         flags.parse(["main.py", "--phase=train", "--model=x.keras"])
-    with pytest.raises(ConfigError, match="--init_from goes with"):
+    with pytest.raises(
+        ConfigError, match="--init_from does not go with --phase=train"
+    ):
         flags.parse(["main.py", "--phase=train", "--init_from=x.keras"])
     with pytest.raises(ConfigError, match="--strategy=default"):
         flags.parse(
@@ -122,7 +132,7 @@ def test_contradicting_flags():
 def test_what_goes_with_a_solved_head():
     trained = "--transfer_optimizer=adamw"
     for flag in ("--head_units=8", "--feature_views=0"):
-        with pytest.raises(ConfigError, match="--transfer_optimizer=lbfgs"):
+        with pytest.raises(ConfigError, match="and --transfer_optimizer=lbfgs"):
             flags.parse(["main.py", flag])
         flags.parse(["main.py", flag, trained])
     find_lr = ["main.py", "--phase=find_lr", "--find_lr_stage=transfer"]
@@ -142,7 +152,7 @@ def test_what_goes_with_a_solved_head():
 )
 def test_stages_of_a_training(arguments, stages):
     config = flags.parse(["main.py", *arguments])
-    assert config_lib.stages_of_training(config) == stages
+    assert config.optimization.stages == stages
 
 
 def test_no_fine_tuning_is_no_phase():
@@ -156,8 +166,8 @@ def test_values_round_trip_and_do_not_leak_between_parses():
     first = flags.parse(["main.py", "--seed=7", "--nohorizontal_flip"])
     assert first.runtime.seed == 7
     assert first.input.horizontal_flip is False
-    assert config_lib.from_values(config_lib.to_values(first)) == first
-    assert flags.parse(["main.py"]) == config_lib.Config()
+    assert from_values(to_values(first)) == first
+    assert flags.parse(["main.py"]) == Config()
 
 
 @pytest.mark.parametrize(
@@ -178,7 +188,7 @@ def test_bad_export_formats_exit_2_with_one_line(formats, message, capsys):
 
 def test_export_formats_keep_their_order():
     config = flags.parse(["main.py", "--export_formats=onnx, keras,"])
-    assert config_lib.export_formats(config.export) == ("onnx", "keras")
+    assert config.export.formats == ("onnx", "keras")
 
 
 @pytest.mark.parametrize(
@@ -189,11 +199,53 @@ def test_shipped_flag_files_parse(path):
     assert config.workdir == f"runs/{path.stem}"
 
 
-def test_help_lists_every_flag(capsys):
-    assert cli.main(["main.py", "--help"]) == 0
-    text = capsys.readouterr().out
-    for name in config_lib.to_values(config_lib.Config()):
-        assert f"--{name}=" in text or f"--[no]{name}=" in text
+def _help(capsys, *arguments) -> set[str]:
+    """Returns the names of the flags that a help text lists."""
+    assert cli.main(["main.py", *arguments]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    listed = [line.strip() for line in lines if line.startswith("  --")]
+    return {
+        line.partition("=")[0].removeprefix("--").removeprefix("[no]")
+        for line in listed
+    }
+
+
+def test_help_has_two_tiers(capsys):
+    common, full = _help(capsys, "--help"), _help(capsys, "--helpfull")
+    assert full == set(to_values(Config()))
+    assert common == {f.name for f in all_flags() if f.option.common}
+    assert 20 <= len(common) <= 30
+
+
+def test_help_of_a_phase_lists_the_flags_that_it_reads(capsys):
+    predict = _help(capsys, "--phase=predict", "--helpfull")
+    assert {"images", "tta", "strategy", "workdir"} <= predict
+    assert not {"finetune_epochs", "export_dir", "dataset"} & predict
+    assert "top_k" not in _help(capsys, "--phase=predict", "--help")
+
+
+def test_every_flag_has_a_kind():
+    with pytest.raises(TypeError, match="kind"):
+        option(1, "A flag.")
+
+
+def test_rules_name_flags_and_phases_that_exist():
+    names = set(to_values(Config()))
+    for flag in all_flags():
+        assert flag.option.required_by in ("", *PHASES)
+        for needs in flag.option.needs:
+            assert needs.flag in names
+            if needs.flag == "phase":
+                assert set(needs.values) <= set(PHASES)
+
+
+def test_every_phase_can_be_run():
+    for name, phase in PHASES.items():
+        assert set(phase.groups) <= set(GROUPS)
+        module = phase.target.partition(":")[0]
+        package = "flowers17_tfdata.phases"
+        assert importlib.util.find_spec(f"{package}.{module}"), name
+        assert callable(phase.run), name
 
 
 def test_help_and_flag_errors_do_not_wait_for_tensorflow():
@@ -248,6 +300,6 @@ def test_nothing_is_written_among_own_images(tmp_path, flag, inside, capsys):
         f"--{flag}={photos}{inside}",
     ]
     assert cli.main(argv) == 2
-    assert f"--{flag} must lie outside of the images' folder" in (
+    assert f"--{flag} must lie outside the folder of images" in (
         capsys.readouterr().err
     )

@@ -12,9 +12,8 @@ import sys
 import numpy as np
 import pytest
 
-from flowers17_tfdata import cli, files, launcher
-from flowers17_tfdata.config import flags
-from flowers17_tfdata.config.config import DataConfig
+from flowers17_tfdata import cli, files, flags, launcher
+from flowers17_tfdata.config.data import DataConfig
 from flowers17_tfdata.data import division, sources
 from flowers17_tfdata.data.oxford_flowers17 import archive, splits
 from flowers17_tfdata.data.oxford_flowers17 import (

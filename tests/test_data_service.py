@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 import pytest
 
-from flowers17_tfdata.config.config import InputConfig
+from flowers17_tfdata.config.input import InputConfig
 from flowers17_tfdata.errors import UserError
 from flowers17_tfdata.files import read_json_lines
 from flowers17_tfdata.input import data_service, input_pipeline

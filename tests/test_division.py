@@ -7,7 +7,7 @@ import json
 import pytest
 
 from flowers17_tfdata import cli
-from flowers17_tfdata.config.config import DataConfig
+from flowers17_tfdata.config.data import DataConfig
 from flowers17_tfdata.data import audit as audit_lib
 from flowers17_tfdata.data import sources
 from flowers17_tfdata.data.oxford_flowers17 import archive, splits

@@ -12,7 +12,7 @@ import sys
 import cv2
 import pytest
 
-from flowers17_tfdata.config import flags
+from flowers17_tfdata import flags
 from flowers17_tfdata.data.oxford_flowers17 import synthetic
 
 ROOT = pathlib.Path(__file__).parents[1]

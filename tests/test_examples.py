@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import pathlib
 import tempfile
 import types
 
 import cv2
 import numpy as np
-import psutil
 import pytest
 import tensorflow as tf
 
 from flowers17_tfdata import machine
-from flowers17_tfdata.config.config import InputConfig
+from flowers17_tfdata.config.input import InputConfig
 from flowers17_tfdata.data import decode, sources
 from flowers17_tfdata.errors import UserError
 from flowers17_tfdata.input import augmentation, examples
@@ -31,7 +29,7 @@ def _draw(num_examples, size=SIZE):
 
 def _warp(image, transform, size=SIZE):
     out = np.empty([size, size, 3], np.uint8)
-    examples.warp_affine(image, transform, out=out)
+    augmentation.warp_affine(image, transform, out=out)
     return out
 
 
@@ -100,7 +98,7 @@ def test_after_resize_maps_points_of_the_original():
         in_resized = points @ linear.T + offset
         # Point 0 is a pixel's centre: half a pixel from the border.
         expected = (in_resized + 0.5) * [2.5, 1.25] - 0.5
-        composed = examples.after_resize(transform, 2.5, 1.25)
+        composed = augmentation.after_resize(transform, 2.5, 1.25)
         assert composed.dtype == np.float32
         linear, offset = composed[:6].reshape(2, 3)[:, :2], composed[[2, 5]]
         np.testing.assert_allclose(
@@ -115,7 +113,9 @@ def test_one_resampling_shows_what_resize_and_warp_do(height, width):
     for seed, transform in enumerate(_draw(8)):
         image = fakes.make_smooth_image(height, width, seed)
         resized = decode.decode_and_resize(_png(image), SIZE).numpy()
-        composed = examples.after_resize(transform, width / SIZE, height / SIZE)
+        composed = augmentation.after_resize(
+            transform, width / SIZE, height / SIZE
+        )
         differences = _differences(
             _warp(image, composed), _warp(resized, transform)
         )
@@ -203,90 +203,6 @@ def test_digest_tells_other_pixels():
         other = types.SimpleNamespace(**{name: values})
         digest = type(images).digest
         assert digest(images) == digest(same) != digest(other)
-
-
-def _set_memory(monkeypatch, available, files):
-    monkeypatch.setattr(
-        psutil,
-        "virtual_memory",
-        lambda: types.SimpleNamespace(available=available),
-    )
-
-    def read_text(path):
-        try:
-            return files[str(path)]
-        except KeyError:
-            raise FileNotFoundError(path) from None
-
-    monkeypatch.setattr(pathlib.Path, "read_text", read_text)
-
-
-def _group(path, limit, used=None, inactive=None):
-    files = {f"/sys/fs/cgroup{path}/memory.max": f"{limit}\n"}
-    if inactive is not None:
-        statistics = f"anon 5\ninactive_file {inactive}\n"
-        files[f"/sys/fs/cgroup{path}/memory.stat"] = statistics
-    if used is not None:
-        files[f"/sys/fs/cgroup{path}/memory.current"] = f"{used}\n"
-    return files
-
-
-@pytest.mark.parametrize(
-    ("own", "groups", "expected"),
-    [
-        (None, {}, 1000),
-        ("/", {}, 1000),
-        ("/", _group("", "max", 900), 1000),
-        ("/", _group("", 700, 300), 400),
-        ("/", _group("", 9000, 300), 1000),
-        ("/", _group("", 700), 1000),
-        ("/job/step", _group("/job/step", 700, 300), 400),
-        (
-            "/job/step",
-            _group("/job/step", "max", 300) | _group("/job", 700, 350),
-            350,
-        ),
-        ("/job/step", _group("/other", 700, 300), 1000),
-        ("/", _group("", 700, 300, inactive=250), 650),
-        ("/", _group("", 700, 900), 0),
-    ],
-    ids=[
-        "no groups",
-        "the root",
-        "no limit",
-        "limit",
-        "high limit",
-        "usage unknown",
-        "nested",
-        "limit above",
-        "another group's limit",
-        "page cache",
-        "over its limit",
-    ],
-)
-def test_free_memory_honours_control_groups(monkeypatch, own, groups, expected):
-    files = dict(groups)
-    if own:
-        files["/proc/self/cgroup"] = f"0::{own}\n"
-    _set_memory(monkeypatch, 1000, files)
-    assert machine.free_memory() == expected
-
-
-def test_free_memory_honours_version_1_groups(monkeypatch):
-    folder = "/sys/fs/cgroup/memory/job"
-    files = {
-        "/proc/self/cgroup": "4:memory,cpu:/job\n1:pids:/job\n0::/\n",
-        f"{folder}/memory.limit_in_bytes": "800\n",
-        f"{folder}/memory.usage_in_bytes": "500\n",
-        f"{folder}/memory.stat": "cache 9\ntotal_inactive_file 100\n",
-    }
-    _set_memory(monkeypatch, 1000, files)
-    assert machine.free_memory() == 400
-
-
-def test_free_memory_of_this_machine():
-    total = psutil.virtual_memory().total
-    assert 0 < machine.free_memory() < total
 
 
 def test_cache_takes_at_most_half_of_what_is_free(monkeypatch):

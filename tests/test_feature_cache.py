@@ -9,13 +9,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from flowers17_tfdata import files
 from flowers17_tfdata.config.config import InputConfig, ModelConfig
-from flowers17_tfdata.errors import UserError
 from flowers17_tfdata.input import feature_cache, input_pipeline
 from flowers17_tfdata.input.feature_cache import Features
 from flowers17_tfdata.models import classifier
 from flowers17_tfdata.training import inference
-from flowers17_tfdata.training.preemption import StopRequest
 from tests import fakes
 
 NUM_EXAMPLES = 30
@@ -174,7 +173,7 @@ def _assert_arrays(arrays, expected):
 def test_saved_then_loaded(tmp_path):
     path = tmp_path / "features" / "key.npz"
     assert feature_cache.load(path) is None
-    feature_cache.save(path, _arrays())
+    files.write_arrays(path, _arrays())
     _assert_arrays(feature_cache.load(path), _arrays())
     assert os.listdir(path.parent) == ["key.npz"]
 
@@ -209,27 +208,12 @@ def _flip(data):
 )
 def test_damaged_file_is_written_anew(tmp_path, damage):
     path = tmp_path / "key.npz"
-    feature_cache.save(path, _arrays())
+    files.write_arrays(path, _arrays())
     path.write_bytes(damage(path.read_bytes()))
     assert feature_cache.load(path) is None
-    feature_cache.save(path, _arrays())
+    files.write_arrays(path, _arrays())
     _assert_arrays(feature_cache.load(path), _arrays())
     assert os.listdir(tmp_path) == ["key.npz"]
-
-
-@pytest.mark.parametrize("moment", ["savez", "replace"])
-def test_failed_writing_leaves_nothing_and_says_why(
-    tmp_path, monkeypatch, moment
-):
-    def full(*args, **kwargs):
-        raise OSError(28, "No space left on device")
-
-    owner = np if moment == "savez" else os
-    monkeypatch.setattr(owner, moment, full)
-    with pytest.raises(UserError, match=r"can't be written.*No space") as error:
-        feature_cache.save(tmp_path / "key.npz", _arrays())
-    assert "\n" not in str(error.value)
-    assert os.listdir(tmp_path) == []
 
 
 @pytest.fixture
@@ -284,50 +268,6 @@ def test_training_the_head_trains_the_classifier(tiny_backbone, head_units):
     assert np.abs(after - before).max() > 1e-2
     classifier.absorb_standardization(head)
     np.testing.assert_allclose(model(batch.inputs), after, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("replicas", [1, 2])
-@pytest.mark.parametrize("augment_on", ["host", "device"])
-def test_extraction_keeps_order_and_values(
-    request, tiny_backbone, replicas, augment_on
-):
-    """21 examples, steps of 8: the padded last one holds 5."""
-    strategy = tf.distribute.get_strategy()
-    if replicas == 2:
-        strategy = request.getfixturevalue("mirrored_strategy")
-    with strategy.scope():
-        extractor = classifier.get_feature_extractor(_build(tiny_backbone))
-    noise = fakes.make_noise_examples(21)
-    config = InputConfig(image_size=fakes.IMAGE_SIZE, augment_on=augment_on)
-    batches = strategy.distribute_datasets_from_function(
-        lambda context: input_pipeline.make_eval_dataset(
-            noise,
-            config,
-            fakes.preprocess_input,
-            global_batch_size=8,
-            input_context=context,
-        )
-    )
-    features = inference.run_model(
-        extractor,
-        strategy,
-        batches,
-        input_pipeline.make_device_stage(config, fakes.preprocess_input),
-        title="features",
-        num_steps=3,
-        stop=StopRequest(),
-    )
-    assert features.dtype == np.float32
-    images = fakes.preprocess_input(noise.images.pixels.astype(np.float32))
-    expected = _extract_directly(tiny_backbone, images)
-    np.testing.assert_allclose(features, expected, rtol=1e-4, atol=1e-5)
-    # No two examples look the same.
-    assert len(np.unique(expected.round(4), axis=0)) == 21
-
-
-def _extract_directly(backbone, images):
-    extractor = classifier.get_feature_extractor(_build(backbone))
-    return extractor.predict(images, batch_size=7, verbose=0)
 
 
 def test_digest_tells_other_weights(tiny_backbone):

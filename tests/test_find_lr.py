@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from flowers17_tfdata import cli
-from flowers17_tfdata.config import flags
+from flowers17_tfdata import cli, flags
 from flowers17_tfdata.phases.find_lr import range_test
 from flowers17_tfdata.phases.find_lr.curve import (
     Curve,

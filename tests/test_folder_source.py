@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-from flowers17_tfdata.config.config import DataConfig
+from flowers17_tfdata.config.data import DataConfig
 from flowers17_tfdata.data import audit as audit_lib
 from flowers17_tfdata.data import decode, scan, sources
 from flowers17_tfdata.data.folder_source import FolderSource

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from flowers17_tfdata.config import flags
+from flowers17_tfdata import flags
 from flowers17_tfdata.config.config import Config
 from flowers17_tfdata.data import decode
 from flowers17_tfdata.data.oxford_flowers17 import archive

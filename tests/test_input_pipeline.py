@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 from flowers17_tfdata import machine
-from flowers17_tfdata.config.config import InputConfig
+from flowers17_tfdata.config.input import InputConfig
 from flowers17_tfdata.errors import UserError
 from flowers17_tfdata.input import augmentation, input_pipeline
 from flowers17_tfdata.input.examples import DecodedImages, Examples
@@ -76,9 +76,9 @@ def test_eval_sees_every_example_once(batch_size, replicas):
 
 
 @pytest.mark.parametrize("config", [HOST, DEVICE], ids=_name)
-def test_views_come_one_after_another_on_any_replicas(config):
-    views = augmentation.draw_views(config, 4)
-    transforms = np.repeat(views, NUM_EXAMPLES, axis=0)
+def test_views_of_an_image_follow_each_other_on_any_replicas(config):
+    views = augmentation.test_time_views(config, 3)
+    transforms = np.tile(views, [NUM_EXAMPLES, 1])
     one, two = (
         list(
             _eval(
@@ -92,7 +92,7 @@ def test_views_come_one_after_another_on_any_replicas(config):
     )
     # Every pixel is the image's index, wherever one looks.
     ids = [i for b in one for i in _ids(b)]
-    assert ids == 3 * list(range(NUM_EXAMPLES))
+    assert ids == np.repeat(range(NUM_EXAMPLES), 3).tolist()
     assert [i for b in two for i in _ids(b)] == ids
     if config is DEVICE:
         sent = np.concatenate([b.transforms[b.weights > 0] for b in one])

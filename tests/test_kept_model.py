@@ -13,7 +13,8 @@ from flowers17_tfdata import cli, files
 from flowers17_tfdata.input.feature_cache import Features
 from flowers17_tfdata.models import batch_norm, classifier
 from flowers17_tfdata.scoring import predictions
-from flowers17_tfdata.training import linear_head, loop
+from flowers17_tfdata.training import linear_head
+from flowers17_tfdata.training.inference import Inference
 from tests import fakes
 
 
@@ -143,9 +144,7 @@ def test_validation_of_the_best_epoch_is_what_counts(run, workdir, monkeypatch):
     accuracies = iter([0.9, 0.1])
     monkeypatch.setattr(linear_head.LinearHead, "evaluate", lambda *_: (1, 0.5))
     monkeypatch.setattr(
-        loop,
-        "evaluate",
-        lambda *_: {"accuracy": next(accuracies), "loss": 1.0},
+        Inference, "loss_and_accuracy", lambda *_: (1.0, next(accuracies))
     )
     code, out, err = run("--phase=train", "--finetune_epochs=2")
     assert code == 0, err

@@ -10,7 +10,7 @@ import subprocess
 import pytest
 import yaml
 
-from flowers17_tfdata.config.config import RuntimeConfig
+from flowers17_tfdata.config.runtime import RuntimeConfig
 from flowers17_tfdata.training import cluster
 
 FOLDER = pathlib.Path(__file__).parents[1] / "configs" / "cluster"

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import scipy.special
 
-from flowers17_tfdata.config.config import ModelConfig
+from flowers17_tfdata.config.model import ModelConfig
 from flowers17_tfdata.input.feature_cache import Features
 from flowers17_tfdata.models import classifier
 from flowers17_tfdata.training import linear_head

@@ -105,7 +105,8 @@ def _stage(
         make_model = make_model or fakes.make_model
         model = make_model(dropout=config.model.dropout)
     kwargs.setdefault("data", _data(config))
-    trained = {"options_of": "transfer"} | (trained or {})
+    options = config.optimization.stage("transfer")
+    trained = {"options": options} | (trained or {})
     trained = loop.Trainable(model, **trained)
     return loop.Stage(name, config, workdir, trained, strategy, **kwargs)
 
@@ -138,7 +139,7 @@ def test_interrupted_run_resumes_to_bit_equal_weights(
     workdir.mkdir(exist_ok=True)
     stage = _stage(workdir, config)
     owner, name = {
-        "in_epoch_3": (stage._trainer, "eval_step"),
+        "in_epoch_3": (stage._inference, "loss_and_accuracy"),
         "before_checkpoint_3": (stage._checkpoints, "save"),
     }[moment]
     original, calls = getattr(owner, name), []
@@ -272,7 +273,7 @@ def test_damaged_checkpoint_is_named_and_the_one_before_used(
 
     for path in folder.glob("ckpt-*.data*"):
         damage(path)
-    with pytest.raises(UserError, match=r"no checkpoint in .* is whole"):
+    with pytest.raises(UserError, match=r"every checkpoint in .* is damaged"):
         _stage(workdir).run()
 
 
@@ -292,10 +293,10 @@ def test_best_epoch_is_what_the_model_holds_in_the_end(tmp_path):
     )
     assert result.best_epoch == best["epoch"]
     assert result.validation_accuracy == best["validation_accuracy"]
-    validation = loop.evaluate(
-        stage._trainer.eval_step, stage._validation_batches
+    loss, accuracy = stage._inference.loss_and_accuracy(
+        stage._validation_batches
     )
-    assert validation["loss"] == pytest.approx(best["validation_loss"])
+    assert loss == pytest.approx(best["validation_loss"])
 
 
 def test_without_validation_the_last_epoch_is_kept(tmp_path):
@@ -327,7 +328,7 @@ def test_a_stage_trains_by_the_options_of_its_method(tmp_path, method):
         schedule="constant",
     )
     config = dataclasses.replace(CONFIG, optimization=optimization)
-    trained = {"options_of": method}
+    trained = {"options": optimization.stage(method)}
     _stage(tmp_path, config, trained=trained, name="refit").run()
     lines = files.read_json_lines(tmp_path / "metrics.jsonl")
     epochs, rate = {"transfer": (4, 1e-2), "finetune": (2, 1e-5)}[method]

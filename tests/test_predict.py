@@ -18,7 +18,7 @@ import pytest
 import tensorflow as tf
 
 from flowers17_tfdata import cli
-from flowers17_tfdata.config.config import InputConfig
+from flowers17_tfdata.config.input import InputConfig
 from flowers17_tfdata.errors import ConfigError
 from flowers17_tfdata.input import augmentation
 from flowers17_tfdata.phases.predict import formats, image_files, views

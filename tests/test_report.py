@@ -18,8 +18,7 @@ import plotly.graph_objects as go
 import pytest
 import tensorflow as tf
 
-from flowers17_tfdata import cli
-from flowers17_tfdata.config import flags
+from flowers17_tfdata import cli, flags
 from flowers17_tfdata.config.config import DataConfig, InputConfig
 from flowers17_tfdata.data import sources
 from flowers17_tfdata.input.examples import load_examples

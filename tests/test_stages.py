@@ -29,6 +29,7 @@ from flowers17_tfdata.models import (
 from flowers17_tfdata.models.backbones import build_backbone
 from flowers17_tfdata.phases import train_data
 from flowers17_tfdata.training import loop, optimizers, strategy
+from flowers17_tfdata.training.inference import Inference
 
 
 @pytest.fixture
@@ -264,9 +265,19 @@ def test_refit_trains_on_validation_too(run, tmp_path, monkeypatch, capsys):
 @pytest.mark.usefixtures("finetune_is_kept")
 def test_refit_trains_as_fine_tuning_does(run, tmp_path, monkeypatch):
     """On the same images it comes to the same."""
-    monkeypatch.setattr(train_data, "_trained_splits", lambda stage: ("train",))
+    select_splits = train_data.select_splits
+
+    def train_alone(session, stage, examples):
+        return select_splits(session, "finetune", examples)
+
+    monkeypatch.setattr(train_data, "select_splits", train_alone)
     # The best epoch is the last one.
-    monkeypatch.setattr(loop, "evaluate", _ever_better())
+    accuracies = itertools.count(1)
+    monkeypatch.setattr(
+        Inference,
+        "loss_and_accuracy",
+        lambda *_: (1.0, next(accuracies) / 1000),
+    )
     run(
         "a",
         "--phase=train",
@@ -278,17 +289,6 @@ def test_refit_trains_as_fine_tuning_does(run, tmp_path, monkeypatch):
         tmp_path / "a" / "model_refit.keras",
         rtol=0,
     )
-
-
-def _ever_better():
-    """A validation that finds each epoch better than the one before."""
-    accuracies = itertools.count(1)
-
-    def evaluate(eval_step, batches):
-        del eval_step, batches
-        return {"accuracy": next(accuracies) / 1000, "loss": 1.0}
-
-    return evaluate
 
 
 def test_refit_goes_with_the_flags_of_the_fine_tuning(run, tmp_path):

@@ -12,8 +12,7 @@ import sys
 import keras
 import pytest
 
-from flowers17_tfdata import cli, terminal
-from flowers17_tfdata.config import flags
+from flowers17_tfdata import cli, flags, terminal
 from flowers17_tfdata.config.config import PHASES, Config, ModelConfig
 from flowers17_tfdata.errors import ConfigError, UserError, did_you_mean
 from flowers17_tfdata.models import backbones, summary

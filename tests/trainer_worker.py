@@ -14,9 +14,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from flowers17_tfdata.config.config import InputConfig, RuntimeConfig
+from flowers17_tfdata.config.input import InputConfig
+from flowers17_tfdata.config.runtime import RuntimeConfig
 from flowers17_tfdata.input import input_pipeline
-from flowers17_tfdata.scoring.scores import evaluate
+from flowers17_tfdata.training.inference import Inference
 from flowers17_tfdata.training.strategy import get_strategy
 from flowers17_tfdata.training.trainer import Trainer
 from flowers17_tfdata.training.workers import Workers
@@ -73,9 +74,9 @@ def train(strategy, case: str, **kwargs) -> dict[str, np.ndarray]:
             input_context=context, **arguments
         )
     )
-    evaluation = evaluate(trainer.eval_step, validation)
-    confusion = {f"{case}/confusion": evaluation["confusion"]}
-    return _weights(trainer, case) | confusion
+    inference = Inference(trainer.model, strategy)
+    scores = inference.loss_and_accuracy(validation)
+    return _weights(trainer, case) | {f"{case}/scores": np.array(scores)}
 
 
 def overflow(strategy) -> dict[str, np.ndarray]:

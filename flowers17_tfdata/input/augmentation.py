@@ -1,56 +1,64 @@
-"""Random geometry for training images."""
+"""Random geometry: drawn as transforms, applied on the device or the host."""
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from typing import Any
 
+import cv2
 import keras
 import numpy as np
 import tensorflow as tf
 
-from flowers17_tfdata.config.config import InputConfig
+from flowers17_tfdata.config.input import InputConfig
 
-# Uniform numbers that one image's transform is made from.
+# Batches are already spread over threads; OpenCV's threads would only contend.
+cv2.setNumThreads(1)
+
+# The number of uniform numbers that determine one image's transform.
 _NUM_DRAWS = 6
 
-# Of a crop's sides to each other.
+# The largest ratio of a crop's sides.
 _LARGEST_ASPECT = 4 / 3
 
-# Keeps the random stream of crops apart from that of the rest.
+# Makes the random stream of crops independent of the other draws.
 _CROP_STREAM = 2
 
-# Of test-time views: whatever the run's seed, they are the same.
+# Test-time views don't depend on the seed of the run.
 _VIEWS_SEED = 0
+
+# The transform that leaves images as they are; see `RandomAffine.draw`.
+IDENTITY = np.array([1, 0, 0, 0, 1, 0, 0, 0], np.float32)
 
 
 @keras.saving.register_keras_serializable(package="flowers17_tfdata")
 class RandomAffine(keras.layers.Layer):
-    """Rotates, shifts, zooms and flips images by one resampling each.
+    """Rotates, shifts, zooms, crops and flips images by one resampling.
 
-    The layer owns the distribution: `draw` makes the transforms, as a pure
-    function of (seed, epoch, index). `call` applies them with Keras ops
-    (bilinear; beyond the border, the nearest pixel), on an accelerator;
-    `examples.warp_affine` does so on the host, to within rounding.
+    The layer owns the distribution: `draw` returns the transforms, a pure
+    function of (seed, epoch, index). `call` applies them with Keras ops, for an
+    accelerator; `warp_affine` applies them on the host and gives the same
+    pixels to within rounding. Both interpolate bilinearly and repeat the
+    nearest pixel beyond the border.
 
     With c the image centre, output pixel p shows input point
-    `c + R diag(zx, zy) F (p - c) + t`, R the rotation, z the zoom, F the
-    flip, t the shift: the composition of Keras's ImageDataGenerator. A crop is
-    one more zoom and shift: of relative area A and aspect ratio r it has sides
-    sqrt(A r) and sqrt(A / r) (at most 1) and lies anywhere within the image (C.
-    Szegedy et al., "Going deeper with convolutions", CVPR 2015, section 6).
+    `c + R diag(zx, zy) F (p - c) + t`, where R is the rotation, z the zoom, F
+    the flip and t the shift: the composition of Keras's ImageDataGenerator. A
+    crop is one more zoom and shift: with relative area A and aspect ratio r it
+    has sides sqrt(A r) and sqrt(A / r), at most 1, and a uniform position in
+    the image (C. Szegedy et al., "Going deeper with convolutions", CVPR 2015,
+    section 6).
 
     Args:
-      rotation: largest angle, degrees, in either direction.
-      shift: largest shift, as a fraction of height and of width.
+      rotation: the largest angle in either direction, degrees.
+      shift: the largest shift, as a fraction of height and of width.
       zoom: zx and zy are uniform in [1 - zoom, 1 + zoom].
-      horizontal_flip: whether half of the images are mirrored.
-      crop: least area of a crop, as a fraction of the image's; areas are
+      horizontal_flip: whether to mirror half of the images.
+      crop: the smallest area of a crop, as a fraction of the image's. Areas are
         uniform in [crop, 1], aspect ratios log-uniform in [3/4, 4/3]. 1: no
         crops.
-      **kwargs: of `keras.layers.Layer`. Computes in float32 whatever the
-        dtype policy: half precision would move pixels.
+      **kwargs: arguments of `keras.layers.Layer`. The layer computes in
+        float32 whatever the dtype policy: half precision would move pixels.
 
     Input shape: `(batch, height, width, channels)`, any range and dtype.
     Output shape: the same, float32, within the input's range.
@@ -81,17 +89,17 @@ class RandomAffine(keras.layers.Layer):
         height: int,
         width: int,
     ) -> tf.Tensor:
-        """Draws an epoch's transforms, one an example.
+        """Draws the transforms of an epoch, one per example.
 
-        All at once: drawing them by the batch, each from a seed of its own,
-        took longer than resampling the images.
+        It draws all of them at once: a seed of its own for each example took
+        longer than resampling the image.
 
         Args:
-          seed: of the run.
-          epoch: scalar.
-          num_examples: of the data set.
-          height: of the images, pixels.
-          width: of the images, pixels.
+          seed: the seed of the run.
+          epoch: the epoch, a scalar.
+          num_examples: the number of examples.
+          height: the height of the images, pixels.
+          width: the width of the images, pixels.
 
         Returns:
           float32 `[num_examples, 8]`: rows `a0 a1 a2 b0 b1 b2 0 0` that map
@@ -116,7 +124,7 @@ class RandomAffine(keras.layers.Layer):
         return affine_rows(angle, dx, dy, zx, zy, height, width)
 
     def _draw_crops(self, seed, epoch, num_examples):
-        """Returns sides and positions (in [-1, 1]) of crops, `[n]` each."""
+        """Returns the sides and the positions (in [-1, 1]) of crops, `[n]`."""
         uniform = _draw_uniform([num_examples, 4], seed, epoch, _CROP_STREAM)
         area, aspect, x, y = tf.unstack(uniform, axis=1)
         area = self.crop + (1 - self.crop) * area
@@ -151,7 +159,7 @@ class RandomAffine(keras.layers.Layer):
 
 
 def _draw_uniform(shape, seed, epoch, stream: int = 0) -> tf.Tensor:
-    """Returns float32 in [0, 1), a function of seed, epoch and stream."""
+    """Returns float32 in [0, 1), determined by seed, epoch and stream."""
     return tf.random.stateless_uniform(
         shape,
         tf.stack(
@@ -172,16 +180,16 @@ def affine_rows(
     height: int,
     width: int,
 ) -> tf.Tensor:
-    """Composes output-to-input maps about the image centre.
+    """Composes transforms about the image centre.
 
     Args:
-      angle: radians, `[batch]` float32, as are all that follow.
-      dx: shift of the sampled point along x, pixels.
-      dy: likewise along y.
-      zx: scale along x; below 1 magnifies, negative mirrors.
-      zy: scale along y.
-      height: of the images, pixels.
-      width: of the images, pixels.
+      angle: float32 `[batch]`, like the following four; radians.
+      dx: the shift of the sampled point along x, pixels.
+      dy: the shift of the sampled point along y, pixels.
+      zx: the scale along x; below 1 magnifies, below 0 mirrors.
+      zy: the scale along y.
+      height: the height of the images, pixels.
+      width: the width of the images, pixels.
 
     Returns:
       float32 `[batch, 8]`; see `RandomAffine.draw`.
@@ -196,19 +204,19 @@ def affine_rows(
 
 
 def before_resize(transforms: tf.Tensor, scale: float) -> tf.Tensor:
-    """Makes maps from points of an image maps from points of its reduction.
+    """Composes transforms with a reduction of their output.
 
-    One resampling then transforms and reduces.
+    One resampling then transforms and reduces the image.
 
     Args:
-      transforms: float32 `[batch, 8]`, see `draw_transforms`.
-      scale: size of the image over that of its reduction.
+      transforms: float32 `[batch, 8]`, see `RandomAffine.draw`.
+      scale: the size of the output over that of the reduced output.
 
     Returns:
-      float32 of the same shape.
+      float32 `[batch, 8]`, from pixels of the reduced output to input pixels.
     """
     a0, a1, a2, b0, b1, b2, *rest = tf.unstack(transforms, axis=1)
-    # Pixel centres lie at half-integers when sizes are scaled.
+    # Scaling keeps the edges, and pixel centres lie half a pixel from them.
     offset = (scale - 1) / 2
     a2 += (a0 + a1) * offset
     b2 += (b0 + b1) * offset
@@ -222,17 +230,17 @@ def draw_transforms(
     epoch: int | tf.Tensor,
     num_examples: int,
 ) -> tf.Tensor:
-    """Draws an epoch's transforms, one row an example.
+    """Draws the transforms of an epoch, one per example.
 
     Args:
-      config: image sizes and ranges.
-      seed: of the run.
-      epoch: scalar.
-      num_examples: of the data set.
+      config: the options of the input pipeline.
+      seed: the seed of the run.
+      epoch: the epoch, a scalar.
+      num_examples: the number of examples.
 
     Returns:
-      float32 `[num_examples, 8]`, see `RandomAffine.draw`: from points of an
-      image of `train_image_size` to points of one of `image_size`.
+      float32 `[num_examples, 8]`, from pixels of an image of `train_image_size`
+      to pixels of an image of `image_size`; see `RandomAffine.draw`.
     """
     size = config.image_size
     rows = make_affine(config).draw(seed, epoch, num_examples, size, size)
@@ -240,12 +248,15 @@ def draw_transforms(
 
 
 def num_fixed_views(config: InputConfig) -> int:
-    """Returns how many views are not random: the image, its mirror image."""
+    """Returns the number of views that are not drawn at random.
+
+    These are the image and, with `horizontal_flip`, its mirror image.
+    """
     return 2 if config.horizontal_flip else 1
 
 
 def num_views(config: InputConfig, wanted: int) -> int:
-    """Returns how many of the wanted views of an image there are."""
+    """Returns the number of views of an image, at most `wanted`."""
     if config.augmentation == "none":
         return min(wanted, num_fixed_views(config))
     return wanted
@@ -254,14 +265,14 @@ def num_views(config: InputConfig, wanted: int) -> int:
 def view_transforms(
     config: InputConfig, seed: int, view: int, num_examples: int
 ) -> tf.Tensor | None:
-    """Returns the transforms that show one view of every image.
+    """Returns the transforms for one view of every image.
 
     Args:
-      config: image sizes and ranges.
-      seed: of the run.
-      view: 0: the images as they are; then, with `horizontal_flip`, their
-        mirror images; then random ones, each image's its own.
-      num_examples: of the split.
+      config: the options of the input pipeline.
+      seed: the seed of the run.
+      view: 0 is the image itself; with `horizontal_flip`, 1 is its mirror
+        image; the others are drawn at random for each image.
+      num_examples: the number of examples.
 
     Returns:
       float32 `[num_examples, 8]`; None for view 0.
@@ -274,36 +285,36 @@ def view_transforms(
 
 
 def _mirror(config: InputConfig) -> tf.Tensor:
-    """Returns the transform to the mirror image, float32 `[1, 8]`."""
+    """Returns the transform of the mirror image, float32 `[1, 8]`."""
     size = config.image_size
     row = tf.constant([[-1.0, 0, size - 1, 0, 1, 0, 0, 0]])
     return before_resize(row, size / config.train_image_size)
 
 
-def draw_views(config: InputConfig, num_views: int) -> np.ndarray:
+def test_time_views(config: InputConfig, num_views: int) -> np.ndarray:
     """Returns the views that test-time augmentation averages over.
 
-    The image as it is; then, with `horizontal_flip`, its mirror image; then
-    random ones from the training's distribution, at `image_size`. The same for
-    every image, so that a prediction does not depend on the other images, and
-    for every run.
+    The first is the image itself; with `horizontal_flip`, the second is its
+    mirror image; the others are drawn from the distribution of the training.
+    They are the same for every image, so a prediction does not depend on the
+    other images, and for every run.
 
     Args:
-      config: image sizes and ranges.
-      num_views: at least 1.
+      config: the options of the input pipeline, with `train_scale` 1.
+      num_views: the number of views, at least 1.
 
     Returns:
-      float32 `[num_views - 1, 8]`, see `draw_transforms`: all but the first.
+      float32 `[num_views, 8]`, see `RandomAffine.draw`.
     """
-    config = dataclasses.replace(config, train_scale=1.0)
-    rows = [draw_transforms(config, _VIEWS_SEED, 0, num_views)]
+    rows = [IDENTITY[np.newaxis]]
     if config.horizontal_flip:
-        rows.insert(0, _mirror(config))
-    return tf.concat(rows, axis=0).numpy()[: num_views - 1]
+        rows.append(_mirror(config))
+    rows.append(draw_transforms(config, _VIEWS_SEED, 0, num_views))
+    return tf.concat(rows, axis=0).numpy()[:num_views]
 
 
 def make_affine(config: InputConfig) -> RandomAffine:
-    """Returns the layer with the ranges of the flags."""
+    """Returns the layer for the options of the input pipeline."""
     return RandomAffine(
         config.rotation,
         config.shift,
@@ -311,3 +322,46 @@ def make_affine(config: InputConfig) -> RandomAffine:
         config.horizontal_flip,
         config.crop,
     )
+
+
+def warp_affine(
+    image: np.ndarray, transform: np.ndarray, out: np.ndarray
+) -> None:
+    """Applies a transform on the host: `RandomAffine.call` by OpenCV.
+
+    Bilinear, in steps of 1/32 pixel; the nearest pixel beyond the border.
+
+    Args:
+      image: uint8 `[height, width, 3]`.
+      transform: float32 `[8]`, see `RandomAffine.draw`.
+      out: uint8 `[out_height, out_width, 3]`, which is written.
+    """
+    cv2.warpAffine(
+        image,
+        transform[:6].reshape(2, 3),
+        out.shape[1::-1],
+        dst=out,
+        flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+        borderMode=cv2.BORDER_REPLICATE,
+    )
+
+
+def after_resize(
+    transform: np.ndarray, scale_x: float, scale_y: float
+) -> np.ndarray:
+    """Changes the input of a transform from a resized image to the original.
+
+    Args:
+      transform: float32 `[8]`, see `RandomAffine.draw`.
+      scale_x: the width of the original over that of the resized image.
+      scale_y: the height of the original over that of the resized image.
+
+    Returns:
+      float32 `[8]`, from output pixels to pixels of the original.
+    """
+    rows = transform[:6].reshape(2, 3).copy()
+    # Scaling keeps the edges, and pixel centres lie half a pixel from them.
+    rows[:, 2] += 0.5
+    rows *= np.array([[scale_x], [scale_y]], np.float32)
+    rows[:, 2] -= 0.5
+    return np.append(rows, np.zeros(2, np.float32))

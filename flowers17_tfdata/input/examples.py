@@ -1,33 +1,32 @@
-"""A split in memory (or, encoded, in a file), and how a batch is read of it."""
+"""Random access to images: decoded in memory, encoded in a file, or on disk."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import pathlib
 import tempfile
 from collections.abc import Sequence
+from concurrent import futures
 from typing import NamedTuple, Protocol
 
-import cv2
 import numpy as np
 import tensorflow as tf
 
 from flowers17_tfdata import machine
-from flowers17_tfdata.config.config import InputConfig
+from flowers17_tfdata.config.input import InputConfig
 from flowers17_tfdata.data import decode
 from flowers17_tfdata.data.source import Source
 from flowers17_tfdata.errors import UserError
+from flowers17_tfdata.input import augmentation
 
-# Images are already spread over threads; OpenCV's own would only contend.
-cv2.setNumThreads(1)
-
-# Of the memory that is free, how much the cache may take: the network's
-# activations need the rest.
+# The share of the free memory that the image cache may take. The activations of
+# the network need the rest.
 _CACHE_SHARE = 0.5
 
-# Sides up to this many times the final size are resampled at once; beyond,
-# bilinear interpolation skips pixels (an elongated image keeps a long side
-# when its short one can't be reduced further).
+# An image is resampled directly if no side is longer than this many times the
+# final size. Beyond, bilinear interpolation would skip pixels: an elongated
+# image has a long side even if its short one can't be reduced further.
 _LONGEST = 2.5
 
 
@@ -35,7 +34,7 @@ class Images(Protocol):
     """Random access to the images of a split."""
 
     def read(self, indices: np.ndarray) -> np.ndarray:
-        """Reads a batch as evaluation sees it.
+        """Reads images as evaluation uses them.
 
         Args:
           indices: int64 `[batch]`, positions in the split.
@@ -47,12 +46,12 @@ class Images(Protocol):
     def resample(
         self, indices: np.ndarray, transforms: np.ndarray, size: int
     ) -> np.ndarray:
-        """Reads a batch, and resamples it.
+        """Reads images and resamples each.
 
         Args:
           indices: int64 `[batch]`, positions in the split.
-          transforms: float32 `[batch, 8]`, see `RandomAffine.draw`: to points
-            of what `read` returns.
+          transforms: float32 `[batch, 8]`, from output pixels to pixels of
+            the images that `read` returns; see `RandomAffine.draw`.
           size: height and width of the result, pixels.
 
         Returns:
@@ -60,16 +59,16 @@ class Images(Protocol):
         """
 
     def digest(self) -> str:
-        """Returns a hash of what `read` returns."""
+        """Returns a hash of the images."""
 
 
 class Examples(NamedTuple):
-    """A split.
+    """The examples of a split.
 
     Attributes:
-      images: random access to its images.
-      labels: int64 `[n]`.
-      ids: what the source calls each example, `[n]`.
+      images: random access to the images.
+      labels: int64 `[n]`, the class of each image.
+      ids: the identifier of each example in its source, `[n]`.
     """
 
     images: Images
@@ -83,7 +82,7 @@ class Examples(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class DecodedImages:
-    """Images decoded and resized once.
+    """Images that were decoded and resized once.
 
     Attributes:
       pixels: uint8 `[n, image_size, image_size, 3]`.
@@ -97,7 +96,9 @@ class DecodedImages:
     def resample(self, indices, transforms, size):
         batch = np.empty([len(indices), size, size, 3], np.uint8)
         for k, index in enumerate(indices):
-            warp_affine(self.pixels[index], transforms[k], out=batch[k])
+            augmentation.warp_affine(
+                self.pixels[index], transforms[k], out=batch[k]
+            )
         return batch
 
     def digest(self) -> str:
@@ -106,18 +107,18 @@ class DecodedImages:
 
 @dataclasses.dataclass(frozen=True)
 class EncodedImages:
-    """Images decoded each time they are read, from one memory-mapped file.
+    """Images that are decoded at each access, from one memory-mapped file.
 
-    Resampled, an image goes from its own size to its final one by one
-    resampling. On photographs 1.7 to 2.1 times the final size, that came
-    nearer to an area-sampled truth than resizing first (44.0 against 39.9 dB
-    PSNR, mean of 60).
+    `resample` transforms an image from its own size to the final size in one
+    step. On photographs of 1.7 to 2.1 times the final size, the result was
+    nearer to an area-sampled reference than resizing first (44.0 against 39.9
+    dB PSNR, mean of 60).
 
     Attributes:
-      data: uint8 `[bytes]`, one encoded image after another.
-      ends: int64 `[n]`, where each one ends.
+      data: uint8 `[bytes]`, the encoded images, concatenated.
+      ends: int64 `[n]`, where each image ends.
       ratios: int64 `[n]`, see `decode.reduction`.
-      image_size: height and width of what `read` returns, pixels.
+      image_size: height and width of the images that `read` returns, pixels.
     """
 
     data: np.ndarray
@@ -140,6 +141,10 @@ class EncodedImages:
         full = self.image_size
         batch = np.empty([len(indices), size, size, 3], np.uint8)
         for k, index in enumerate(indices):
+            if size == full and (transforms[k] == augmentation.IDENTITY).all():
+                # The image itself, as evaluation without other views has it.
+                batch[k] = self.read([index])[0]
+                continue
             image = decode.decode_reduced(
                 self._encoded(index), self.ratios[index]
             )
@@ -147,8 +152,10 @@ class EncodedImages:
             if max(height, width) > _LONGEST * size:
                 image = decode.resize_host(image, full)
                 height = width = full
-            transform = after_resize(transforms[k], width / full, height / full)
-            warp_affine(image, transform, out=batch[k])
+            transform = augmentation.after_resize(
+                transforms[k], width / full, height / full
+            )
+            augmentation.warp_affine(image, transform, out=batch[k])
         return batch
 
     def digest(self) -> str:
@@ -156,12 +163,59 @@ class EncodedImages:
 
 
 @dataclasses.dataclass(frozen=True)
+class FileImages:
+    """Images of files, decoded at each access on all cores.
+
+    An image that can't be read is black, and `errors` says why.
+
+    Attributes:
+      paths: the files.
+      image_size: height and width of the images, pixels.
+      errors: `{position: message}`, filled by `read`.
+    """
+
+    paths: Sequence[str]
+    image_size: int
+    errors: dict[int, str] = dataclasses.field(default_factory=dict)
+
+    def read(self, indices):
+        # Several views of an image follow each other: decode it once.
+        positions, inverse = np.unique(indices, return_inverse=True)
+        with futures.ThreadPoolExecutor(machine.num_cores()) as threads:
+            images = list(threads.map(self._decode, positions.tolist()))
+        return np.stack(images)[inverse]
+
+    def _decode(self, position: int) -> np.ndarray:
+        try:
+            encoded = decode.upright(
+                pathlib.Path(self.paths[position]).read_bytes()
+            )
+            # Where there is a GPU, the pixels must not pass through it.
+            with tf.device("CPU:0"):
+                image = decode.decode_and_resize(encoded, self.image_size)
+            return image.numpy()
+        except OSError as error:
+            self.errors[position] = error.strerror or str(error)
+        except (ValueError, tf.errors.InvalidArgumentError) as error:
+            self.errors[position] = decode.decoder_message(error)
+        return np.zeros([self.image_size, self.image_size, 3], np.uint8)
+
+    def resample(self, indices, transforms, size):
+        positions, inverse = np.unique(indices, return_inverse=True)
+        images = DecodedImages(self.read(positions))
+        return images.resample(inverse, transforms, size)
+
+    def digest(self) -> str:
+        raise NotImplementedError("predictions are not cached")
+
+
+@dataclasses.dataclass(frozen=True)
 class JoinedImages:
     """The images of several splits, one split after another.
 
     Attributes:
-      parts: of the splits; made by the same flags.
-      starts: int64 `[parts]`, where each one's images begin.
+      parts: the images of each split, all of the same size.
+      starts: int64 `[parts]`, the position of the first image of each split.
     """
 
     parts: tuple[Images, ...]
@@ -193,7 +247,7 @@ class JoinedImages:
 
 
 def join_examples(splits: Sequence[Examples]) -> Examples:
-    """Makes one split of several, one after another; of one, itself."""
+    """Concatenates several splits into one."""
     if len(splits) == 1:
         return splits[0]
     sizes = [split.num_examples for split in splits]
@@ -211,64 +265,12 @@ def _digest(values: np.ndarray) -> str:
     ).hexdigest()
 
 
-def warp_affine(
-    image: np.ndarray, transform: np.ndarray, out: np.ndarray
-) -> None:
-    """Resamples an image by OpenCV: `RandomAffine.call` on the host.
-
-    Bilinear (in steps of 1/32 pixel); beyond the border, the nearest pixel.
-
-    Args:
-      image: uint8 `[height, width, 3]`.
-      transform: float32 `[8]`, see `RandomAffine.draw`.
-      out: uint8 `[out_height, out_width, 3]`, written to.
-    """
-    cv2.warpAffine(
-        image,
-        transform[:6].reshape(2, 3),
-        out.shape[1::-1],
-        dst=out,
-        flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
-        borderMode=cv2.BORDER_REPLICATE,
-    )
-
-
-def after_resize(
-    transform: np.ndarray, scale_x: float, scale_y: float
-) -> np.ndarray:
-    """Makes a map to points of a resized image one to points of the original.
-
-    Args:
-      transform: float32 `[8]`, see `RandomAffine.draw`.
-      scale_x: width of the original over that of the resized image.
-      scale_y: likewise for the heights.
-
-    Returns:
-      float32 `[8]`.
-    """
-    a0, a1, a2, b0, b1, b2 = transform[:6]
-    # Pixel centres lie at half-integers when sizes are scaled.
-    return np.array(
-        [
-            a0 * scale_x,
-            a1 * scale_x,
-            (a2 + 0.5) * scale_x - 0.5,
-            b0 * scale_y,
-            b1 * scale_y,
-            (b2 + 0.5) * scale_y - 0.5,
-            0,
-            0,
-        ],
-        np.float32,
-    )
-
-
 def resolve_cache(config: InputConfig, num_images: int) -> str:
-    """Turns `--cache=auto` into `memory` or `none` by the free memory.
+    """Resolves `--cache=auto` to `memory` or `none` by the free memory.
 
     Args:
-      config: the flag, and the images' size.
-      num_images: of all splits that are read.
+      config: the options of the input pipeline.
+      num_images: the number of images in all splits that are read.
     """
     if config.cache != "auto":
         return config.cache
@@ -283,8 +285,9 @@ def load_examples(source: Source, split: str, config: InputConfig) -> Examples:
 
     Args:
       source: the data set.
-      split: of it.
-      config: the image size; `cache`, with `auto` resolved for this split.
+      split: the name of the split.
+      config: the options of the input pipeline. `cache=auto` is resolved for
+        this split alone.
 
     Raises:
       UserError: an image can't be decoded, or the split is empty.
@@ -306,7 +309,7 @@ def check_labels(
     """Refuses a split without labels, which TFDS marks with -1.
 
     Raises:
-      UserError: names the first example whose label is that of no class.
+      UserError: names the first example whose label is no class.
     """
     for label, name in zip(labels, ids, strict=True):
         if not 0 <= label < len(source.class_names):
@@ -318,7 +321,7 @@ def check_labels(
 
 
 def _decoded(source: Source, split: str, decode_fn):
-    """Yields `(decoded, encoded, label, id)` in the split's order, upright."""
+    """Yields `(decoded, encoded, label, id)` in order, orientation applied."""
     examples = source.read(split)
 
     def decoded(example):
@@ -345,7 +348,7 @@ def _decoded(source: Source, split: str, decode_fn):
 
 
 def undecodable(source: Source, split: str, example) -> UserError:
-    """Returns the error of an example whose image can't be read."""
+    """Returns the error for an example whose image can't be read."""
     name = example["id"].numpy().decode()
     try:
         decode.decode_image(decode.upright(example["image"].numpy()))
@@ -373,7 +376,7 @@ def _decode_all(source: Source, split: str, config: InputConfig):
 
 
 def _spool(source: Source, split: str, config: InputConfig):
-    """Copies the encoded images to a file that vanishes with the process."""
+    """Copies the encoded images to a temporary file."""
     source.check_split(split)
     labels, ids, ends, ratios, end = [], [], [], [], 0
     with tempfile.TemporaryFile(prefix="flowers17_tfdata_") as file:
@@ -387,8 +390,8 @@ def _spool(source: Source, split: str, config: InputConfig):
             labels.append(label)
             ids.append(name.decode())
         file.flush()
-        # The mapping outlives the closed file; its pages are the system's
-        # cache, which it gives up when memory gets short.
+        # The mapping outlives the closed file. Its pages are page cache, which
+        # the kernel drops when memory runs short.
         data = np.memmap(file, np.uint8, "r") if end else np.empty(0, np.uint8)
     ends, ratios = np.asarray(ends, np.int64), np.asarray(ratios, np.int64)
     images = EncodedImages(data, ends, ratios, config.image_size)

@@ -1,4 +1,4 @@
-"""Features of the frozen backbone: computed once, kept in a file, batched."""
+"""The cached features of the frozen backbone, and pipelines over them."""
 
 from __future__ import annotations
 
@@ -11,17 +11,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from flowers17_tfdata import files
 from flowers17_tfdata.input import input_pipeline
 from flowers17_tfdata.input.input_pipeline import Batch
 
 
 class Features(NamedTuple):
-    """A split as the frozen backbone sees it.
+    """The features of a split.
 
     Attributes:
       values: float32 `[views, n, channels]`; view 0 is the image itself.
-      labels: int64 `[n]`.
+      labels: int64 `[n]`, the classes.
     """
 
     values: np.ndarray
@@ -29,32 +28,22 @@ class Features(NamedTuple):
 
 
 def cache_key(parts: dict[str, Any]) -> str:
-    """Returns a hash, 32 hex digits, of all that the features depend on."""
+    """Returns a hash of all that the features depend on, 32 hex digits."""
     text = json.dumps(parts, sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def load(path: pathlib.Path) -> dict[str, np.ndarray] | None:
-    """Reads arrays from an .npz file whose name holds the `cache_key`.
+    """Reads arrays from an `.npz` file.
 
     Returns:
-      The arrays, or None: there is no file, or it can't be read (cut short by
-      a full disk, say) and is to be written anew.
+      The arrays, or None if the file is missing or damaged.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
-
-
-def save(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
-    """Writes arrays to a file that is whole or absent, whenever killed.
-
-    Raises:
-      UserError: it can't be written.
-    """
-    files.write_arrays(path, arrays, f"the feature cache {path}")
 
 
 def make_train_dataset(
@@ -67,22 +56,23 @@ def make_train_dataset(
     input_context: tf.distribute.InputContext | None = None,
     class_weights: np.ndarray | None = None,
 ) -> tf.data.Dataset:
-    """Makes the endless training pipeline over features.
+    """Makes the infinite training pipeline over features.
 
-    Order and padding are those of `input_pipeline.make_train_dataset`. In each
-    epoch an example shows one of its views, the next one in the next epoch.
+    The order and the padding are those of `input_pipeline.make_train_dataset`.
+    Each epoch uses one view of an example, the next epoch its next view.
 
     Args:
-      features: of the train split.
-      global_batch_size: examples a step over all replicas.
-      seed: of the order.
+      features: the features to train on.
+      global_batch_size: examples per step over all replicas.
+      seed: the seed of the order.
       initial_epoch: the first epoch to produce, for a resumed run.
-      initial_step: steps of that epoch to leave out.
-      input_context: which of how many replicas; None: one replica, all of it.
+      initial_step: the number of steps of that epoch to skip.
+      input_context: the place of this worker; None: it is the only one, with
+        one replica.
       class_weights: see `input_pipeline.weigh_classes`.
 
     Returns:
-      Dataset of `Batch` whose inputs are float32 `[batch, channels]`.
+      A dataset of `Batch` with inputs float32 `[batch, channels]`.
     """
     num_views, num_examples, _ = features.values.shape
 
@@ -111,9 +101,10 @@ def make_eval_dataset(
     global_batch_size: int,
     input_context: tf.distribute.InputContext | None = None,
 ) -> tf.data.Dataset:
-    """Makes one pass over the clean view, in order, padded by weight 0.
+    """Makes one pass over view 0, in order.
 
-    Args and result as `make_train_dataset`.
+    Examples of weight 0 fill the last step. The arguments and the result are
+    those of `make_train_dataset`.
     """
     indices, weights = input_pipeline.replica_batches(
         tf.range(len(features.labels), dtype=tf.int64),
@@ -127,7 +118,7 @@ def make_eval_dataset(
 
 
 def _batch_maker(features: Features):
-    # Where there is a GPU, constants would land in its memory.
+    # On a GPU, the constants would take its memory.
     with tf.device("CPU:0"):
         values = tf.constant(features.values)
         labels = tf.constant(features.labels)

@@ -1,14 +1,14 @@
-"""The two input pipelines: one for training, one for evaluation.
+"""The way from images to batches: one pipeline for training, one to evaluate.
 
-Both are index arithmetic first (which examples make up which replica's batch)
-and pixels second (read, augment, normalize). The order of an epoch is a pure
-function of (seed, epoch), an image's augmentation one of (seed, epoch, index):
-the same batches on any number of replicas, and after a restart.
+Both first compute indices (which examples form which replica's batch), then
+pixels (read, augment, normalize). The order of an epoch is a pure function of
+(seed, epoch), and the augmentation of an image one of (seed, epoch, index). So
+the batches are the same on any number of replicas, and after a restart.
 
-Pixels stay uint8 to the last: on the host OpenCV resamples them and one fused
-pass normalizes them and casts them to the compute dtype; for an accelerator
-they leave as uint8, with their transforms, and `make_device_stage` does both
-there.
+Pixels stay uint8 until the last step. On the host, OpenCV resamples them, and
+one fused operation normalizes them and casts them to the compute dtype. An
+accelerator receives uint8 images and their transforms, and `make_device_stage`
+does the same there.
 """
 
 from __future__ import annotations
@@ -20,35 +20,35 @@ import numpy as np
 import tensorflow as tf
 
 from flowers17_tfdata import machine
-from flowers17_tfdata.config.config import InputConfig
+from flowers17_tfdata.config.input import InputConfig
 from flowers17_tfdata.errors import UserError
 from flowers17_tfdata.input import augmentation
 from flowers17_tfdata.input.examples import Examples
 
-# Ready while one is trained on. Not tf.data.AUTOTUNE: its teardown at an
-# epoch's end can stall for tens of seconds.
+# The batches that wait while one is trained on. Not tf.data.AUTOTUNE, whose
+# teardown at the end of an epoch can stall for tens of seconds.
 _PREFETCHED_BATCHES = 2
 
-# A transform that leaves images as they are.
-_IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0)
+# More batches in the making would cost more memory than they bring speed.
+_MOST_THREADS = 16
 
-# Keeps the order's random stream apart from the augmentation's.
+# Makes the random stream of the order independent of the augmentation's.
 _ORDER_STREAM = 1
 
 
 class Batch(NamedTuple):
-    """What one replica gets for one step.
+    """The input of one replica for one step.
 
     Attributes:
-      inputs: what the model takes, in its compute dtype: images `[batch,
-        image_size, image_size, 3]` in the backbone's range, or features
-        `[batch, channels]`. Where the device augments: uint8 images in
-        [0, 255].
-      labels: int64 `[batch]`.
-      weights: float32 `[batch]`: of the examples' losses: 1, or in training
-        its class's; 0 for an example that only pads the last batch.
-      transforms: float32 `[batch, 8 or 20]`, still to be applied to `inputs`
-        (see `augmentation.draw_transforms`), or `[batch, 0]`.
+      inputs: images `[batch, image_size, image_size, 3]` in the backbone's
+        range, or features `[batch, channels]`, in the model's compute dtype. If
+        the device augments: uint8 images in [0, 255].
+      labels: int64 `[batch]`, the classes.
+      weights: float32 `[batch]`, the weight of each example in the loss: 1, or
+        in training the weight of its class; 0 for an example that only fills
+        the last batch.
+      transforms: float32 `[batch, 8]`, which the device must still apply to
+        `inputs` (see `RandomAffine.draw`), or `[batch, 0]`.
     """
 
     inputs: tf.Tensor
@@ -58,7 +58,7 @@ class Batch(NamedTuple):
 
 
 def resolve_augment_on(config: InputConfig) -> str:
-    """Turns `--augment_on=auto` into `device` (a GPU) or `host`."""
+    """Resolves `--augment_on=auto` to `device` (on a GPU) or `host`."""
     if config.augment_on != "auto":
         return config.augment_on
     return "device" if tf.config.list_physical_devices("GPU") else "host"
@@ -67,16 +67,16 @@ def resolve_augment_on(config: InputConfig) -> str:
 def make_normalize(
     preprocess: Callable[[tf.Tensor], tf.Tensor], compute_dtype: str
 ) -> Callable[[tf.Tensor], tf.Tensor]:
-    """Returns the last pass over the pixels.
+    """Returns the function that normalizes and casts images.
 
     Args:
       preprocess: from float32 in [0, 255] to the backbone's range.
-      compute_dtype: of the result.
+      compute_dtype: the dtype of the result.
 
     Returns:
-      Function of a batch of images in [0, 255], uint8 or float32. Compiled into
-      one loop: cast, scale and shift one after another would each read and
-      write the whole batch.
+      A function of a batch of images in [0, 255], uint8 or float32. It is
+      compiled into one loop: separate operations to cast, scale and shift would
+      each read and write the whole batch.
     """
 
     @tf.function(jit_compile=True)
@@ -91,16 +91,15 @@ def make_device_stage(
     preprocess: Callable[[tf.Tensor], tf.Tensor],
     compute_dtype: str = "float32",
 ) -> Callable[[Batch], tf.Tensor]:
-    """Returns what is left of the pipeline for the device to do.
+    """Returns the part of the pipeline that runs on the device.
 
     Args:
-      config: augmentation, and where it runs; `train_image_size`, the size of
-        the images that it makes.
+      config: the options of the input pipeline.
       preprocess: from float32 in [0, 255] to the backbone's range.
-      compute_dtype: of the model.
+      compute_dtype: the compute dtype of the model.
 
     Returns:
-      Function of a `Batch`: the model's inputs.
+      A function from a `Batch` to the model's inputs.
     """
     if resolve_augment_on(config) == "host":
         return lambda batch: batch.inputs
@@ -110,8 +109,8 @@ def make_device_stage(
     def finish(batch: Batch) -> tf.Tensor:
         images = batch.inputs
         if batch.transforms.shape[-1]:
-            # The op makes images of the size that it takes; a reduction fills
-            # the corner that it starts in.
+            # The op keeps the size of the images. A reduced image fills the
+            # top left corner.
             images = affine(images, batch.transforms)[:, :size, :size]
         return normalize(images)
 
@@ -119,7 +118,7 @@ def make_device_stage(
 
 
 def steps_per_epoch(num_examples: int, global_batch_size: int) -> int:
-    """Returns the number of batches that hold every example once."""
+    """Returns the number of batches that it takes to hold every example."""
     return -(-num_examples // global_batch_size)
 
 
@@ -136,27 +135,27 @@ def make_train_dataset(
     input_context: tf.distribute.InputContext | None = None,
     class_weights: np.ndarray | None = None,
 ) -> tf.data.Dataset:
-    """Makes the endless training pipeline.
+    """Makes the infinite training pipeline.
 
-    Shuffle, then repeat: an epoch holds every example exactly once; where the
-    batch size does not divide their number, examples of weight 0 fill the
-    epoch's last batch.
+    It shuffles, then repeats: an epoch holds every example exactly once.
+    Examples of weight 0 fill the last batch of an epoch.
 
     Args:
-      examples: the train split.
-      config: image size and augmentation.
+      examples: the examples to train on.
+      config: the options of the input pipeline.
       preprocess: from float32 in [0, 255] to the backbone's range.
-      global_batch_size: images a step over all replicas.
-      seed: of order and augmentation.
-      compute_dtype: of the model.
+      global_batch_size: images per step over all replicas.
+      seed: the seed of the order and of the augmentation.
+      compute_dtype: the compute dtype of the model.
       initial_epoch: the first epoch to produce, for a resumed run.
-      initial_step: steps of that epoch to leave out.
-      input_context: which of how many replicas; None: one replica, all of it.
+      initial_step: the number of steps of that epoch to skip.
+      input_context: the place of this worker; None: it is the only one, with
+        one replica.
       class_weights: see `weigh_classes`.
 
     Returns:
-      Dataset of `Batch`, one replica's share of a step each, the replicas of
-      this worker in turn.
+      A dataset of `Batch`. Each element is the batch of one replica for one
+      step; the replicas of this worker take turns.
     """
     plan = make_epoch_plan(
         examples.num_examples,
@@ -180,33 +179,12 @@ def make_train_dataset(
     return finish(batches, make_train_batch)
 
 
-def balanced_class_weights(labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """Returns weights that let every class count alike in the loss.
-
-    `n / (num_classes * n_c)` (G. King and L. Zeng, "Logistic regression in
-    rare events data", Political Analysis 9 (2001)), n_c the images of class c
-    and num_classes those that have any: the mean over all examples is 1.
-
-    Args:
-      labels: int64 `[n]`.
-      num_classes: of the data set.
-
-    Returns:
-      float32 `[num_classes]`; 0 for a class without examples.
-    """
-    counts = np.bincount(labels, minlength=num_classes)
-    present = counts > 0
-    weights = np.zeros(num_classes, np.float32)
-    weights[present] = len(labels) / (present.sum() * counts[present])
-    return weights
-
-
 def weigh_classes(batch: Batch, class_weights: np.ndarray | None) -> Batch:
-    """Multiplies the examples' weights by their classes'.
+    """Multiplies the weight of each example by that of its class.
 
     Args:
-      batch: of training.
-      class_weights: float32 `[num_classes]`; None: all 1.
+      batch: a training batch.
+      class_weights: float32 `[num_classes]`; None: 1 for all classes.
     """
     if class_weights is None:
         return batch
@@ -222,19 +200,19 @@ def make_epoch_plan(
     seed: int,
     input_context: tf.distribute.InputContext | None,
 ) -> Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor, tf.Tensor]]:
-    """Returns the index arithmetic of training.
+    """Returns the function that plans an epoch of training.
 
     Args:
-      num_examples: of the train split.
-      config: image size and augmentation.
-      global_batch_size: images a step over all replicas.
-      seed: of order and augmentation.
-      input_context: which of how many replicas; None: one replica, all of it.
+      num_examples: the number of training examples.
+      config: the options of the input pipeline.
+      global_batch_size: images per step over all replicas.
+      seed: the seed of the order and of the augmentation.
+      input_context: the place of this worker; None: it is the only one, with
+        one replica.
 
     Returns:
-      Function from an epoch (int64 scalar) to this worker's share of it:
-      indices int64 `[batches, batch]`, and the weights and transforms of its
-      batches, see `Batch`.
+      A function from an epoch (int64 scalar) to this worker's batches: indices
+      int64 `[batches, batch]`, and their weights and transforms, see `Batch`.
     """
     reduced = config.image_size / config.train_image_size
 
@@ -248,7 +226,9 @@ def make_epoch_plan(
                 config, seed, epoch, num_examples
             )
         elif reduced != 1:
-            drawn = tf.tile(tf.constant([_IDENTITY]), [num_examples, 1])
+            drawn = tf.tile(
+                augmentation.IDENTITY[np.newaxis], [num_examples, 1]
+            )
             drawn = augmentation.before_resize(drawn, reduced)
         else:
             drawn = tf.zeros([num_examples, 0])
@@ -263,32 +243,33 @@ def from_step(
     initial_step: int,
     context: tf.distribute.InputContext | None,
 ) -> tf.data.Dataset:
-    """Chains the epochs, endlessly, from a step of an epoch on.
+    """Concatenates all epochs from a given step on.
 
     Args:
-      epoch_batches: from an epoch (int64 scalar) to its replica batches.
+      epoch_batches: from an epoch (int64 scalar) to this worker's batches.
       initial_epoch: the first epoch.
-      initial_step: steps of that epoch to leave out.
-      context: which of how many replicas; None: one replica, all of it.
+      initial_step: the number of steps of that epoch to skip.
+      context: the place of this worker; None: it is the only one, with one
+        replica.
     """
     epochs = tf.data.Dataset.range(initial_epoch, np.iinfo(np.int64).max)
     batches = epochs.flat_map(epoch_batches)
-    # Index arithmetic so far: what is left out costs next to nothing.
+    # No pixels have been read yet, so skipping costs next to nothing.
     return endless(batches.skip(initial_step * local_replicas(context)))
 
 
 def local_replicas(context: tf.distribute.InputContext | None) -> int:
-    """Returns the number of this worker's replicas; None: one."""
+    """Returns the number of this worker's replicas; 1 without a context."""
     if context is None:
         return 1
     return context.num_replicas_in_sync // context.num_input_pipelines
 
 
 def endless(batches: tf.data.Dataset) -> tf.data.Dataset:
-    """Says of a data set that it never ends.
+    """Marks the dataset as infinite.
 
-    Of one that might end, several workers ask each other in every step whether
-    it has.
+    Otherwise, with several workers, TensorFlow synchronises them at every step
+    to ask whether any has run out.
     """
     return batches.apply(
         tf.data.experimental.assert_cardinality(
@@ -309,33 +290,35 @@ def make_eval_dataset(
 ) -> tf.data.Dataset:
     """Makes the evaluation pipeline: one pass, in order.
 
-    Every example has weight 1 exactly once; examples of weight 0 fill the last
-    step up to whole batches on every replica.
+    Every example has weight 1. Examples of weight 0 fill the last step up to
+    whole batches on every replica.
 
     Args:
-      examples: the split.
-      config: image size; `train_image_size` of what is augmented.
+      examples: the examples.
+      config: the options of the input pipeline.
       preprocess: from float32 in [0, 255] to the backbone's range.
-      global_batch_size: images a step over all replicas.
-      compute_dtype: of the model.
-      transforms: float32 `[views * num_examples, 8]`, see
-        `augmentation.draw_transforms`: all examples, then all once more, as
-        often as there are views to augment them for. None: once, as they are.
-      input_context: which of how many replicas; None: one replica, all of it.
+      global_batch_size: images per step over all replicas.
+      compute_dtype: the compute dtype of the model.
+      transforms: float32 `[num_examples * views, 8]`, see `RandomAffine.draw`:
+        all views of the first example, then all views of the second, and so
+        on. None: one view of each, the image itself.
+      input_context: the place of this worker; None: it is the only one, with
+        one replica.
 
     Returns:
-      Dataset of `Batch`, as `make_train_dataset`.
+      A dataset of `Batch`, like that of `make_train_dataset`.
     """
     num_examples = examples.num_examples
     if transforms is None:
         transforms = tf.zeros([num_examples, 0])
+    num_views = transforms.shape[0] // num_examples
     rows, weights = replica_batches(
         tf.range(transforms.shape[0], dtype=tf.int64),
         global_batch_size,
         input_context,
     )
     batches = tf.data.Dataset.from_tensor_slices(
-        (rows % num_examples, weights, tf.gather(transforms, rows))
+        (rows // num_views, weights, tf.gather(transforms, rows))
     )
     make_batch = _batch_maker(examples, config, preprocess, compute_dtype)
     return finish(batches, make_batch)
@@ -348,8 +331,8 @@ def _batch_maker(examples, config, preprocess, compute_dtype):
     normalize = make_normalize(preprocess, compute_dtype)
 
     def make_batch(indices, weights, transforms) -> Batch:
-        # Python, but for microseconds an image: OpenCV and the decoder let
-        # other threads run meanwhile.
+        # Python code, but only for microseconds per image: OpenCV and the
+        # decoder release the GIL.
         resamples = on_host and bool(transforms.shape[1])
         size = config.train_image_size if resamples else config.image_size
 
@@ -371,7 +354,7 @@ def _batch_maker(examples, config, preprocess, compute_dtype):
 
 
 def epoch_order(num_examples: int, seed: int, epoch: tf.Tensor) -> tf.Tensor:
-    """Returns the order of an epoch: int64 `[num_examples]`, a permutation."""
+    """Returns the order of an epoch: a permutation, int64 `[num_examples]`."""
     return tf.random.experimental.stateless_shuffle(
         tf.range(num_examples, dtype=tf.int64),
         seed=tf.stack([tf.cast(seed + _ORDER_STREAM * 2**32, tf.int64), epoch]),
@@ -383,15 +366,16 @@ def replica_batches(
     global_batch_size: int,
     context: tf.distribute.InputContext | None,
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Cuts an epoch's order into this worker's replica batches.
+    """Divides an epoch into the batches of this worker's replicas.
 
     Args:
-      order: int64 `[num_examples]`.
-      global_batch_size: images a step over all replicas.
-      context: which of how many replicas; None: one replica, all of it.
+      order: int64 `[num_examples]`, the order of the epoch.
+      global_batch_size: images per step over all replicas.
+      context: the place of this worker; None: it is the only one, with one
+        replica.
 
     Returns:
-      indices int64 and weights float32, both
+      Indices, int64, and weights, float32, both
       `[steps * replicas of this worker, per-replica batch size]`.
     """
     replicas = context.num_replicas_in_sync if context else 1
@@ -416,23 +400,14 @@ def replica_batches(
 
 
 def finish(batches: tf.data.Dataset, make_batch: Callable) -> tf.data.Dataset:
-    """Makes the batches of `batches`' elements, in parallel and in order."""
-    return prefetch(batches.map(make_batch, num_parallel_calls=_num_threads()))
-
-
-def prefetch(batches: tf.data.Dataset) -> tf.data.Dataset:
-    """Keeps some batches ready, in order, and not sharded once more."""
+    """Makes a batch of each element, in parallel and in order."""
+    threads = min(_MOST_THREADS, machine.num_cores())
+    batches = batches.map(make_batch, num_parallel_calls=threads)
     options = tf.data.Options()
     options.autotune.enabled = False
     options.deterministic = True
-    # Sharding is done by index; a second one would drop examples.
+    # The indices are sharded already: sharding again would drop examples.
     options.experimental_distribute.auto_shard_policy = (
         tf.data.experimental.AutoShardPolicy.OFF
     )
     return batches.prefetch(_PREFETCHED_BATCHES).with_options(options)
-
-
-def _num_threads() -> int:
-    """Returns how many batches are in the making at once."""
-    # Beyond 16, their memory (a batch each) costs more than it brings.
-    return min(16, machine.num_cores())

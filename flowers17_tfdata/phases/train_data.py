@@ -1,4 +1,4 @@
-"""What a stage trains and validates on: images, or the backbone's features."""
+"""The data of a training stage: images, or the backbone's features."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from flowers17_tfdata import machine, terminal, timings
-from flowers17_tfdata.config.config import Config, InputConfig
+from flowers17_tfdata import files, machine, terminal, timings
+from flowers17_tfdata.config.config import Config
 from flowers17_tfdata.input import (
     augmentation,
     data_service,
@@ -27,21 +27,21 @@ from flowers17_tfdata.training import inference
 from flowers17_tfdata.training.loop import StageData
 from flowers17_tfdata.training.preemption import StopRequest
 
-# Images that batch-norm is measured on: once, and after each epoch of its
-# training.
+# The number of images that batch-norm statistics are measured on: once before
+# the transfer stage, and after each epoch that trains batch-norm.
 _CALIBRATION_IMAGES = 512
 _EPOCH_CALIBRATION_IMAGES = 256
 
 
 @dataclasses.dataclass(frozen=True)
 class Splits:
-    """What a stage trains on, and what it validates on, if on anything.
+    """The splits that a stage trains and validates on.
 
     Attributes:
       trained: the splits to train on, by name.
-      train: examples of all of them.
-      validation: None: it is trained on.
-      train_files: of `train`, for `--data_service`.
+      train: the examples of all these splits.
+      validation: the examples to validate on; None: they are trained on.
+      train_files: the files of `train`, for `--data_service`.
     """
 
     trained: Mapping[str, Examples]
@@ -50,13 +50,8 @@ class Splits:
     train_files: data_service.ImageFiles | None = None
 
 
-def _trained_splits(stage: str) -> tuple[str, ...]:
-    """Returns the names of the splits that a stage trains on."""
-    return TRAINING_SPLITS if stage == "refit" else ("train",)
-
-
 def load_examples(session: Session) -> dict[str, Examples]:
-    """Decodes the splits that a run trains and validates on, once for all."""
+    """Decodes the splits that a run trains and validates on, once."""
     return {
         split: examples_lib.load_examples(
             session.source, split, session.config.input
@@ -65,11 +60,11 @@ def load_examples(session: Session) -> dict[str, Examples]:
     }
 
 
-def share_out(
+def select_splits(
     session: Session, stage: str, examples: dict[str, Examples]
 ) -> Splits:
-    """Says which of the splits a stage trains on, and which it validates on."""
-    trained = _trained_splits(stage)
+    """Selects the splits that a stage trains and validates on."""
+    trained = TRAINING_SPLITS if stage == "refit" else ("train",)
     files = None
     if session.config.input.data_service:
         files = _write_files(session, trained, examples)
@@ -84,7 +79,7 @@ def share_out(
 def _write_files(
     session: Session, splits: Iterable[str], examples: dict[str, Examples]
 ) -> data_service.ImageFiles:
-    """Writes the images of splits, one after another, for data workers."""
+    """Writes the images of splits to files, for data workers."""
     data_service.check_reachable(session.config.input.data_service)
     paths, labels = [], []
     for split in splits:
@@ -103,37 +98,56 @@ def _write_files(
 
 
 def class_weights(session: Session, labels: np.ndarray) -> np.ndarray | None:
-    """Returns the weight of each class by `--class_weights`; None: all 1."""
+    """Returns the weight of each class in the loss; None: 1 for all."""
     if session.config.optimization.class_weights == "none":
         return None
-    return input_pipeline.balanced_class_weights(
-        labels, len(session.source.class_names)
-    )
+    return balanced_class_weights(labels, len(session.source.class_names))
 
 
-def image_data(
-    session: Session,
-    splits: Splits,
-    options: InputConfig,
-    *,
-    num_calibration: int,
-) -> StageData:
-    """Images, augmented anew in every epoch.
+def balanced_class_weights(labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """Returns weights that give every class the same share of the loss.
+
+    The weight of class c is `n / (num_classes * n_c)` (G. King and L. Zeng,
+    "Logistic regression in rare events data", Political Analysis 9 (2001)),
+    with n_c images in class c and `num_classes` classes that have images. The
+    mean weight of all examples is 1.
 
     Args:
-      session: of the process.
-      splits: what to train and validate on.
-      options: size and augmentation of the images.
-      num_calibration: of them, how many batch-norm is measured on; 0: it is
-        not measured.
+      labels: int64 `[n]`, the classes of the examples.
+      num_classes: the number of classes of the data set.
+
+    Returns:
+      float32 `[num_classes]`; 0 for a class without examples.
     """
-    config = session.config
+    counts = np.bincount(labels, minlength=num_classes)
+    present = counts > 0
+    weights = np.zeros(num_classes, np.float32)
+    weights[present] = len(labels) / (present.sum() * counts[present])
+    return weights
+
+
+def image_data(session: Session, splits: Splits, method: str) -> StageData:
+    """Returns the images of a stage, augmented anew in every epoch.
+
+    Args:
+      session: the open run.
+      splits: the splits to train and validate on.
+      method: `transfer` or `finetune`.
+    """
+    config, options = session.config, session.config.input
+    if method == "transfer":
+        # The features must be those of the images to predict.
+        options = dataclasses.replace(options, train_scale=1.0)
+    size = config.optimization.global_batch_size
+    num_measured = _num_measured_images(config, method)
     preprocess = backbones.get_preprocess(config.model.backbone)
-    weights = class_weights(session, splits.train.labels)
-    arguments = {
-        "global_batch_size": config.optimization.global_batch_size,
+    arguments: dict[str, Any] = {
+        "config": options,
+        "preprocess": preprocess,
+        "global_batch_size": size,
         "compute_dtype": session.compute_dtype,
     }
+    weights = class_weights(session, splits.train.labels)
 
     def make_train(initial_epoch, initial_step, context):
         make, images = input_pipeline.make_train_dataset, splits.train
@@ -141,8 +155,6 @@ def image_data(
             make, images = data_service.make_train_dataset, splits.train_files
         return make(
             images,
-            options,
-            preprocess,
             seed=config.runtime.seed,
             initial_epoch=initial_epoch,
             initial_step=initial_step,
@@ -153,39 +165,30 @@ def image_data(
 
     def make_validation(context):
         return input_pipeline.make_eval_dataset(
-            splits.validation,
-            options,
-            preprocess,
-            input_context=context,
-            **arguments,
+            splits.validation, input_context=context, **arguments
         )
 
     def make_calibration():
-        batches = input_pipeline.make_eval_dataset(
-            splits.train, options, preprocess, **arguments
-        )
-        size = config.optimization.global_batch_size
-        return batches.take(max(1, num_calibration // size))
+        batches = input_pipeline.make_eval_dataset(splits.train, **arguments)
+        return batches.take(max(1, num_measured // size))
 
     return StageData(
         num_examples=splits.train.num_examples,
         make_train=make_train,
-        make_validation=make_validation
-        if splits.validation is not None
-        else None,
-        make_calibration=make_calibration if num_calibration else None,
+        make_validation=make_validation if splits.validation else None,
+        make_calibration=make_calibration if num_measured else None,
         device_stage=input_pipeline.make_device_stage(
             options, preprocess, session.compute_dtype
         ),
     )
 
 
-def num_calibration_images(config: Config, stage: str) -> int:
-    """Returns how many images a stage measures batch-norm on; 0: it doesn't.
+def _num_measured_images(config: Config, method: str) -> int:
+    """Returns the number of images to measure batch-norm statistics on.
 
-    It must where there are no statistics to keep, or where they change.
+    It is 0 if they are known (those of ImageNet) and don't change.
     """
-    if stage == "transfer":
+    if method == "transfer":
         return _CALIBRATION_IMAGES if config.model.weights == "none" else 0
     return _EPOCH_CALIBRATION_IMAGES if config.model.trains_batch_norm else 0
 
@@ -197,22 +200,21 @@ def extract_features(
     model: keras.Model,
     stop: StopRequest,
 ) -> tuple[Features, Features | None]:
-    """Features of the frozen backbone, from the workdir or computed now.
+    """Returns the features of the frozen backbone, computed or cached.
 
     Args:
-      session: of the process.
-      splits: what to fit a head to, and to validate it on.
-      images: the same, as images.
-      model: the classifier; its batch-norm is measured on `images` where the
-        stage measures it.
-      stop: whether to stop.
+      session: the open run.
+      splits: the splits to train and validate on.
+      images: the images of these splits.
+      model: the classifier. If its batch-norm has no statistics, they are
+        measured first.
+      stop: the request to stop.
 
     Returns:
-      The features of what is trained on, and those of validation (None where
-      it is trained on).
+      The features to train on, and those to validate on, if any.
 
     Raises:
-      Preempted: it was asked to stop.
+      Preempted: the process was asked to stop.
     """
     config = session.config
     if images.make_calibration:
@@ -237,7 +239,7 @@ def extract_features(
         )
         if splits.validation is None:
             return train, None
-        # With all views where a refit is to find them.
+        # A refit trains on all views of these images.
         count = views if config.optimization.refit else 1
         return train, extract("validation", splits.validation, count)
 
@@ -251,7 +253,7 @@ def _cached_features(
     num_views: int,
     stop: StopRequest,
 ) -> Features:
-    """Features of a split, from the workdir or computed now."""
+    """Returns the features of a split, computed or cached."""
     config = session.config
     key = feature_cache.cache_key(
         {
@@ -267,7 +269,7 @@ def _cached_features(
     file = f"features/{key}.npz"
     path, start = session.workdir / file, time.perf_counter()
     arrays = feature_cache.load(path)
-    # Computing them takes all workers.
+    # All workers must take part in computing them.
     found = session.workers.all(arrays is not None)
     if not found:
         arrays = {
@@ -275,7 +277,9 @@ def _cached_features(
                 session, extractor, name, examples, num_views, stop
             )
         }
-        feature_cache.save(session.output / file, arrays)
+        files.write_arrays(
+            session.output / file, arrays, f"the feature cache {path}"
+        )
     terminal.say(
         f"features of {name}, {num_views} view(s), "
         + (f"from {path}" if found else f"saved to {path}")
@@ -287,7 +291,7 @@ def _cached_features(
 def head_data(
     session: Session, train: Features, validation: Features | None
 ) -> StageData:
-    """What a head trains on, step by step: cached features."""
+    """Returns the data of a head that trains on features in steps."""
     config = session.config
     size = config.optimization.global_batch_size
     weights = class_weights(session, train.labels)
@@ -316,7 +320,7 @@ def head_data(
 
 
 def _get_extractor(session: Session, model: keras.Model) -> keras.Model:
-    """Returns what computes the features; frozen, so it can be folded."""
+    """Returns the model that computes the features, batch-norm folded."""
     extractor = classifier.get_feature_extractor(model)
     if not folding.is_functional(extractor):
         return extractor
@@ -325,11 +329,13 @@ def _get_extractor(session: Session, model: keras.Model) -> keras.Model:
 
 
 def _views_key(config: Config, num_views: int) -> dict[str, Any]:
-    """Returns what the views of an image depend on, beside the image."""
+    """Returns what the views of an image depend on, besides the image."""
     key: dict[str, Any] = {"count": num_views}
     if num_views > augmentation.num_fixed_views(config.input):
         key |= dataclasses.asdict(config.input) | {"train_scale": 1.0}
         key |= {"seed": config.runtime.seed}
+        # Where images are kept or augmented changes no view.
+        del key["cache"], key["data_service"]
     elif num_views > 1:
         key |= {"augment_on": config.input.augment_on}
     return key
@@ -345,39 +351,28 @@ def _extract_views(
 ) -> np.ndarray:
     """Returns features, float32 `[num_views, n, channels]`."""
     config = session.config
-    preprocess = backbones.get_preprocess(config.model.backbone)
-    size = config.optimization.global_batch_size
-    # Of the size that the head will meet.
+    # The size that the head must classify.
     options = dataclasses.replace(config.input, train_scale=1.0)
-    device_stage = input_pipeline.make_device_stage(
-        options, preprocess, session.compute_dtype
-    )
+    size = config.optimization.global_batch_size
 
     def extract(view: int) -> np.ndarray:
         transforms = augmentation.view_transforms(
             options, config.runtime.seed, view, examples.num_examples
         )
-        batches = session.strategy.distribute_datasets_from_function(
-            lambda context: input_pipeline.make_eval_dataset(
-                examples,
-                options,
-                preprocess,
-                global_batch_size=size,
-                compute_dtype=session.compute_dtype,
-                transforms=transforms,
-                input_context=context,
-            )
-        )
-        return inference.run_model(
+        outputs = inference.outputs_of(
             extractor,
             session.strategy,
-            batches,
-            device_stage,
-            title=f"features of {name}, view {view + 1}/{num_views}",
-            num_steps=input_pipeline.steps_per_epoch(
-                examples.num_examples, size
-            ),
-            stop=stop,
+            examples,
+            options,
+            backbones.get_preprocess(config.model.backbone),
+            global_batch_size=size,
+            transforms=transforms,
+        )
+        return inference.collect(
+            outputs,
+            f"features of {name}, view {view + 1}/{num_views}",
+            input_pipeline.steps_per_epoch(examples.num_examples, size),
+            stop,
         )
 
     return np.stack([extract(view) for view in range(num_views)])

@@ -1,4 +1,4 @@
-"""The networks that the stages start from."""
+"""The model that a training stage starts from."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from flowers17_tfdata.session import Session
 
 
 class StageModel(NamedTuple):
-    """What a stage trains.
+    """The model of a stage.
 
     Attributes:
-      model: the classifier, its layers frozen or not.
-      channel_scales: what kernels of its backbone were multiplied by when
-        frozen batch-norm was folded into them, by their layer's name.
+      model: the classifier, with the layers frozen that the stage keeps.
+      channel_scales: `{layer name: factors}`, by which the kernels of the
+        backbone were multiplied when frozen batch-norm was folded into them.
     """
 
     model: keras.Model
@@ -34,14 +34,15 @@ class StageModel(NamedTuple):
 
 
 def build_stage_model(session: Session, method: str) -> StageModel:
-    """Builds what a stage trains.
+    """Builds the model of a stage.
 
     Args:
-      session: of the process.
+      session: the open run.
       method: `transfer` or `finetune`.
 
     Raises:
-      UserError: what fine-tuning starts from isn't there, or doesn't fit.
+      UserError: the model that fine-tuning starts from is missing or doesn't
+        fit.
     """
     if method == "finetune":
         return _load_initial_model(session)
@@ -58,10 +59,10 @@ def build_stage_model(session: Session, method: str) -> StageModel:
 
 
 def initial_model_path(session: Session) -> str | pathlib.Path:
-    """Returns what fine-tuning starts from.
+    """Returns the path of the model that fine-tuning starts from.
 
     Raises:
-      UserError: the transfer stage hasn't left it.
+      UserError: the workdir holds no model of the transfer stage.
     """
     config = session.config
     path = config.model.init_from or session.model_path("transfer")

@@ -1,4 +1,4 @@
-"""Checkpoints of a stage: the last epochs to resume from, and the best one."""
+"""The checkpoints of a stage: the latest to resume from, and the best."""
 
 from __future__ import annotations
 
@@ -11,49 +11,10 @@ import keras
 import tensorflow as tf
 
 from flowers17_tfdata import files, terminal
-from flowers17_tfdata.config import config as config_lib
-from flowers17_tfdata.config.config import Config
+from flowers17_tfdata.config.config import Config, all_flags, to_values
+from flowers17_tfdata.config.optimization import STAGES
 from flowers17_tfdata.errors import ConfigError, UserError, one_line
 from flowers17_tfdata.training.workers import Workers
-
-# What may change between a run and its resumption without changing its
-# result (or, for the devices, more than its rounding).
-_FREE_TO_CHANGE = {
-    "phase",
-    # Whether it is done after the other stages, not how.
-    "refit",
-    "workdir",
-    "console",
-    "model_summary",
-    "plot_model",
-    "data_dir",
-    "archive",
-    "data_service",
-    "xla",
-    "profile_steps",
-    "checkpoint_every_secs",
-    "grace_secs",
-    "stall_timeout_secs",
-    "strategy",
-    "num_virtual_devices",
-    "launch_local",
-    "deterministic",
-    *(f.name for f in config_lib.options(config_lib.EvaluationConfig)),
-    *(f.name for f in config_lib.options(config_lib.PredictConfig)),
-    *(f.name for f in config_lib.options(config_lib.ExportConfig)),
-    *(f.name for f in config_lib.options(config_lib.FoldersConfig)),
-    *(f.name for f in config_lib.options(config_lib.CompareConfig)),
-    *(f.name for f in config_lib.options(config_lib.FindLrConfig)),
-}
-# The flags of some stages alone; what they begin with, or all of one.
-_OF_TRANSFER = ("transfer_", "feature_views")
-_OF_FINETUNE = ("finetune_", "unfreeze_from", "init_from")
-_OF_OTHER_STAGES = {
-    "transfer": _OF_FINETUNE,
-    "finetune": _OF_TRANSFER,
-    # It trains as either of them does.
-    "refit": (),
-}
 
 
 def resume_key(
@@ -62,36 +23,38 @@ def resume_key(
     """Returns the flags that a stage's result depends on.
 
     Args:
-      config: of the run.
+      config: the configuration of the run.
       stage: `transfer`, `finetune` or `refit`.
-      dataset: full name, with config and version.
-      precision: resolved dtype policy.
+      dataset: the full name of the data set, with config and version.
+      precision: the resolved dtype policy.
     """
-    free = set(_FREE_TO_CHANGE)
-    if config.model.trains_batch_norm:
-        # A replica's batch decides batch-norm's statistics.
-        free -= {"strategy", "num_virtual_devices"}
-    key = {
-        name: value
-        for name, value in config_lib.to_values(config).items()
-        if name not in free and not name.startswith(_OF_OTHER_STAGES[stage])
+    # Refit trains as one of the other two stages does.
+    others = {"transfer", "finetune"} - {stage} if stage != "refit" else set()
+    names = {
+        flag.name
+        for flag in all_flags()
+        if flag.option.kind.is_fixed and flag.option.stage not in others
     }
+    if config.model.trains_batch_norm:
+        # Batch-norm's statistics depend on how a batch is divided.
+        names |= {"strategy", "num_virtual_devices"}
+    key = {n: v for n, v in to_values(config).items() if n in names}
     return key | {"dataset": dataset, "precision": precision}
 
 
 def write_resume_key(folder: pathlib.Path, key: dict[str, Any]) -> None:
-    """Records the flags that a stage was started with in its folder."""
+    """Records in a stage's folder the flags that the stage started with."""
     files.write_json(folder / "flags.json", key)
 
 
 def check_resume_key(
     folder: pathlib.Path, key: dict[str, Any], workdir: pathlib.Path
 ) -> None:
-    """Refuses to go on with other flags than a stage was started with.
+    """Refuses to resume a stage with other flags than it started with.
 
-    A stage that has saved nothing has nothing to lose and may start anew. Flags
-    that only one of the two has are not compared (another stage's, or of
-    another version).
+    A stage that has saved nothing may start again with any flags. Flags that
+    only one of the two keys holds are not compared: another version of the
+    program wrote them.
 
     Raises:
       ConfigError: names the first flag that differs, with both values.
@@ -109,8 +72,8 @@ def check_resume_key(
 
 
 def started_with(workdir: pathlib.Path) -> dict[str, Any]:
-    """Returns the flags of the training that a workdir holds, or none."""
-    for stage in config_lib.STAGES:
+    """Returns the flags of the training in a workdir; {} if there is none."""
+    for stage in STAGES:
         folder = workdir / "checkpoints" / stage
         path = folder / "flags.json"
         if path.exists() and _has_progress(folder):
@@ -119,33 +82,34 @@ def started_with(workdir: pathlib.Path) -> dict[str, Any]:
 
 
 def _has_progress(folder: pathlib.Path) -> bool:
-    """Whether a stage has something to lose: a checkpoint, or its end."""
+    """Whether a stage has saved a checkpoint or its result."""
     if (folder / "done.json").exists():
-        # A head that was solved leaves no checkpoint.
+        # The solver of the head saves no checkpoint.
         return True
     return tf.train.latest_checkpoint(str(folder)) is not None
 
 
 class StageCheckpoints:
-    """Saves and restores everything that a stage's future depends on.
+    """Saves and restores everything that the rest of a stage depends on.
 
     Args:
-      folder: that all workers restore from, and the chief saves to.
-      model: of the stage.
-      optimizer: its, built.
-      strategy: that both live in.
-      output: where this process saves, if it isn't the chief: a replicated
-        variable is saved by all.
-      workers: of the strategy.
+      folder: the folder that all workers restore from and the chief saves to.
+      model: the model of the stage.
+      optimizer: its optimizer, built.
+      strategy: the strategy that model and optimizer were built in.
+      output: the folder that this process saves to, if it isn't the chief: all
+        workers must take part in saving a replicated variable.
+      workers: the processes of the run.
 
     Attributes (variables; `.numpy()` reads them on any number of replicas):
-      epoch: number of finished epochs.
-      step: number of finished steps of the epoch after them.
-      sums: float32 `[4]`, that epoch's `TrainTotals` so far.
-      step_secs: wall time of those steps.
-      best_accuracy, best_loss, best_epoch: of the epoch that is kept: the
-        best one by validation accuracy, then loss.
-      seconds: wall time of the finished epochs.
+      epoch: int64, the number of finished epochs.
+      step: int64, the number of finished steps of the next epoch.
+      sums: float32 `[4]`, the `TrainTotals` of these steps.
+      step_secs: float64, the wall time of these steps, seconds.
+      best_accuracy, best_loss, best_epoch: the validation accuracy, the
+        validation loss and the number of the kept epoch: the best one by
+        accuracy, then by loss.
+      seconds: float64, the wall time of the finished epochs, seconds.
     """
 
     def __init__(
@@ -154,12 +118,11 @@ class StageCheckpoints:
         model: keras.Model,
         optimizer: keras.optimizers.Optimizer,
         strategy: tf.distribute.Strategy,
-        output: pathlib.Path | None = None,
-        workers: Workers | None = None,
+        output: pathlib.Path,
+        workers: Workers,
     ):
         self._folder = folder
-        output = output or folder
-        self._workers = workers or Workers(strategy)
+        self._workers = workers
         with strategy.scope():
             self.epoch = tf.Variable(0, dtype=tf.int64)
             self.step = tf.Variable(0, dtype=tf.int64)
@@ -169,7 +132,7 @@ class StageCheckpoints:
             self.best_accuracy = tf.Variable(-1.0, dtype=tf.float64)
             self.best_loss = tf.Variable(float("inf"), dtype=tf.float64)
             self.seconds = tf.Variable(0.0, dtype=tf.float64)
-        # Dropout's random state; tracking the model does not reach it.
+        # The random state of dropout, which tracking the model doesn't reach.
         seeds = [
             v.value
             for v in model.non_trainable_variables
@@ -188,27 +151,29 @@ class StageCheckpoints:
             best_loss=self.best_loss,
             seconds=self.seconds,
         )
+        # Several, since a damaged one is passed over.
         self._latest = tf.train.CheckpointManager(
-            # A damaged one may be passed over, and counts.
-            checkpoint,
-            str(output),
-            max_to_keep=3,
+            checkpoint, str(output), max_to_keep=3
         )
+        # Two, since a process killed between the two savings leaves a best
+        # checkpoint that the latest one doesn't know.
         self._best = tf.train.CheckpointManager(
             tf.train.Checkpoint(model=model),
             str(output / "best"),
-            # A kill may leave one newer than the epoch on record.
             max_to_keep=2,
         )
 
     def restore(self) -> int:
-        """Restores the newest whole checkpoint; returns epochs done.
+        """Restores the newest intact checkpoint, if there is one.
 
-        Damaged ones are named and passed over.
+        Damaged ones are reported and passed over.
+
+        Returns:
+          The number of finished epochs.
 
         Raises:
-          UserError: there are some, but all are damaged; or the workers found
-        different ones.
+          UserError: all checkpoints are damaged, or the workers found
+            different ones.
         """
         paths = _newest_first(self._folder)
         for path in paths:
@@ -221,14 +186,14 @@ class StageCheckpoints:
         else:
             if paths:
                 raise UserError(
-                    f"no checkpoint in {self._folder} is whole: pass another "
-                    "--workdir to start anew"
+                    f"every checkpoint in {self._folder} is damaged: pass "
+                    "another --workdir to start again"
                 )
         done = int(self.epoch.numpy())
         if not self._workers.agree([done, float(self.step.numpy())]):
             raise UserError(
                 f"the workers found different checkpoints in {self._folder}: "
-                "--workdir must be a folder that all of them share"
+                "--workdir must be a folder that all workers share"
             )
         return done
 
@@ -238,9 +203,9 @@ class StageCheckpoints:
         """Saves in the middle of an epoch.
 
         Args:
-          step: finished steps of the epoch.
-          sums: their `TrainTotals`.
-          seconds: their wall time.
+          step: the number of finished steps of the epoch.
+          sums: the `TrainTotals` of these steps.
+          seconds: the wall time of these steps, seconds.
 
         Raises:
           UserError: the checkpoint can't be written.
@@ -248,7 +213,7 @@ class StageCheckpoints:
         self._set_progress(step, sums, seconds)
         with self._writing():
             self._latest.save()
-        # None stops, or is killed with, "saved" before the chief has.
+        # No worker may report "saved" and stop before the chief has saved.
         self._workers.barrier()
 
     def _set_progress(self, step: int, sums, seconds: float) -> None:
@@ -261,7 +226,7 @@ class StageCheckpoints:
         try:
             yield
         except tf.errors.OpError as error:
-            # The operating system's reason, without op and temporary file.
+            # The operating system's reason, without the op and the file.
             reason = error.message.rpartition("; ")[2].split(" [Op:")[0]
             raise UserError(
                 "a checkpoint can't be written to "
@@ -269,10 +234,10 @@ class StageCheckpoints:
             ) from error
 
     def save_if_best(self, accuracy: float, loss: float) -> None:
-        """Keeps the model's weights as they are now, if none were better.
+        """Keeps the model's current weights if they are the best so far.
 
-        To be called before `save` records the epoch: a kill in between
-        repeats it.
+        Call it before `save` records the epoch: a process that is killed in
+        between repeats the epoch.
 
         Raises:
           UserError: the checkpoint can't be written.
@@ -285,9 +250,7 @@ class StageCheckpoints:
         self.keep()
 
     def keep(self) -> None:
-        """Keeps the model's weights as they are now, whatever they are worth.
-
-        To be called as `save_if_best`.
+        """Keeps the model's current weights; call it before `save`.
 
         Raises:
           UserError: the checkpoint can't be written.
@@ -298,7 +261,10 @@ class StageCheckpoints:
             self._best.save(checkpoint_number=epoch)
 
     def save(self, seconds: float) -> None:
-        """Records one more finished epoch.
+        """Saves after one more finished epoch.
+
+        Args:
+          seconds: the wall time of the epoch, seconds.
 
         Raises:
           UserError: the checkpoint can't be written.
@@ -311,7 +277,7 @@ class StageCheckpoints:
         self._workers.barrier()
 
     def restore_best(self) -> None:
-        """Puts the kept epoch's weights into the model."""
+        """Restores the weights of the kept epoch into the model."""
         path = f"{self._folder}/best/ckpt-{self.best_epoch.numpy()}"
         _restore(self._best.checkpoint, path)
 
@@ -319,8 +285,8 @@ class StageCheckpoints:
 def _newest_first(folder: pathlib.Path) -> list[str]:
     """Returns the paths of the checkpoints in a folder.
 
-    By their files, not by TensorFlow's list of them, which may be damaged too:
-    the index is written last.
+    It lists their index files, which are written last. TensorFlow's own list of
+    checkpoints may be damaged too.
     """
     indexes = [p for p in folder.glob("ckpt-*.index") if _number(p) >= 0]
     indexes.sort(key=_number, reverse=True)
@@ -333,20 +299,24 @@ def _number(index: pathlib.Path) -> int:
 
 
 def _damage(path: str) -> str:
-    """Reads all of a checkpoint; returns what is wrong with it, or ''."""
+    """Reads a whole checkpoint; returns what is wrong with it, or ''."""
     try:
         reader = tf.train.load_checkpoint(path)
         for name in reader.get_variable_to_shape_map():
-            # Compares the checksum.
+            # This compares the checksum.
             reader.get_tensor(name)
-    # Of damages that it knows no error for, the reader makes Python's own.
+    # The reader raises Python's own errors for some kinds of damage.
     except (tf.errors.OpError, ValueError, RuntimeError, LookupError) as error:
         return one_line(error, 160)
     return ""
 
 
 def _restore(checkpoint: tf.train.Checkpoint, path: str) -> None:
-    """Restores every value of a checkpoint, or raises a `UserError`."""
+    """Restores every value of a checkpoint.
+
+    Raises:
+      UserError: it doesn't fit, or can't be read.
+    """
     try:
         checkpoint.restore(path).assert_consumed()
     except (tf.errors.OpError, AssertionError, ValueError) as error:

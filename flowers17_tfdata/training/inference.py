@@ -1,68 +1,189 @@
-"""One pass of a model over a split: features, or logits."""
+"""Runs a model without training it: its outputs, or its loss and accuracy."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from flowers17_tfdata import terminal
+from flowers17_tfdata.config.input import InputConfig
+from flowers17_tfdata.input import input_pipeline
+from flowers17_tfdata.input.examples import Examples
 from flowers17_tfdata.input.input_pipeline import Batch
 from flowers17_tfdata.training.preemption import StopRequest
 
 
-def run_model(
+class Inference:
+    """Runs a model on all replicas of all workers.
+
+    Validation, evaluation, prediction and feature extraction all run here.
+
+    Args:
+      model: from the outputs of `device_stage` to `[batch, channels]`: logits,
+        or features.
+      strategy: the strategy that the model was built in.
+      device_stage: from a replica's `Batch` to the model's inputs.
+      xla: compile the forward pass of each replica.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        strategy: tf.distribute.Strategy,
+        device_stage: Callable[[Batch], tf.Tensor] = lambda batch: batch.inputs,
+        *,
+        xla: bool = False,
+    ):
+        self._model = model
+        self._strategy = strategy
+        self._device_stage = device_stage
+        self._forward = self._call_model
+        if xla:
+            self._forward = tf.function(self._forward, jit_compile=True)
+
+    def _call_model(self, inputs: tf.Tensor) -> tf.Tensor:
+        return tf.cast(self._model(inputs, training=False), tf.float32)
+
+    def outputs(self, batches: Iterable) -> Iterator[np.ndarray]:
+        """Yields the outputs of each batch, in order and without padding.
+
+        Args:
+          batches: one pass of `Batch`, distributed over the strategy.
+
+        Yields:
+          float32 `[n, channels]`, n at most the global batch size.
+        """
+        for batch in batches:
+            outputs, weights = self._gathered_outputs(batch)
+            yield outputs.numpy()[weights.numpy() > 0]
+
+    @tf.function
+    def _gathered_outputs(self, batch):
+        def replica_fn(batch: Batch):
+            return self._forward(self._device_stage(batch)), batch.weights
+
+        results = self._strategy.run(replica_fn, args=(batch,))
+        # The replicas of one step hold neighbouring parts of the split.
+        return [self._strategy.gather(r, axis=0) for r in results]
+
+    def loss_and_accuracy(
+        self,
+        batches: Iterable,
+        after_step: Callable[[], None] = lambda: None,
+    ) -> tuple[float, float]:
+        """Evaluates a classifier.
+
+        Only three sums leave the device at each step, whatever the number of
+        classes.
+
+        Args:
+          batches: one pass of `Batch`, distributed over the strategy.
+          after_step: called after each step.
+
+        Returns:
+          The mean cross-entropy without label smoothing, nats, and the share
+          of correct answers.
+        """
+        totals = np.zeros(3)
+        for batch in batches:
+            totals += self._summed_scores(batch).numpy()
+            after_step()
+        loss, correct, count = totals
+        return float(loss / count), float(correct / count)
+
+    @tf.function
+    def _summed_scores(self, batch) -> tf.Tensor:
+        def replica_fn(batch: Batch):
+            logits = self._forward(self._device_stage(batch))
+            losses = tf.nn.sparse_softmax_cross_entropy_with_logits(
+                batch.labels, logits
+            )
+            correct = tf.argmax(logits, axis=-1) == batch.labels
+            # tf.where: 0 * NaN would let a padding example spoil the sum.
+            counts = batch.weights > 0
+            parts = (losses, tf.cast(correct, tf.float32), tf.ones_like(losses))
+            return tf.stack(
+                [tf.reduce_sum(tf.where(counts, p, 0.0)) for p in parts]
+            )
+
+        # One collective operation: each costs a round trip over the network.
+        return self._strategy.reduce(
+            tf.distribute.ReduceOp.SUM,
+            self._strategy.run(replica_fn, args=(batch,)),
+            axis=None,
+        )
+
+
+def outputs_of(
     model: keras.Model,
     strategy: tf.distribute.Strategy,
-    batches: Iterable,
-    device_stage: Callable[[Batch], tf.Tensor],
+    examples: Examples,
+    config: InputConfig,
+    preprocess: Callable[[tf.Tensor], tf.Tensor],
     *,
+    global_batch_size: int,
+    transforms: np.ndarray | tf.Tensor | None = None,
+    xla: bool = False,
+) -> Iterator[np.ndarray]:
+    """Runs a model on examples, from their pixels to its outputs.
+
+    Args:
+      model: from preprocessed images to `[batch, channels]`, built in the
+        strategy's scope.
+      strategy: the current strategy.
+      examples: the examples.
+      config: the options of the input pipeline.
+      preprocess: from float32 in [0, 255] to the backbone's range.
+      global_batch_size: images per step over all replicas.
+      transforms: the views of the examples; see
+        `input_pipeline.make_eval_dataset`.
+      xla: compile the forward pass of each replica.
+
+    Yields:
+      The outputs of each batch, in order; see `Inference.outputs`.
+    """
+    dtype = keras.config.dtype_policy().compute_dtype
+    batches = strategy.distribute_datasets_from_function(
+        lambda context: input_pipeline.make_eval_dataset(
+            examples,
+            config,
+            preprocess,
+            global_batch_size=global_batch_size,
+            compute_dtype=dtype,
+            transforms=transforms,
+            input_context=context,
+        )
+    )
+    device_stage = input_pipeline.make_device_stage(config, preprocess, dtype)
+    return Inference(model, strategy, device_stage, xla=xla).outputs(batches)
+
+
+def collect(
+    outputs: Iterator[np.ndarray],
     title: str,
     num_steps: int,
     stop: StopRequest | None = None,
-    xla: bool = False,
 ) -> np.ndarray:
-    """Runs a model once over a split, on all replicas of all workers.
+    """Concatenates the outputs of all batches, with a progress bar.
 
     Args:
-      model: from images to `[batch, channels]`.
-      strategy: the current one.
-      batches: of `Batch`, one pass in order, distributed over the strategy.
-      device_stage: from a `Batch` to the model's inputs.
-      title: of the progress bar.
-      num_steps: number of batches.
-      stop: whether to stop; None: nothing stops it.
-      xla: compile each replica's pass.
-
-    Returns:
-      float32 `[n, channels]`, in the split's order, without the padding.
+      outputs: what `Inference.outputs` returns.
+      title: the title of the progress bar.
+      num_steps: the number of batches.
+      stop: the request to stop, checked after each batch.
 
     Raises:
-      Preempted: it was asked to stop.
+      Preempted: the process was asked to stop.
     """
     stop = stop or StopRequest()
-    forward = lambda inputs: model(inputs, training=False)  # noqa: E731
-    if xla:
-        forward = tf.function(forward, jit_compile=True)
-
-    def replica_forward(batch: Batch):
-        outputs = forward(device_stage(batch))
-        return tf.cast(outputs, tf.float32), batch.weights
-
-    @tf.function
-    def step(batch):
-        results = strategy.run(replica_forward, args=(batch,))
-        # A step's replicas hold neighbouring stretches of the split.
-        return [strategy.gather(r, axis=0) for r in results]
-
     parts = []
     with terminal.EpochProgress(title, num_steps) as progress:
-        for batch in batches:
-            outputs, weights = step(batch)
-            parts.append(outputs.numpy()[weights.numpy() > 0])
+        for part in outputs:
+            parts.append(part)
             stop.alive()
             progress.advance()
             stop.check(f"stopped during {title}")

@@ -14,23 +14,26 @@ import numpy as np
 import tensorflow as tf
 
 from flowers17_tfdata import terminal
-from flowers17_tfdata.config import config as config_lib
 from flowers17_tfdata.config.config import Config
+from flowers17_tfdata.config.optimization import StageOptions
 from flowers17_tfdata.errors import UserError
 from flowers17_tfdata.input import input_pipeline
 from flowers17_tfdata.input.input_pipeline import Batch
 from flowers17_tfdata.models import batch_norm
-from flowers17_tfdata.scoring.scores import evaluate
 from flowers17_tfdata.training import metrics, optimizers
 from flowers17_tfdata.training.checkpoints import StageCheckpoints
+from flowers17_tfdata.training.inference import Inference
+from flowers17_tfdata.training.precision import uses_xla
 from flowers17_tfdata.training.preemption import StopRequest
 from flowers17_tfdata.training.profiler import Profiler
-from flowers17_tfdata.training.trainer import EvalTotals, Trainer, TrainTotals
+from flowers17_tfdata.training.trainer import Trainer, TrainTotals
 from flowers17_tfdata.training.workers import Workers
 
-# Reading a value waits for the device; every step would keep it from running
-# ahead, every epoch would train on NaN for minutes.
+# Reading a value waits for the device. At every step that would keep Python
+# from running ahead; once per epoch would train on NaN for minutes.
 _STEPS_BETWEEN_CHECKS = 10
+
+Schedule = keras.optimizers.schedules.LearningRateSchedule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,13 +41,13 @@ class StageData:
     """What a stage trains and validates on.
 
     Attributes:
-      num_examples: to train on.
-      make_train: `(initial_epoch, initial_step, input_context)` to the endless
-        dataset.
-      make_validation: `(input_context)` to one pass of validation; None: the
-        stage isn't validated, its last epoch is kept.
-      make_calibration: to clean batches of what is trained on, for the
-        statistics of batch-norm that has none yet, or trains; None: they stay.
+      num_examples: the number of training examples.
+      make_train: from `(initial_epoch, initial_step, input_context)` to the
+        infinite training dataset.
+      make_validation: from `input_context` to one pass over the validation
+        examples; None: the stage isn't validated, and keeps its last epoch.
+      make_calibration: returns clean batches of training examples, on which
+        batch-norm statistics are measured; None: they aren't measured.
       device_stage: from a replica's `Batch` to the model's inputs.
     """
 
@@ -59,36 +62,35 @@ class StageData:
     device_stage: Callable[[Batch], tf.Tensor] = lambda batch: batch.inputs
 
     def calibration_batches(self) -> Iterator[tf.Tensor]:
-        """Returns the model's inputs, of what `make_calibration` makes."""
+        """Returns the model's inputs for the batches of `make_calibration`."""
         return map(self.device_stage, self._calibration)
 
     @functools.cached_property
     def _calibration(self) -> tf.data.Dataset:
-        # Once: each one made would be traced and compiled anew.
+        # Made once: each new dataset would be traced and compiled again.
         return self.make_calibration()
 
 
 @dataclasses.dataclass(frozen=True)
 class Trainable:
-    """What a stage trains, and how it takes its steps.
+    """What a stage trains, and how.
 
     Attributes:
-      model: with this stage's layers frozen; built in the strategy's scope.
-        What it takes is what the stage's data gives: images, or features.
-      training_model: shares the layers of `model`, for training images of
-        another size; None: `model` itself.
-      options_of: whose epochs, optimizer and learning rate the stage trains
-        by: `transfer` or `finetune`.
-      rate_scales: each trainable variable's share of the learning rate; None:
-        all of it.
-      steps_per_call: training steps between two looks of Python at the
-        device.
+      model: the model, with this stage's layers frozen, built in the strategy's
+        scope. It takes images or features, whichever the stage's data holds.
+      options: the epochs, the optimizer and the learning rate.
+      training_model: a model that shares the layers of `model` and takes
+        training images of another size; None: `model` itself.
+      rate_scales: the factor of the learning rate for each trainable variable;
+        None: 1 for all.
+      steps_per_call: the number of training steps between two returns to
+        Python.
       xla_update: compile the optimizer's update (see `Trainer`).
     """
 
     model: keras.Model
+    options: StageOptions
     training_model: keras.Model | None = None
-    options_of: str = "finetune"
     rate_scales: Sequence[np.ndarray] | None = None
     steps_per_call: int = 1
     xla_update: bool = False
@@ -96,13 +98,13 @@ class Trainable:
 
 @dataclasses.dataclass(frozen=True)
 class StageResult:
-    """The epoch of a stage that was kept, and the wall time of all of them.
+    """The kept epoch of a stage, and the wall time of all its epochs.
 
     Attributes:
-      best_epoch: the kept one.
-      validation_accuracy: its; None: the stage isn't validated.
-      validation_loss: likewise, nats.
-      seconds: of all epochs.
+      best_epoch: the number of the kept epoch.
+      validation_accuracy: its accuracy; None: the stage isn't validated.
+      validation_loss: its loss, nats; None: the stage isn't validated.
+      seconds: the wall time of all epochs, seconds.
     """
 
     best_epoch: int
@@ -115,16 +117,16 @@ class Stage:
     """One stage (`transfer`, `finetune` or `refit`) of one run.
 
     Args:
-      name: of the stage.
-      config: of the run.
-      workdir: of the run.
-      trained: the model, and what goes with it.
-      strategy: the current one.
+      name: the name of the stage.
+      config: the configuration of the run.
+      workdir: the folder of the run.
+      trained: the model, and how it is trained.
+      strategy: the current strategy.
       data: what to train and validate on.
-      stop: whether to save and stop.
-      output: where this process writes, if it isn't the chief.
-      workers: of the strategy.
-      schedule: learning rate by step, instead of the stage's own.
+      stop: the request to save and stop.
+      output: the folder that this process writes to, if it isn't the chief.
+      workers: the processes of the run.
+      schedule: the learning rate by step, instead of the configured one.
     """
 
     def __init__(
@@ -138,73 +140,78 @@ class Stage:
         stop: StopRequest | None = None,
         output: pathlib.Path | None = None,
         workers: Workers | None = None,
-        schedule: keras.optimizers.schedules.LearningRateSchedule | None = None,
+        schedule: Schedule | None = None,
     ):
         self.name = name
+        self.model = trained.model
         self._config = config
-        self._output = output = output or workdir
-        self._workers = workers or Workers(strategy)
-        self.model = model = trained.model
+        self._trained = trained
         self._strategy = strategy
         self._data = data
-        options = config.optimization
-        self._batch_size = options.global_batch_size
-        self._prefix = prefix = trained.options_of
-        self._epochs = getattr(options, f"{prefix}_epochs")
+        self._stop = stop or StopRequest()
+        self._output = output = output or workdir
+        self._workers = workers or Workers(strategy)
         self._steps_per_epoch = input_pipeline.steps_per_epoch(
-            data.num_examples, self._batch_size
+            data.num_examples, config.optimization.global_batch_size
         )
         self._schedule = schedule or optimizers.learning_rate_schedule(
-            options,
-            getattr(options, f"{prefix}_learning_rate"),
-            self._epochs,
+            config.optimization,
+            trained.options.learning_rate,
+            trained.options.epochs,
             self._steps_per_epoch,
         )
-        with strategy.scope():
-            optimizer = optimizers.make_optimizer(
-                getattr(options, f"{prefix}_optimizer"),
-                self._schedule,
-                options,
-                scale_loss=keras.config.dtype_policy().name == "mixed_float16",
-                rate_scales=trained.rate_scales,
-            )
-        self._trainer = Trainer(
-            model=model,
-            strategy=strategy,
-            global_batch_size=self._batch_size,
-            optimizer=optimizer,
-            label_smoothing=options.label_smoothing,
+        self._trainer = self._make_trainer()
+        self._inference = Inference(
+            trained.model,
+            strategy,
+            data.device_stage,
             xla=uses_xla(config.runtime.xla),
-            xla_update=trained.xla_update and config.runtime.xla != "off",
-            deterministic=config.runtime.deterministic,
-            training_model=trained.training_model,
-            device_stage=data.device_stage,
         )
-        self._steps_per_call = trained.steps_per_call
-        self._stop = stop or StopRequest()
         self._saved_at = time.monotonic()
         self._profiler = Profiler(
-            config_lib.profile_range(config.runtime),
-            output / "tensorboard" / name,
+            config.runtime.profile_range, output / "tensorboard" / name
         )
         self._checkpoints = StageCheckpoints(
             workdir / "checkpoints" / name,
-            model,
-            optimizer,
+            trained.model,
+            self._trainer.optimizer,
             strategy,
             output / "checkpoints" / name,
             self._workers,
         )
 
+    def _make_trainer(self) -> Trainer:
+        trained, config = self._trained, self._config
+        with self._strategy.scope():
+            optimizer = optimizers.make_optimizer(
+                trained.options.optimizer,
+                self._schedule,
+                config.optimization,
+                scale_loss=keras.config.dtype_policy().name == "mixed_float16",
+                rate_scales=trained.rate_scales,
+            )
+        return Trainer(
+            model=trained.model,
+            strategy=self._strategy,
+            global_batch_size=config.optimization.global_batch_size,
+            optimizer=optimizer,
+            label_smoothing=config.optimization.label_smoothing,
+            xla=uses_xla(config.runtime.xla),
+            xla_update=trained.xla_update and config.runtime.xla != "off",
+            deterministic=config.runtime.deterministic,
+            training_model=trained.training_model,
+            device_stage=self._data.device_stage,
+        )
+
     def run(self) -> StageResult:
         """Trains from the newest checkpoint to the last epoch.
 
-        Leaves the weights of the best validated epoch in the model; where
-        nothing is validated, those of the last one.
+        The model then has the weights of the epoch with the best validation,
+        or of the last epoch if the stage isn't validated.
 
         Raises:
-          UserError: the loss is not finite; the last checkpoint stays.
-          Preempted: it was asked to stop, and saved.
+          UserError: the loss is not finite; the last checkpoint is kept.
+          Preempted: the process was asked to stop, and has saved.
         """
         done = self._checkpoints.restore()
         step = int(self._checkpoints.step.numpy())
@@ -216,9 +223,9 @@ class Stage:
         else:
             self._measure_frozen_batch_norm()
         writer = metrics.MetricsWriter(self._output, self.name, done)
-        if done < self._epochs:
+        if done < self._trained.options.epochs:
             batches = iter(self._train_batches(done, step))
-            for epoch in range(done, self._epochs):
+            for epoch in range(done, self._trained.options.epochs):
                 self._run_epoch(epoch, batches, writer)
                 self._stop.check(f"{self.name} epoch {epoch + 1} is saved")
         writer.close()
@@ -237,15 +244,15 @@ class Stage:
         )
 
     def try_steps(self, num_steps: int) -> Iterator[tuple[float, float]]:
-        """Takes the stage's first steps one by one; saves nothing.
+        """Runs the first steps of the stage one by one, and saves nothing.
 
         Args:
-          num_steps: how many at most.
+          num_steps: the number of steps.
 
         Yields:
-          A step's learning rate, and the mean training loss of its batch
-          before the weights move by it, nats. The same rate again where loss
-          scaling left a step out.
+          The learning rate of a step, and the mean training loss of its batch
+          before the update, nats. The rate repeats where loss scaling skipped
+          a step.
         """
         self._measure_frozen_batch_norm()
         batches = iter(self._train_batches(0, 0))
@@ -279,13 +286,13 @@ class Stage:
             "data_wait_fraction": float(totals.wait_secs) / train_secs,
             "seconds": train_secs + time.perf_counter() - start,
         }
-        # Before the checkpoint: a line too many is dropped when the epoch
-        # runs again; a missing one would never come back.
+        # Before the checkpoint: if the process dies in between, the epoch runs
+        # again and its old line is dropped. A missing line would never return.
         writer.write(line)
         self._checkpoints.save(line["seconds"])
         self._saved_at = time.monotonic()
         terminal.say(
-            f"{self.name} epoch {epoch + 1}/{self._epochs}: "
+            f"{self.name} epoch {epoch + 1}/{self._trained.options.epochs}: "
             f"train loss {line['train_loss']:.3f} "
             f"accuracy {line['train_accuracy']:.3f}, "
             + (
@@ -300,36 +307,41 @@ class Stage:
         )
 
     def _validate(self, epoch: int) -> tuple[float | None, float | None]:
-        """Validates the weights as they are, and keeps the best.
+        """Validates the current weights, and keeps them if they are the best.
 
-        Where nothing is validated, it keeps the last epoch's.
+        Without validation, it keeps those of the last epoch.
 
         Returns:
-          Loss and accuracy; None: the stage isn't validated.
+          The loss and the accuracy, or None for both.
         """
-        last = epoch + 1 == self._epochs
+        last = epoch + 1 == self._trained.options.epochs
         if self._data.make_validation is None:
             if last:
                 self._measure_trained_batch_norm()
                 self._checkpoints.keep()
             return None, None
         self._measure_trained_batch_norm()
-        result = evaluate(self._eval_step, self._validation_batches)
-        self._checkpoints.save_if_best(result["accuracy"], result["loss"])
-        return result["loss"], result["accuracy"]
+        loss, accuracy = self._inference.loss_and_accuracy(
+            self._validation_batches, self._stop.alive
+        )
+        self._checkpoints.save_if_best(accuracy, loss)
+        return loss, accuracy
 
     def _train_epoch(
         self, epoch: int, batches: Iterator
     ) -> tuple[TrainTotals, float]:
         """Trains to the end of an epoch; returns its sums and its seconds."""
-        # Not zero where a run that stopped within the epoch is resumed.
+        # They are not zero if a run resumes within the epoch.
         totals = TrainTotals(*tf.unstack(self._checkpoints.sums))
         step = checked = int(self._checkpoints.step.numpy())
-        title = f"{self.name} epoch {epoch + 1}/{self._epochs}"
+        title = f"{self.name} epoch {epoch + 1}/{self._trained.options.epochs}"
+        batch_size = self._trainer.global_batch_size
         start = time.perf_counter() - float(self._checkpoints.step_secs.numpy())
         with terminal.EpochProgress(title, self._steps_per_epoch) as progress:
             while step < self._steps_per_epoch:
-                count = min(self._steps_per_call, self._steps_per_epoch - step)
+                count = min(
+                    self._trained.steps_per_call, self._steps_per_epoch - step
+                )
                 self._profiler.before(count)
                 sums = self._trainer.train_steps(batches, tf.constant(count))
                 self._profiler.after(count)
@@ -342,19 +354,15 @@ class Stage:
                 if last or due or step - checked >= _STEPS_BETWEEN_CHECKS:
                     self._check_finite(totals, epoch, checked + 1, step)
                     checked = step
-                rate = step * self._batch_size / (time.perf_counter() - start)
+                rate = step * batch_size / (time.perf_counter() - start)
                 progress.advance(count, f"{rate:.1f} images/s")
                 if due:
                     seconds = time.perf_counter() - start
                     self._save_within_epoch(epoch, step, totals, seconds)
         return totals, time.perf_counter() - start
 
-    def _eval_step(self, batch: Batch) -> EvalTotals:
-        self._stop.alive()
-        return self._trainer.eval_step(batch)
-
     def _save_is_due(self) -> bool:
-        """Whether it is time to save, or any worker is asked to stop."""
+        """Whether it is time to save, or any worker was asked to stop."""
         every = self._config.runtime.checkpoint_every_secs
         late = every and time.monotonic() - self._saved_at >= every
         return self._workers.any(bool(late or self._stop.requested))
@@ -376,7 +384,7 @@ class Stage:
         raise UserError(
             f"the training loss became {float(totals.loss)} in {self.name} "
             f"epoch {epoch + 1}, step {first} to {step}: try a lower "
-            f"--{self._prefix}_learning_rate"
+            f"--{self._trained.options.method}_learning_rate"
             + (
                 f", in another --workdir; epoch {epoch}'s checkpoint is kept"
                 if epoch
@@ -385,15 +393,18 @@ class Stage:
         )
 
     def _measure_frozen_batch_norm(self) -> None:
-        """Before the first step: there are no statistics to keep."""
+        """Measures the statistics of frozen batch-norm before the first step.
+
+        Random weights have none that could be kept.
+        """
         if self._data.make_calibration and not self._trained_batch_norm:
             batch_norm.calibrate(self.model, self._data.calibration_batches())
 
     def _measure_trained_batch_norm(self) -> None:
-        """Before the weights, as they are now, are validated or kept.
+        """Measures the statistics of trained batch-norm after an epoch.
 
-        It trained on the batches' own statistics; evaluated, and saved, it is
-        with those of the data.
+        In training it uses the statistics of each batch; validation and the
+        saved model use those of the data.
         """
         if self._data.make_calibration and self._trained_batch_norm:
             self._calibration.run(self._data.calibration_batches())
@@ -416,14 +427,7 @@ class Stage:
 
     @functools.cached_property
     def _validation_batches(self):
-        # Once: each one made would be traced and compiled anew.
+        # Made once: each new dataset would be traced and compiled again.
         return self._strategy.distribute_datasets_from_function(
             self._data.make_validation
         )
-
-
-def uses_xla(xla: str) -> bool:
-    """Turns `--xla=auto` into on for GPUs, off for CPUs."""
-    if xla == "auto":
-        return bool(tf.config.list_physical_devices("GPU"))
-    return xla == "on"

@@ -58,3 +58,10 @@ def set_precision(precision: str) -> str:
     policy = resolve_precision(precision)
     keras.config.set_dtype_policy(policy)
     return policy
+
+
+def uses_xla(xla: str) -> bool:
+    """Resolves `--xla`: `auto` compiles on GPUs, and not on CPUs."""
+    if xla == "auto":
+        return bool(tf.config.list_physical_devices("GPU"))
+    return xla == "on"

@@ -1,0 +1,102 @@
+"""The text of `--help` and `--helpfull`."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator
+
+from flowers17_tfdata.config.config import GROUPS
+from flowers17_tfdata.config.option import Flag, flags_of
+from flowers17_tfdata.phases.registry import PHASES, Phase
+
+_EXAMPLES = """\
+examples:
+  # The whole job in minutes, without a download:
+  {program} --flagfile=configs/quickstart.flags
+  # The Oxford flowers: the head alone in a minute, or fine-tuned in minutes:
+  {program} --flagfile=configs/fast.flags --workdir=runs/fast
+  {program} --flagfile=configs/flowers17.flags --workdir=runs/flowers17
+  # Classify photographs; the workdir supplies the other flags:
+  {program} --phase=predict --workdir=runs/flowers17 photo.jpg
+  {program} --phase=predict --workdir=runs/flowers17 \\
+      --images='photos/**/*.jpg' --format=csv > predictions.csv
+  # The flags of one phase, and all flags:
+  {program} --phase=predict --help
+  {program} --helpfull"""
+
+_OFFLINE = """\
+Without a network:
+  try everything on the synthetic data set:
+      {program} --flagfile=configs/quickstart.flags
+  train on the photographs from files that you bring along:
+      {program} --archive=17flowers.tgz --weights=inception_v3_notop.h5
+    which a machine with a network downloads from (60 and 88 MB)
+      https://www.robots.ox.ac.uk/~vgg/data/flowers/17/17flowers.tgz
+      {weights_url}
+  train on your own photographs, one folder per class:
+      {program} --dataset=folder:PATH --weights=inception_v3_notop.h5
+  or from random weights (slow and less accurate): --weights=none
+  all flags: {program} --helpfull"""
+
+_WEIGHTS_URL = (
+    "https://storage.googleapis.com/tensorflow/keras-applications/inception_v3/"
+    "inception_v3_weights_tf_dim_ordering_tf_kernels_notop.h5"
+)
+
+
+def offline_text(program: str) -> str:
+    """Returns what to do where nothing can be downloaded."""
+    return _OFFLINE.format(program=program, weights_url=_WEIGHTS_URL)
+
+
+def help_text(program: str, phase: Phase | None, full: bool) -> str:
+    """Returns the text of `--help`.
+
+    Args:
+      program: how the program was called.
+      phase: show only the flags that this phase reads; None: of all phases.
+      full: show all flags, not only the common ones.
+    """
+    lines = [
+        f"usage: {program} --phase=PHASE [--workdir=DIR] "
+        "[--flagfile=configs/X.flags] [--FLAG=VALUE ...]",
+        "",
+        "phases:",
+        *(f"  {p.name:10} {p.help}" for p in PHASES.values()),
+        "",
+        _EXAMPLES.format(program=program),
+    ]
+    if phase and phase.reads_run:
+        lines += [
+            "",
+            f"{phase.name} takes flags that are not given from the workdir's "
+            "config.json.",
+        ]
+    for name, config_class in GROUPS.items():
+        if phase and name not in ("run", "runtime", *phase.groups):
+            continue
+        flags = [f for f in flags_of(config_class) if full or f.option.common]
+        if flags:
+            lines += ["", f"{_title(name)}: {config_class.__doc__}"]
+        for flag in flags:
+            lines += _flag_lines(flag)
+    if not full:
+        lines += ["", f"all flags: {program} --helpfull"]
+    return "\n".join(lines)
+
+
+def _title(group: str) -> str:
+    """Returns a group's name, and the phases that read it."""
+    readers = [p.name for p in PHASES.values() if group in p.groups]
+    return f"{group} ({', '.join(readers)})" if readers else group
+
+
+def _flag_lines(flag: Flag) -> Iterator[str]:
+    option, default = flag.option, flag.default
+    shown = "''" if default == "" else str(default)
+    prefix = "[no]" if isinstance(default, bool) else ""
+    yield f"  --{prefix}{flag.name}={'|'.join(option.choices) or shown}"
+    text = option.help + (f" Default: {default}." if option.choices else "")
+    yield from textwrap.wrap(
+        text, 74, initial_indent=" " * 6, subsequent_indent=" " * 6
+    )

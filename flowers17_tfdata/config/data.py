@@ -1,0 +1,115 @@
+"""The flags of the data set."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from flowers17_tfdata.config.option import Kind, option
+from flowers17_tfdata.errors import ConfigError
+
+FOLDER_PREFIX = "folder:"
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """The images, their labels and their splits."""
+
+    dataset: str = option(
+        "oxford_flowers17",
+        "folder:PATH reads your own images (PATH/CLASS/*.jpg, or "
+        "PATH/{train,validation,test}/CLASS/*.jpg), any other value names a "
+        "TFDS data set as NAME or NAME/CONFIG; the configs of oxford_flowers17 "
+        "are seeded (default), official_1, official_2, official_3, synthetic.",
+        Kind.RUN,
+        common=True,
+    )
+    archive: str = option(
+        "",
+        "Path of 17flowers.tgz or of the folder extracted from it, to use "
+        "instead of downloading.",
+        Kind.FREE,
+        common=True,
+    )
+    data_dir: str = option(
+        "",
+        "Folder in which TFDS keeps prepared data sets ('': "
+        "~/tensorflow_datasets).",
+        Kind.RECALLED,
+        common=True,
+    )
+    split_fractions: str = option(
+        "0.7,0.15,0.15",
+        "TRAIN,VALIDATION,TEST: the fractions by which a data set without "
+        "these splits is divided, with equal proportions of every class.",
+        Kind.RUN,
+    )
+    split_seed: int = option(
+        0,
+        "Seed of the division into splits; for oxford_flowers17/seeded and "
+        "synthetic, 0 keeps the data set's own splits.",
+        Kind.RUN,
+        bounds=(0, 2**31 - 1),
+    )
+    near_duplicates: str = option(
+        "together",
+        "together keeps nearly identical images in one split; anywhere divides "
+        "them like all others, so that test accuracy also measures memory.",
+        Kind.RUN,
+        choices=("together", "anywhere"),
+    )
+    folds: int = option(
+        0,
+        "Cross-validate: divide all images into K folds (3 to 20) and train K "
+        "times, each time with another fold as test and the next one as "
+        "validation (0: do not).",
+        Kind.RUN,
+        common=True,
+        bounds=(0, 20),
+    )
+    fold: int = option(
+        -1,
+        "Run only the fold with this number, 0 to K-1, of --folds=K (-1: run "
+        "all, each in WORKDIR/fold_N, and pool their results).",
+        Kind.RUN,
+        bounds=(-1, None),
+    )
+
+    @property
+    def runs_all_folds(self) -> bool:
+        """Whether this is a cross-validation of all folds, not of one."""
+        return self.folds > 0 and self.fold < 0
+
+    @property
+    def folder(self) -> str | None:
+        """The PATH of `--dataset=folder:PATH`; None for a TFDS data set."""
+        if not self.dataset.startswith(FOLDER_PREFIX):
+            return None
+        return self.dataset.removeprefix(FOLDER_PREFIX)
+
+    @property
+    def is_flowers17(self) -> bool:
+        """Whether the data set is made from the Oxford archive."""
+        name, _, config_name = self.dataset.partition("/")
+        return name == "oxford_flowers17" and config_name != "synthetic"
+
+    @property
+    def fractions(self) -> tuple[float, float, float]:
+        """The fractions of train, validation and test, which sum to 1.
+
+        Raises:
+          ConfigError: `--split_fractions` holds something else.
+        """
+        try:
+            train, validation, test = map(
+                float, self.split_fractions.split(",")
+            )
+        except ValueError:
+            train = validation = test = float("nan")
+        numbers = train, validation, test
+        # NaN fails both.
+        if not all(0 < n < 1 for n in numbers) or abs(sum(numbers) - 1) > 1e-6:
+            raise ConfigError(
+                "--split_fractions must be TRAIN,VALIDATION,TEST, each above "
+                f"0, with the sum 1; got {self.split_fractions!r}"
+            )
+        return numbers

@@ -1,0 +1,74 @@
+"""The flags of the network."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from flowers17_tfdata.config.option import Kind, Needs, option
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The network."""
+
+    backbone: str = option(
+        "inception_v3",
+        "Any keras.applications classifier, such as inception_v3, xception, "
+        "resnet50v2, mobilenet_v2, efficientnetv2-b0 or vgg16.",
+        Kind.RUN,
+        common=True,
+    )
+    weights: str = option(
+        "imagenet",
+        "Backbone weights: imagenet (downloaded), none (random), or the path "
+        "of a .weights.h5 or .h5 file without the top.",
+        Kind.TRAINING,
+        common=True,
+    )
+    head_units: int = option(
+        0,
+        "Units of the head's hidden layer (0: no hidden layer).",
+        Kind.TRAINING,
+        bounds=(0, None),
+        needs=(Needs("transfer_optimizer", ("sgd", "adam", "adamw")),),
+    )
+    dropout: float = option(
+        0.0,
+        "Dropout rate before the last layer, in every stage that trains in "
+        "steps.",
+        Kind.TRAINING,
+        bounds=(0, 0.95),
+    )
+    unfreeze_from: str = option(
+        "auto",
+        "First backbone layer or block that fine-tuning trains, such as mixed2 "
+        "or block5, or all; auto takes the first feature map of an eighth of "
+        "the image's size (all for --weights=none).",
+        Kind.TRAINING,
+        common=True,
+        stage="finetune",
+    )
+    init_from: str = option(
+        "",
+        "Saved .keras classifier that fine-tuning starts from ('': the "
+        "workdir's model_transfer.keras).",
+        Kind.TRAINING,
+        stage="finetune",
+        needs=(Needs("phase", ("train",), never=True),),
+    )
+    model_summary: bool = option(
+        False,
+        "Print the layers, shapes and trainable weights of each stage.",
+        Kind.FREE,
+    )
+    plot_model: bool = option(
+        False,
+        "Draw the network of each stage to plot_STAGE.png in the workdir "
+        "(needs pydot and Graphviz).",
+        Kind.FREE,
+    )
+
+    @property
+    def trains_batch_norm(self) -> bool:
+        """Whether fine-tuning trains batch-norm, which then can't be folded."""
+        return self.weights == "none"

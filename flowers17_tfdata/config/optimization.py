@@ -1,0 +1,156 @@
+"""The flags of the training stages."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from flowers17_tfdata.config.option import Kind, option
+
+STAGES = ("transfer", "finetune", "refit")
+OPTIMIZERS = ("sgd", "adam", "adamw")
+# Finds the head's optimum on cached features, without steps.
+SOLVER = "lbfgs"
+
+
+@dataclasses.dataclass(frozen=True)
+class StageOptions:
+    """How a stage that trains in steps does so.
+
+    Attributes:
+      method: `transfer` or `finetune`.
+      epochs: number of epochs.
+      optimizer: one of `OPTIMIZERS`.
+      learning_rate: peak learning rate.
+    """
+
+    method: str
+    epochs: int
+    optimizer: str
+    learning_rate: float
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizationConfig:
+    """The epochs, optimizers and losses of the training stages."""
+
+    global_batch_size: int = option(
+        32,
+        "Images per step over all replicas.",
+        Kind.RUN,
+        common=True,
+        bounds=(1, None),
+    )
+    transfer_optimizer: str = option(
+        SOLVER,
+        "Transfer stage: lbfgs finds the linear head's optimum on cached "
+        "features, with a weight decay by cross-validation within train; sgd, "
+        "adam and adamw train the head for --transfer_epochs.",
+        Kind.TRAINING,
+        stage="transfer",
+        choices=(SOLVER, *OPTIMIZERS),
+    )
+    transfer_epochs: int = option(
+        30,
+        "Epochs of the transfer stage with sgd, adam or adamw.",
+        Kind.TRAINING,
+        stage="transfer",
+        common=True,
+        bounds=(1, None),
+    )
+    transfer_learning_rate: float = option(
+        1e-3,
+        "Peak learning rate of the transfer stage with sgd, adam or adamw.",
+        Kind.TRAINING,
+        stage="transfer",
+        above=0,
+    )
+    finetune_epochs: int = option(
+        8,
+        "Epochs of the fine-tune stage (0: train the head alone).",
+        Kind.TRAINING,
+        stage="finetune",
+        common=True,
+        bounds=(0, None),
+    )
+    refit: bool = option(
+        False,
+        "At the end, train the better of the two stages once more, on train "
+        "and validation together; only test can then measure the model.",
+        # It adds a stage, and changes none.
+        Kind.FREE,
+        common=True,
+    )
+    finetune_optimizer: str = option(
+        "adamw",
+        "Optimizer of the fine-tune stage.",
+        Kind.TRAINING,
+        stage="finetune",
+        choices=OPTIMIZERS,
+    )
+    finetune_learning_rate: float = option(
+        3e-4,
+        "Peak learning rate of the fine-tune stage.",
+        Kind.TRAINING,
+        stage="finetune",
+        common=True,
+        above=0,
+    )
+    finetune_lowest_rate: float = option(
+        1.0,
+        "Discriminative learning rates: the lowest trained layer's rate as a "
+        "fraction of the head's, rising geometrically in between (1: all "
+        "equal).",
+        Kind.TRAINING,
+        stage="finetune",
+        above=0,
+        bounds=(0, 1),
+    )
+    schedule: str = option(
+        "cosine",
+        "cosine warms up linearly for one epoch, then decays along a cosine to "
+        "0; constant keeps the rate.",
+        Kind.TRAINING,
+        choices=("cosine", "constant"),
+    )
+    weight_decay: float = option(
+        1e-4,
+        "Decoupled weight decay of adamw, multiplied by the learning rate, on "
+        "all weights but biases and batch-norm.",
+        Kind.TRAINING,
+        bounds=(0, None),
+    )
+    class_weights: str = option(
+        "none",
+        "balanced weights the loss of an example in inverse proportion to the "
+        "number of training images in its class.",
+        Kind.TRAINING,
+        choices=("none", "balanced"),
+    )
+    label_smoothing: float = option(
+        0.0,
+        "Label smoothing of the training loss.",
+        Kind.TRAINING,
+        bounds=(0, 0.9),
+    )
+
+    def stage(self, method: str) -> StageOptions:
+        """Returns the options of the method `transfer` or `finetune`."""
+        if method == "transfer":
+            return StageOptions(
+                method,
+                self.transfer_epochs,
+                self.transfer_optimizer,
+                self.transfer_learning_rate,
+            )
+        return StageOptions(
+            method,
+            self.finetune_epochs,
+            self.finetune_optimizer,
+            self.finetune_learning_rate,
+        )
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The stages that `--phase=train` runs, in order."""
+        runs = (True, self.finetune_epochs > 0, self.refit)
+        return tuple(s for s, run in zip(STAGES, runs, strict=True) if run)

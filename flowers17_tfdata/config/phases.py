@@ -1,0 +1,187 @@
+"""The flags of the phases that use a trained model."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from flowers17_tfdata.config.option import Kind, Needs, option
+from flowers17_tfdata.errors import ConfigError, did_you_mean
+
+EXPORT_FORMATS = (
+    "saved_model",
+    "keras",
+    "tflite_float16",
+    "tflite_int8",
+    "onnx",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """The trained model, and how it is evaluated."""
+
+    model: str = option(
+        "",
+        "Saved .keras classifier ('': the workdir's model_refit.keras, else "
+        "the better one on validation of model_finetune.keras and "
+        "model_transfer.keras).",
+        Kind.FREE,
+        common=True,
+        needs=(Needs("phase", ("train",), never=True),),
+    )
+    split: str = option(
+        "test",
+        "Split to evaluate, report or compare.",
+        Kind.FREE,
+        common=True,
+    )
+    tta: int = option(
+        1,
+        "Test-time augmentation: average the probabilities over K views of "
+        "each image (the image, its mirror image, then random ones), at K "
+        "times the cost.",
+        Kind.RECALLED,
+        common=True,
+        bounds=(1, 1000),
+        needs=(Needs("augmentation", ("affine",), above=2),),
+    )
+    assert_accuracy_at_least: float = option(
+        0.0,
+        "Exit with 3 if the accuracy is lower than this.",
+        Kind.FREE,
+        common=True,
+        bounds=(0, 1),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class PredictConfig:
+    """What `--phase=predict` reads and writes."""
+
+    images: str = option(
+        "",
+        "Images to classify, comma-separated: files, folders (with all "
+        "subfolders), globs ('photos/**/*.jpg'), or - to read one path per "
+        "line from standard input.",
+        Kind.FREE,
+        common=True,
+        required_by="predict",
+    )
+    format: str = option(
+        "table",
+        "table is for people; json prints one object per line; csv prints one "
+        "row per image.",
+        Kind.FREE,
+        common=True,
+        choices=("table", "json", "csv"),
+    )
+    output: str = option(
+        "",
+        "File to write the predictions to ('': standard output).",
+        Kind.FREE,
+        common=True,
+    )
+    top_k: int = option(
+        3,
+        "Number of classes to print, the likeliest first.",
+        Kind.FREE,
+        bounds=(1, None),
+    )
+    labels: str = option(
+        "",
+        "File of class names, one per line, for a model that was saved "
+        "without them.",
+        Kind.FREE,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportConfig:
+    """What `--phase=export` writes."""
+
+    export_dir: str = option(
+        "",
+        "Folder to export to ('': export in the workdir).",
+        Kind.FREE,
+        common=True,
+    )
+    export_formats: str = option(
+        "saved_model,keras,tflite_float16,tflite_int8",
+        "Formats to export, comma-separated: saved_model, keras, "
+        "tflite_float16, tflite_int8, onnx.",
+        Kind.FREE,
+        common=True,
+    )
+
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """The names in `--export_formats`, in the order given.
+
+        Raises:
+          ConfigError: there is no name, an unknown one, or one twice.
+        """
+        names = [n.strip() for n in self.export_formats.split(",")]
+        names = [n for n in names if n]
+        known = ", ".join(EXPORT_FORMATS)
+        if not names:
+            raise ConfigError(
+                f"--export_formats must name at least one of {known}; got "
+                f"{self.export_formats!r}"
+            )
+        for name in names:
+            if name not in EXPORT_FORMATS:
+                raise ConfigError(
+                    f"--export_formats must be of {known}; got {name!r}"
+                    f"{did_you_mean(name, EXPORT_FORMATS)}"
+                )
+            if names.count(name) > 1:
+                raise ConfigError(
+                    f"--export_formats must name each format once; got {name} "
+                    f"{names.count(name)} times"
+                )
+        return tuple(names)
+
+
+@dataclasses.dataclass(frozen=True)
+class FoldersConfig:
+    """What `--phase=folders` writes."""
+
+    folders_dir: str = option(
+        "",
+        "Folder for the splits as class folders ('': folders in the workdir).",
+        Kind.FREE,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class CompareConfig:
+    """The runs that `--phase=compare` compares."""
+
+    compare: str = option(
+        "",
+        "Workdirs of evaluated runs, comma-separated folders and globs "
+        "('runs/ours_*').",
+        Kind.FREE,
+        common=True,
+        required_by="compare",
+    )
+    baseline: str = option(
+        "",
+        "As many workdirs to compare them with, in the same order (the matches "
+        "of a glob are sorted).",
+        Kind.FREE,
+        common=True,
+        required_by="compare",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class FindLrConfig:
+    """What `--phase=find_lr` searches for."""
+
+    find_lr_stage: str = option(
+        "finetune",
+        "Stage to find a learning rate for.",
+        Kind.FREE,
+        choices=("transfer", "finetune"),
+    )

@@ -1,0 +1,157 @@
+"""The rules that a configuration must follow."""
+
+from __future__ import annotations
+
+import os
+
+from flowers17_tfdata.config.config import Config, all_flags, to_values
+from flowers17_tfdata.config.optimization import OPTIMIZERS, SOLVER
+from flowers17_tfdata.config.option import check as check_flag
+from flowers17_tfdata.errors import ConfigError
+
+
+def check(config: Config) -> None:
+    """Checks every flag against its declaration, then the other rules.
+
+    Raises:
+      ConfigError: names the flag, the rule and the value.
+    """
+    values = to_values(config)
+    for name in ("workdir", "dataset"):
+        if not values[name]:
+            raise ConfigError(f"--{name} must not be empty; got ''")
+    for flag in all_flags():
+        check_flag(flag, values)
+        _check_home(flag.name, values[flag.name])
+    # These raise a ConfigError if they can't be parsed.
+    _ = config.runtime.profile_range
+    _ = config.data.fractions
+    _ = config.export.formats
+    if config.data.archive and not config.data.is_flowers17:
+        raise ConfigError(
+            "--archive goes with --dataset=oxford_flowers17 (seeded or "
+            f"official_*); got --dataset={config.data.dataset}"
+        )
+    _check_folder(config)
+    _check_folds(config)
+    _check_stages(config)
+    _check_data_service(config.input.data_service)
+    check_batch_size(config, config.runtime.num_virtual_devices or 1)
+
+
+def check_batch_size(config: Config, num_replicas: int) -> None:
+    """Checks that the replicas share a batch equally.
+
+    Raises:
+      ConfigError: the batch size is not a multiple of the number of replicas.
+    """
+    size = config.optimization.global_batch_size
+    if size % num_replicas:
+        raise ConfigError(
+            "--global_batch_size must be a multiple of the number of replicas "
+            f"({num_replicas}); got {size}"
+        )
+
+
+def _check_stages(config: Config) -> None:
+    options = config.optimization
+    if config.phase == "finetune" and not options.finetune_epochs:
+        raise ConfigError(
+            "--finetune_epochs must be at least 1 for --phase=finetune; got 0"
+        )
+    if (
+        config.phase == "find_lr"
+        and config.find_lr.find_lr_stage == "transfer"
+        and options.transfer_optimizer == SOLVER
+    ):
+        raise ConfigError(
+            "--find_lr_stage=transfer goes with --transfer_optimizer="
+            f"{', '.join(OPTIMIZERS)}; got {SOLVER}, which needs no learning "
+            "rate"
+        )
+
+
+def _check_home(name: str, value: object) -> None:
+    """Checks that ~NAME at the start of a path is a user's home folder."""
+    path = str(value).removeprefix("folder:")
+    if path.startswith("~") and os.path.expanduser(path) == path:
+        raise ConfigError(
+            f"--{name}: {path.partition(os.sep)[0]} has no home folder; got "
+            f"{value!r}"
+        )
+
+
+def _check_folder(config: Config) -> None:
+    folder = config.data.folder
+    if folder is None:
+        return
+    if not folder:
+        raise ConfigError(
+            "--dataset=folder:PATH must name a folder; got "
+            f"{config.data.dataset!r}"
+        )
+    # The next run would take what this one writes there for a class.
+    for name, path in (
+        ("workdir", config.workdir),
+        ("data_dir", config.data.data_dir),
+        ("folders_dir", config.folders.folders_dir),
+        ("export_dir", config.export.export_dir),
+    ):
+        if path and _lies_in(path, folder):
+            raise ConfigError(
+                f"--{name} must lie outside the folder of images {folder}; got "
+                f"{path}"
+            )
+
+
+def _lies_in(path: str, folder: str) -> bool:
+    path, folder = (
+        os.path.join(os.path.realpath(os.path.expanduser(p)), "")
+        for p in (path, folder)
+    )
+    return path.startswith(folder)
+
+
+def _check_folds(config: Config) -> None:
+    folds, fold = config.data.folds, config.data.fold
+    if 0 < folds < 3:
+        raise ConfigError(
+            "--folds must be 0, or at least 3: one to test, one to validate, "
+            f"the others to train on; got {folds}"
+        )
+    if fold >= 0 and not folds:
+        raise ConfigError(f"--fold goes with --folds=K; got --fold={fold}")
+    if fold >= 0 and fold >= folds:
+        raise ConfigError(f"--fold must be below --folds={folds}; got {fold}")
+    if not config.data.runs_all_folds:
+        return
+    for flag, value, wanted in (
+        ("phase", config.phase, "train"),
+        ("split", config.evaluation.split, "test"),
+        ("launch_local", config.runtime.launch_local, 0),
+    ):
+        if value != wanted:
+            raise ConfigError(
+                f"--folds without --fold=N goes with --{flag}={wanted} alone; "
+                f"got {value!r}"
+            )
+    if config.runtime.strategy == "multi_worker":
+        raise ConfigError(
+            "--folds without --fold=N does not go with --strategy="
+            "multi_worker: pass --fold=0, then 1, ..., each with a --workdir"
+        )
+
+
+def _check_data_service(address: str) -> None:
+    host, _, port = address.removeprefix("grpc://").rpartition(":")
+    valid = (
+        address.startswith("grpc://")
+        and host
+        and port.isascii()
+        and port.isdigit()
+        and 0 < int(port[:6]) < 65536
+    )
+    if address and not valid:
+        raise ConfigError(
+            f"--data_service must be grpc://HOST:PORT; got {address!r}"
+        )

@@ -1,0 +1,389 @@
+"""Runs the training stages of a run, each to its saved model."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from flowers17_tfdata import files, terminal, timings
+from flowers17_tfdata.config.config import Config
+from flowers17_tfdata.config.optimization import SOLVER, STAGES
+from flowers17_tfdata.errors import UserError
+from flowers17_tfdata.models import (
+    classifier,
+    folding,
+    freezing,
+    saved_models,
+    summary,
+    training_size,
+)
+from flowers17_tfdata.phases import train_data, train_models
+from flowers17_tfdata.phases.train_models import StageModel
+from flowers17_tfdata.session import Session, write_config
+from flowers17_tfdata.training import (
+    checkpoints,
+    linear_head,
+    metrics,
+    preemption,
+)
+from flowers17_tfdata.training.loop import (
+    Schedule,
+    Stage,
+    StageResult,
+    Trainable,
+)
+from flowers17_tfdata.training.preemption import StopRequest
+
+# Returning to Python costs milliseconds per step: nothing beside the seconds of
+# a CPU's step, too much beside a GPU's, and most of the time of a head's.
+_GPU_STEPS_PER_CALL = 10
+_HEAD_STEPS_PER_CALL = 100
+
+
+def _stage_folder(session: Session, stage: str) -> pathlib.Path:
+    return session.workdir / "checkpoints" / stage
+
+
+def train_stages(session: Session, stages: Sequence[str]) -> None:
+    """Runs each stage to its saved model, or finds that it is done.
+
+    Args:
+      session: the open run.
+      stages: some of `STAGES`, in their order.
+
+    Raises:
+      UserError: flags differ from those that the run started with (checked
+        before anything is read, trained or written), or training failed.
+    """
+    keys = {stage: _checked_resume_key(session, stage) for stage in stages}
+    runtime, workers = session.config.runtime, session.workers
+    waits = workers.count > 1 or bool(session.config.input.data_service)
+    with preemption.stop_on_signals(
+        runtime.grace_secs,
+        runtime.stall_timeout_secs if waits else 0.0,
+        workers.any,
+    ) as stop:
+        _run_stages(session, keys, stop)
+
+
+def _run_stages(
+    session: Session, keys: dict[str, dict[str, Any]], stop: StopRequest
+) -> None:
+    examples = None
+    for stage, key in keys.items():
+        done = (_stage_folder(session, stage) / "done.json").exists()
+        done = done and session.model_path(stage).exists()
+        # The chief wrote them before a barrier, so all workers find them.
+        if session.workers.all(done):
+            terminal.say(f"{stage}: already done in {session.workdir}")
+        else:
+            stop.check(f"stopped before {stage}")
+            if examples is None:
+                write_config(session)
+                with timings.measure(session.output, "decoding"):
+                    examples = train_data.load_examples(session)
+            splits = train_data.select_splits(session, stage, examples)
+            _run_stage(session, stage, splits, key, stop)
+        if stage == "finetune":
+            _report_kept(session)
+
+
+def _report_kept(session: Session) -> None:
+    """Reports which of the head and the fine-tuned model is kept, and why."""
+    before, after = (
+        saved_models.validation_of(session.model_path(stage))
+        for stage in ("transfer", "finetune")
+    )
+    if not before or not after:
+        # Fine-tuning started from another run's model.
+        return
+    accuracies = f"{before.accuracy:.1%} -> {after.accuracy:.1%}"
+    if saved_models.kept_stage(session.workdir) == "finetune":
+        terminal.say(f"fine-tuning helped on validation: {accuracies}")
+    else:
+        terminal.say(
+            f"fine-tuning did not help on validation ({accuracies}): kept the "
+            f"head, {session.model_path('transfer')}"
+        )
+
+
+def _checked_resume_key(session: Session, stage: str) -> dict[str, Any]:
+    config = session.config
+    key = checkpoints.resume_key(
+        config, stage, session.source.name, session.precision
+    )
+    for earlier in STAGES[: STAGES.index(stage) + 1]:
+        # Fine-tuning starts from the transfer stage, and refit repeats one of
+        # the two: their flags must be the same.
+        if earlier == stage or not config.model.init_from:
+            checkpoints.check_resume_key(
+                _stage_folder(session, earlier), key, session.workdir
+            )
+    return key
+
+
+def _run_stage(
+    session: Session,
+    stage: str,
+    splits: train_data.Splits,
+    key: dict[str, Any],
+    stop: StopRequest,
+) -> None:
+    config = session.config
+    folder = session.output / "checkpoints" / stage
+    start = time.perf_counter()
+    method = _method(session, stage)
+    with timings.measure(session.output, f"{stage}: building the network"):
+        start_model = train_models.build_stage_model(session, method)
+    model = start_model.model
+    summary.show(model, stage, session.output, config.model)
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoints.write_resume_key(folder, key)
+    if (
+        method == "transfer"
+        and config.optimization.transfer_optimizer == SOLVER
+    ):
+        result = _solve_head(session, stage, splits, model, stop)
+    else:
+        result = _train(session, stage, method, splits, start_model, stop)
+    if stage != "transfer" and folding.is_functional(model):
+        # The transfer stage's model keeps its batch-norm: fine-tuning may
+        # train it.
+        with session.strategy.scope():
+            model = folding.fold_batch_norm(model)
+    _save_model(session, stage, model, splits, result)
+    files.write_json(folder / "done.json", dataclasses.asdict(result))
+    if result.validation_accuracy is None:
+        outcome = f"trained on {' and '.join(splits.trained)}"
+    else:
+        outcome = (
+            f"best epoch {result.best_epoch}, validation accuracy "
+            f"{result.validation_accuracy:.4f}"
+        )
+    terminal.say(
+        f"{stage}: {outcome}; {result.seconds:.0f} s in epochs, "
+        f"{time.perf_counter() - start:.0f} s in this process; saved "
+        f"{session.model_path(stage)}"
+    )
+    # The next stage reads the files that the chief wrote.
+    session.workers.barrier()
+
+
+def _method(session: Session, stage: str) -> str:
+    """Returns how a stage trains: `transfer` or `finetune`.
+
+    Refit repeats the better of the two.
+    """
+    if stage != "refit":
+        return stage
+    kept = saved_models.kept_stage(session.workdir, before_refit=True)
+    if kept is None:
+        raise UserError(
+            f"--phase=refit needs {session.model_path('transfer')}: run "
+            "--phase=train or --phase=transfer in this --workdir first"
+        )
+    return kept
+
+
+def _train(
+    session: Session,
+    stage: str,
+    method: str,
+    splits: train_data.Splits,
+    start_model: StageModel,
+    stop: StopRequest,
+) -> StageResult:
+    """Trains a stage's model epoch by epoch."""
+    runner = _make_stage(session, stage, method, splits, start_model, stop)
+    with timings.measure(session.output, f"{stage}: epochs"):
+        result = runner.run()
+    if runner.model is not start_model.model:
+        # This is the head, which trains on standardized features.
+        classifier.absorb_standardization(runner.model)
+    return result
+
+
+def _solve_head(
+    session: Session,
+    stage: str,
+    splits: train_data.Splits,
+    model: keras.Model,
+    stop: StopRequest,
+) -> StageResult:
+    """Gives the model the optimal linear head for the training features.
+
+    It writes one line to `metrics.jsonl`, and no checkpoint: the features take
+    most of the time, and they are cached.
+    """
+    images = train_data.image_data(session, splits, "transfer")
+    train, validation = train_data.extract_features(
+        session, splits, images, model, stop
+    )
+    start = time.perf_counter()
+    class_weights = train_data.class_weights(session, train.labels)
+    with timings.measure(session.output, f"{stage}: solving the head"):
+        head = linear_head.fit(
+            train,
+            len(session.source.class_names),
+            seed=session.config.runtime.seed,
+            example_weights=(
+                None if class_weights is None else class_weights[train.labels]
+            ),
+            stop=stop,
+        )
+    with session.strategy.scope():
+        classifier.set_linear_head(model, head.kernel, head.bias)
+    seconds = time.perf_counter() - start
+    train_loss, train_accuracy = head.evaluate(train)
+    loss, accuracy = (
+        (None, None) if validation is None else head.evaluate(validation)
+    )
+    writer = metrics.MetricsWriter(session.output, stage, 0)
+    writer.write(
+        {
+            "phase": stage,
+            "epoch": 1,
+            "step": head.iterations,
+            "train_loss": train_loss,
+            "train_accuracy": train_accuracy,
+            "validation_loss": loss,
+            "validation_accuracy": accuracy,
+            # The solver has no learning rate.
+            "learning_rate": 0.0,
+            "images_per_sec": train.values[..., 0].size / seconds,
+            "data_wait_fraction": 0.0,
+            "seconds": seconds,
+        }
+    )
+    writer.close()
+    terminal.say(
+        f"{stage}: solved the head in {head.iterations} iterations, weight "
+        f"decay {head.weight_decay:g} by cross-validation, {seconds:.1f} s"
+    )
+    return StageResult(1, accuracy, loss, seconds)
+
+
+def _save_model(
+    session: Session,
+    stage: str,
+    model: keras.Model,
+    splits: train_data.Splits,
+    result: StageResult,
+) -> None:
+    source = session.source
+    extras = {
+        "class_names": list(source.class_names),
+        "dataset": source.name,
+        "trained_splits": list(splits.trained),
+        "trained_on": [
+            fingerprint
+            for split in splits.trained
+            for fingerprint in source.fingerprints(split)
+        ],
+    }
+    if result.validation_accuracy is not None:
+        extras["validation"] = {
+            "accuracy": result.validation_accuracy,
+            "loss": result.validation_loss,
+        }
+    classifier.save_classifier(
+        model, session.output / session.model_path(stage).name, extras
+    )
+
+
+def _make_stage(
+    session: Session,
+    stage: str,
+    method: str,
+    splits: train_data.Splits,
+    start_model: StageModel,
+    stop: StopRequest,
+    schedule: Schedule | None = None,
+) -> Stage:
+    """Chooses what a stage trains, and on which data."""
+    config, model = session.config, start_model.model
+    data = train_data.image_data(session, splits, method)
+    if method == "transfer" and config.input.feature_views > 0:
+        train, validation = train_data.extract_features(
+            session, splits, data, model, stop
+        )
+        data = train_data.head_data(session, train, validation)
+        with session.strategy.scope():
+            head = classifier.get_standardizing_head(model, train.values)
+        trained = Trainable(
+            head,
+            config.optimization.stage(method),
+            steps_per_call=_HEAD_STEPS_PER_CALL,
+            xla_update=True,
+        )
+    else:
+        trained = _on_images(config, method, start_model)
+    return Stage(
+        stage,
+        config,
+        session.workdir,
+        trained,
+        session.strategy,
+        data,
+        stop=stop,
+        output=session.output,
+        workers=session.workers,
+        schedule=schedule,
+    )
+
+
+def _on_images(
+    config: Config, method: str, start_model: StageModel
+) -> Trainable:
+    model, scales = start_model
+    reduced = rate_scales = None
+    if method == "finetune":
+        reduced = training_size.training_model(model, config.input)
+        rate_scales = freezing.learning_rate_scales(
+            model,
+            config.optimization.finetune_lowest_rate,
+            scales,
+            config.optimization.finetune_optimizer,
+        )
+    has_gpu = bool(tf.config.list_physical_devices("GPU"))
+    return Trainable(
+        model,
+        config.optimization.stage(method),
+        reduced,
+        rate_scales,
+        steps_per_call=_GPU_STEPS_PER_CALL if has_gpu else 1,
+    )
+
+
+def open_stage(
+    session: Session,
+    stage: str,
+    schedule: Schedule,
+) -> Stage:
+    """Makes a stage the way its phase does, for `Stage.try_steps`.
+
+    It reads and writes no checkpoint; it uses and fills the feature cache.
+
+    Args:
+      session: the open run.
+      stage: `transfer` or `finetune`.
+      schedule: the learning rate by step, instead of the configured one.
+
+    Raises:
+      UserError: the model that fine-tuning starts from is missing.
+    """
+    if stage != "transfer":
+        # Before the images are read: the file may be missing.
+        train_models.initial_model_path(session)
+    examples = train_data.load_examples(session)
+    splits = train_data.select_splits(session, stage, examples)
+    start_model = train_models.build_stage_model(session, stage)
+    return _make_stage(
+        session, stage, stage, splits, start_model, StopRequest(), schedule
+    )

@@ -1,4 +1,4 @@
-"""Runs the Python blocks of a page, and checks the values that it shows.
+"""Runs the Python blocks of a page and checks the values that it shows.
 
     python run_page.py PAGE [--only=HEADING ...] [--skip=HEADING ...]
 

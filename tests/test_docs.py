@@ -1,4 +1,4 @@
-"""The pages: their links lead somewhere, their commands are real, and work."""
+"""The documentation: its links lead somewhere, and its commands work."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from flowers17_tfdata import flags
 from flowers17_tfdata.data.oxford_flowers17 import synthetic
 
 ROOT = pathlib.Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 WALK_THROUGHS = [
     ("README.md", "## Your photographs"),
-    ("docs/own_images.md", "# Images of your own"),
+    ("docs/own_images.md", "# Your photographs"),
 ]
 
-# Instead of a network that takes minutes and weights that are downloaded.
+# Replaces a network that trains for minutes, and downloaded weights.
 _TINY = [
     *("--backbone=tiny_net", "--weights=none", "--image_size=32"),
     "--finetune_epochs=1",
@@ -30,9 +30,10 @@ _TINY = [
 
 
 def commands(text: str) -> list[list[str]]:
-    """Returns the `python main.py` command lines in a text, as words.
+    """Returns the arguments of each `python main.py` command in a text.
 
-    Of indented blocks, fenced ones and `code`; a backslash joins lines.
+    Commands stand in indented blocks or between backticks. A backslash at the
+    end of a line joins it with the next. Arguments written `...` are dropped.
     """
     text = re.sub(r"\s*\\\n\s*", " ", text)
     found = []
@@ -48,18 +49,29 @@ def commands(text: str) -> list[list[str]]:
     return found
 
 
+def _anchors(page: pathlib.Path) -> set[str]:
+    """Returns the anchors that GitHub makes of a page's headings."""
+    return {
+        re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
+        for title in re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    }
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_links_lead_somewhere(page):
-    text = page.read_text()
-    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
-        if not target.startswith("http"):
-            assert (page.parent / target).exists(), target
-    anchors = {
-        re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
-        for title in re.findall(r"^#+ (.+)$", text, re.MULTILINE)
-    }
-    for anchor in re.findall(r"\]\(#([^)]+)\)", text):
-        assert anchor in anchors
+    for link in re.findall(r"\]\(([^)]+)\)", page.read_text()):
+        if link.startswith("http"):
+            continue
+        target, _, anchor = link.partition("#")
+        file = page.parent / target if target else page
+        assert file.exists(), link
+        assert not anchor or anchor in _anchors(file), link
+
+
+def test_the_readme_links_to_every_page():
+    links = re.findall(r"\]\(([^)#]+)", (ROOT / "README.md").read_text())
+    missing = {str(page.relative_to(ROOT)) for page in PAGES} - {*links}
+    assert missing == {"README.md"}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
@@ -93,7 +105,7 @@ def test_commands_are_found():
 
 
 def _draw_photographs(folder: pathlib.Path) -> None:
-    """Makes photos/{cat,dog} and new/ of drawn flowers."""
+    """Draws the photographs that the pages' commands read."""
     drawn = iter(synthetic.iter_synthetic_images(0))
     for name, count in (("photos/cat", 40), ("photos/dog", 20), ("new", 2)):
         path = folder / name
@@ -105,11 +117,11 @@ def _draw_photographs(folder: pathlib.Path) -> None:
 
 
 def _run(words: list[str], folder: pathlib.Path) -> None:
-    """Runs a command line in a folder; a training gets tiny flags."""
+    """Runs a command in a folder, with flags that make training quick."""
     if any(word.startswith(("--dataset=", "--flagfile=")) for word in words):
         words = [*words, *_TINY, f"--data_dir={folder / 'data'}"]
     if any(word.startswith("--folds=") for word in words):
-        # As few trainings as there may be.
+        # The fewest folds that are allowed.
         words = [*words, "--folds=3"]
     program = [sys.executable, "-m", "tests.worker_main"]
     result = subprocess.run(
@@ -134,7 +146,7 @@ def test_walk_through_works(page, heading, tmp_path):
     found = [
         words
         for words in commands(text)
-        # Of a data set that would have to be downloaded.
+        # tf_flowers would have to be downloaded.
         if "--help" not in words and "--dataset=tf_flowers" not in words
     ]
     assert len(found) >= 3
@@ -144,7 +156,7 @@ def test_walk_through_works(page, heading, tmp_path):
 
 
 def test_commands_on_a_trained_run_work(tmp_path, dummy_archive):
-    """Those of all pages, and of the help, that name runs/flowers17."""
+    """Runs all commands of the pages and the help on runs/flowers17."""
     _draw_photographs(tmp_path)
     (tmp_path / "photo.jpg").write_bytes((tmp_path / "cat.jpg").read_bytes())
     (tmp_path / "configs").symlink_to(ROOT / "configs")
@@ -167,7 +179,7 @@ def test_commands_on_a_trained_run_work(tmp_path, dummy_archive):
 
 
 def _globbed(words: list[str], folder: pathlib.Path) -> list[str]:
-    """Does what the shell does with `new/*.jpg`."""
+    """Expands globs such as `new/*.jpg`, as a shell does."""
     return [
         name
         for word in words

@@ -15,7 +15,6 @@ import cv2
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 
 from flowers17_tfdata import cli
 from flowers17_tfdata.config.config import InputConfig
@@ -23,7 +22,6 @@ from flowers17_tfdata.errors import ConfigError
 from flowers17_tfdata.input import augmentation
 from flowers17_tfdata.phases.predict import formats, image_files, views
 from flowers17_tfdata.phases.predict.formats import Prediction
-from flowers17_tfdata.phases.predict.predict import predict_views
 from flowers17_tfdata.scoring import predictions
 from tests import fakes
 
@@ -298,18 +296,15 @@ def test_files_of_all_kinds_of_names(tmp_path):
         path.touch()
 
     def find(spec, stdin=""):
-        paths, count = image_files.find_images(spec, io.StringIO(stdin))
-        return [p.removeprefix(f"{tmp_path}/") for p in paths], count
+        paths = image_files.find_images(spec, io.StringIO(stdin))
+        return [path.removeprefix(f"{tmp_path}/") for path in paths]
 
-    assert find(f"{tmp_path}/b") == (["b/1.JPEG", "b/2.jpg", "b/c/3.png"], 3)
-    assert find(f"{tmp_path}/**/*.png") == (["b/c/3.png"], 1)
-    assert find(f"{tmp_path}/a.gif, x,{tmp_path}/b/*.jpg") == (
-        ["a.gif", "x", "b/2.jpg"],
-        3,
-    )
-    assert find(f"{tmp_path}/a.gif\na,b.jpg") == (["a.gif", "a,b.jpg"], 2)
-    # Read as they come: how many is not known.
-    assert find("-", "x y.jpg\n\nz.jpg\r\n") == (["x y.jpg", "z.jpg"], None)
+    assert find(f"{tmp_path}/b") == ["b/1.JPEG", "b/2.jpg", "b/c/3.png"]
+    assert find(f"{tmp_path}/**/*.png") == ["b/c/3.png"]
+    found = find(f"{tmp_path}/a.gif, x,{tmp_path}/b/*.jpg")
+    assert found == ["a.gif", "x", "b/2.jpg"]
+    assert find(f"{tmp_path}/a.gif\na,b.jpg") == ["a.gif", "a,b.jpg"]
+    assert find("-", "x y.jpg\n\nz.jpg\r\n") == ["x y.jpg", "z.jpg"]
 
 
 def test_views_are_the_image_its_mirror_and_random_ones(tmp_path):
@@ -319,9 +314,7 @@ def test_views_are_the_image_its_mirror_and_random_ones(tmp_path):
     config = InputConfig(image_size=32)
     transforms = augmentation.draw_views(config, 4)
     assert transforms.shape == (3, 8)
-    dataset = views.make_dataset(
-        iter([str(path)]), 32, transforms, batch_size=2
-    )
+    dataset = views.read_views([str(path)], 32, transforms, batch_size=2)
     (batch,) = dataset.as_numpy_iterator()
     name, pixels, error = (part[0] for part in batch)
     assert name.decode() == str(path)
@@ -337,22 +330,9 @@ def test_views_are_the_image_its_mirror_and_random_ones(tmp_path):
     assert augmentation.draw_views(config, 1).shape == (0, 8)
 
 
-def test_probabilities_are_averaged_over_views():
-    def forward(images):
-        # Two classes; the logit is the image's mean.
-        mean = tf.reduce_mean(tf.cast(images, tf.float32), axis=(1, 2, 3))
-        return tf.stack([mean, tf.zeros_like(mean)], axis=1)
-
-    pixels = np.zeros([1, 2, 4, 4, 3], np.uint8)
-    pixels[0, 1] = 1
-    found = predict_views(forward, pixels, batch_size=3)
-    p = (0.5 + 1 / (1 + np.exp(-1))) / 2
-    np.testing.assert_allclose(found, [[p, 1 - p]], rtol=1e-6)
-
-
 def test_table_is_aligned():
     stream = io.StringIO()
-    writer = formats.make_writer(
+    write = formats.make_writer(
         "table",
         stream,
         top_k=2,
@@ -360,8 +340,8 @@ def test_table_is_aligned():
         class_names=["Iris", "Daffodil"],
     )
     classes = (("Iris", 0.75), ("Daffodil", 0.25))
-    writer.write(Prediction("a.jpg", classes))
-    writer.write(Prediction("longer.jpg", classes[:1]))
+    write(Prediction("a.jpg", classes))
+    write(Prediction("longer.jpg", classes[:1]))
     assert stream.getvalue().splitlines() == [
         "a.jpg       Iris      75.0%  Daffodil  25.0%",
         "longer.jpg  Iris      75.0%",

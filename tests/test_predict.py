@@ -1,4 +1,4 @@
-"""`--phase=predict`: the files it finds, what it says, and how it fails."""
+"""`--phase=predict`: the files it finds, its predictions, its errors."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def trained(tmp_path_factory, data_dir, dummy_archive):
             "--global_batch_size=64",
         ]
         assert cli.main(["main.py", "--phase=transfer", *common, *flags]) == 0
-        # The workdir tells it all but its own place.
+        # The workdir records all other flags.
         assert cli.main(["main.py", "--phase=evaluate", *common]) == 0
     return workdir, images / "jpg"
 
@@ -84,9 +84,9 @@ def test_predictions_are_those_of_the_evaluation(predict, trained, tmp_path):
         "class_names"
     ]
     for row, probabilities in zip(rows, expected.probabilities, strict=True):
-        told = {c["label"]: c["probability"] for c in row["top"]}
+        found = {c["label"]: c["probability"] for c in row["top"]}
         np.testing.assert_allclose(
-            [told[name] for name in class_names], probabilities, atol=2e-6
+            [found[name] for name in class_names], probabilities, atol=2e-6
         )
         assert row["label"] == row["top"][0]["label"]
         values = [c["probability"] for c in row["top"]]
@@ -122,11 +122,11 @@ def test_views_of_a_run_are_averaged_by_evaluation_and_prediction_alike(
     command += ["--format=json", "--top_k=1", f"--output={out}"]
     assert cli.main([*command, *paths]) == 0
     rows = [json.loads(line) for line in out.read_text().splitlines()]
-    told = [row["top"][0]["probability"] for row in rows]
+    found = [row["top"][0]["probability"] for row in rows]
     np.testing.assert_allclose(
-        told, averaged.probabilities.max(axis=1), atol=2e-6
+        found, averaged.probabilities.max(axis=1), atol=2e-6
     )
-    # Told from what one look says; of which the first view is one.
+    # One view gives other, but similar, logits.
     assert cli.main([*evaluate, "--tta=1"]) == 0
     plain = predictions.load(workdir / "predictions_test.npz")
     difference = np.abs(plain.probabilities - averaged.probabilities)
@@ -236,7 +236,7 @@ def test_a_list_on_standard_input_is_read_in_a_process(trained):
         timeout=300,
     )
     assert result.returncode == 0, result.stderr
-    # Standard output holds the predictions alone.
+    # Standard output contains only the predictions.
     rows = [json.loads(line) for line in result.stdout.splitlines()]
     assert [row["file"] for row in rows] == list(map(str, names))
 
@@ -322,7 +322,7 @@ def test_views_are_the_image_its_mirror_and_random_ones(tmp_path):
     np.testing.assert_array_equal(pixels[0], image)
     np.testing.assert_array_equal(pixels[1], image[:, ::-1])
     assert not np.array_equal(pixels[2], pixels[3])
-    # Flowers that must not be mirrored are not.
+    # With --nohorizontal_flip no view is mirrored.
     plain = augmentation.draw_views(
         InputConfig(image_size=32, horizontal_flip=False), 4
     )

@@ -44,7 +44,9 @@ def whole_file(
             f"{what or path} can't be written: {one_line(error)}"
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        # Missing if the block succeeded; or `path` lies below a file.
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""EXIF orientation in the graph: as on the host, and never an error."""
+"""EXIF orientation in the graph: the host's result, and never an error."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests import fakes
 
 PIXELS = fakes.make_smooth_image(40, 56)
 
-# Traced once: most of these tests look at many files.
+# Traced once: most of these tests read many files.
 _orientation = tf.function(
     exif.orientation, input_signature=[tf.TensorSpec([], tf.string)]
 )
@@ -37,7 +37,7 @@ def _jpeg() -> bytes:
 
 
 def _tiff(order: str, entries: list[tuple[int, int, int, int]]) -> bytes:
-    """A TIFF structure of `(tag, type, count, value)`; types SHORT or LONG."""
+    """A TIFF structure with entries `(tag, type, count, value)`."""
     body = struct.pack(order + "H", len(entries))
     for tag, kind, count, value in entries:
         field = struct.pack(order + ("Hxx" if kind == 3 else "I"), value)
@@ -79,13 +79,13 @@ def test_turned_as_on_the_host(orientation, order):
 
 
 @pytest.mark.parametrize("position", [0, 1, 2])
-def test_the_tag_stands_anywhere_in_the_directory(position):
+def test_the_tag_may_be_anywhere_in_the_directory(position):
     entries = list(OTHERS)
     entries.insert(position, (0x0112, 3, 1, 6))
     assert _read(_with_exif(_tiff("<", entries))) == 6
 
 
-def test_other_segments_and_fill_bytes_stand_before_it():
+def test_other_segments_and_fill_bytes_may_precede_it():
     exif_segment = _segment(0xE1, b"Exif\0\0" + _tiff(">", [(0x112, 3, 1, 8)]))
     encoded = _with_segments(
         _segment(0xE0, b"JFIF\0" + bytes(9)),
@@ -137,7 +137,7 @@ SIX = _tiff("<", [(0x0112, 3, 1, 6)])
         _jpeg() + _segment(0xE1, b"Exif\0\0" + SIX),
     ],
 )
-def test_everything_else_is_shown_as_it_is_stored(encoded):
+def test_without_an_orientation_pixels_stay_as_stored(encoded):
     assert _read(encoded) == 1
 
 
@@ -201,7 +201,7 @@ xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/></rdf:RDF>
     ],
     ids=["xmp", "exif_and_xmp", "long", "two_values"],
 )
-def test_what_is_no_exif_orientation_is_none_on_both_sides(segments):
+def test_graph_and_host_ignore_other_orientations(segments):
     encoded = _with_segments(*(_segment(0xE1, s) for s in segments))
     assert _read(encoded) == 1
     assert decode.upright(encoded) == encoded

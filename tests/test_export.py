@@ -1,4 +1,4 @@
-"""--phase=export: every format says what the trained model says."""
+"""--phase=export: every format predicts what the trained model predicts."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import dataclasses
 import io
 import json
 import pathlib
+import re
 import subprocess
 import sys
 import types
@@ -24,16 +25,15 @@ from flowers17_tfdata.data import decode
 from flowers17_tfdata.errors import UserError
 from flowers17_tfdata.models import classifier, saved_models
 from flowers17_tfdata.phases.export import (
-    folder,
     model_card,
     network,
     onnx_file,
     parity,
-    representative_images,
     tflite,
 )
-from flowers17_tfdata.phases.export.export import export_model
-from flowers17_tfdata.scoring import predictions
+from flowers17_tfdata.phases.export.export import check_target, export_model
+from flowers17_tfdata.scoring import predictions, scores
+from flowers17_tfdata.trained_model import TrainedModel
 from tests import fakes
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -126,7 +126,7 @@ def _pixels(files) -> np.ndarray:
 
 
 def _expected(run, files) -> np.ndarray:
-    """Probabilities by the Keras model, put together anew."""
+    """The probabilities of the exported Keras model, computed here."""
     model = keras.models.load_model(run.folder / "model.keras", compile=False)
     inputs = fakes.preprocess_input(_pixels(files).astype(np.float32))
     return predictions.softmax(np.asarray(model(inputs, training=False)))
@@ -143,8 +143,8 @@ def test_the_folder_holds_every_format(run):
         *("model_float16.tflite", "model_int8.tflite"),
         *("labels.txt", "parity.json", "README.md", "serve.py"),
     }
-    # Nor is anything left beside it.
-    assert [path for path in run.workdir.glob(".export*")] == []
+    # Nothing is left beside it.
+    assert list(run.workdir.glob(".*export*")) == []
     names = (run.folder / "labels.txt").read_text().splitlines()
     assert names[:2] == ["Buttercup", "Colts Foot"]
     assert len(names) == 17
@@ -158,7 +158,7 @@ def test_the_report_compares_with_the_evaluation(run):
     trained = rows.pop("trained")
     assert trained["accuracy"] == pytest.approx(evaluation["accuracy"])
     assert trained["accuracy"] > 0.2
-    # What the precision costs is seen in one column, the format in the other.
+    # One column shows the cost of the precision, the other that of the format.
     assert trained["max_difference"] > 1e-4
     assert trained["max_difference_to_trained"] == 0
     assert rows["keras"]["max_difference"] == 0
@@ -176,7 +176,7 @@ def test_the_report_compares_with_the_evaluation(run):
     assert (report["split"], report["num_examples"]) == ("test", 260)
 
 
-# As TensorFlow Serving does with the body of a request.
+# Handles the body of a request as TensorFlow Serving does.
 CLIENT = """
 import sys
 
@@ -242,7 +242,7 @@ def test_the_signature_is_what_the_documentation_says(run):
     }
 
 
-def test_labels_and_scores_go_down_from_the_likeliest(run):
+def test_labels_and_scores_are_sorted_by_score(run):
     loaded = tf.saved_model.load(str(run.folder / "saved_model"))
     answer = loaded.signatures["serving_default"](tf.constant(FILES))
     names = [n.decode() for n in loaded.class_names().numpy()]
@@ -307,7 +307,7 @@ def test_onnx_takes_batches(run):
     )
 
 
-def test_onnx_of_a_network_with_constants(tmp_path):
+def test_onnx_takes_a_network_with_constants(tmp_path):
     keras.utils.set_random_seed(0)
     inputs = keras.Input((32, 32, 3))
     x = keras.layers.Normalization(
@@ -321,12 +321,12 @@ def test_onnx_of_a_network_with_constants(tmp_path):
     np.testing.assert_allclose(
         onnx_file.load(tmp_path / "model.onnx", 1)(images),
         subject.probabilities(tf.cast(images, tf.float32)),
-        # Of logits up to 70.
+        # The logits are up to 70.
         atol=1e-4,
     )
 
 
-def test_what_a_converter_refuses_is_one_line(tmp_path):
+def test_a_network_that_a_converter_refuses_is_one_line(tmp_path):
     model = keras.Sequential(
         [
             keras.Input((32, 32, 3)),
@@ -339,7 +339,7 @@ def test_what_a_converter_refuses_is_one_line(tmp_path):
         onnx_file.convert(subject, tmp_path / "model.onnx")
         onnx_file.load(tmp_path / "model.onnx", 1)
     with pytest.raises(UserError, match="float16 can't be made of this"):
-        tflite.convert_float16(subject, tmp_path / "float16.tflite")
+        tflite.convert(subject, tmp_path / "float16.tflite")
 
 
 def test_onnx_without_its_packages_is_one_line(run, monkeypatch, capsys):
@@ -396,14 +396,21 @@ def test_to_float32_is_the_model_that_float32_would_have_built():
 # Comparison --------------------------------------------------------------
 
 
-def test_compare_counts_and_measures():
+def test_compare_counts_and_measures(tmp_path):
     reference = np.array([[0.7, 0.3], [0.2, 0.8], [0.6, 0.4]], np.float32)
     trained = np.array([[0.7, 0.3], [0.2, 0.8], [0.4, 0.6]], np.float32)
     found = np.array([[0.4, 0.6], [0.3, 0.7], [0.6, 0.4]], np.float32)
-    assert parity.compare(
-        found, np.array([1, 1, 1]), reference, trained
-    ) == pytest.approx(
+    (tmp_path / "folder").mkdir()
+    for name in ("a", "b"):
+        (tmp_path / "folder" / name).write_bytes(bytes(5_000_000))
+    row = parity.compare(
+        *("onnx", tmp_path / "folder", found, np.array([1, 1, 1])),
+        *(reference, trained),
+    )
+    assert (row.pop("format"), row.pop("file")) == ("onnx", "folder")
+    assert row == pytest.approx(
         {
+            "megabytes": 10.0,
             "accuracy": 2 / 3,
             "max_difference": 0.3,
             "max_difference_to_trained": 0.3,
@@ -421,13 +428,15 @@ def test_an_exact_format_that_differs_fails(difference):
     parity.check(row | {"max_difference": 1e-5, "top_1_agreement": 1}, "test")
 
 
-def test_a_rounding_format_that_went_astray_is_said_in_one_line(capsys):
+def test_a_rounding_format_that_differs_too_much_gets_a_warning(capsys):
     row = {"format": "tflite_int8", "max_difference": 0.2}
     parity.check(row | {"top_1_agreement": 0.96}, "test")
     assert capsys.readouterr().out == ""
     parity.check(row | {"top_1_agreement": 0.94}, "test")
     (line,) = capsys.readouterr().out.splitlines()
-    assert line.startswith("warning: tflite_int8 names the same class")
+    assert line.startswith(
+        "warning: tflite_int8 predicts the Keras model's class"
+    )
     assert "94.0% of test, less than 95%" in line
 
 
@@ -439,18 +448,19 @@ class _Source:
 
     def read(self, split):
         assert split == "train"
-        images = [str(k) for k in range(60)]
+        images = [
+            tf.io.encode_png(np.full([4, 4, 3], label, np.uint8)).numpy()
+            for label in self.labels
+        ]
         return tf.data.Dataset.from_tensor_slices(
             {"image": images, "label": self.labels}
         )
 
 
-def test_calibration_takes_as_many_of_every_class():
-    files = representative_images.choose_files(
-        _Source(), "train", num_images=12
-    )
-    chosen = [_Source.labels[int(name)] for name in files]
-    assert np.bincount(chosen).tolist() == [4, 4, 2]
+def test_int8_ranges_are_measured_on_as_many_images_of_every_class():
+    images = tflite.representative_images(_Source(), 4, num_images=12)
+    labels = [int(image[0, 0, 0]) for image in images]
+    assert np.bincount(labels).tolist() == [4, 4, 2]
 
 
 # The folder --------------------------------------------------------------
@@ -488,7 +498,7 @@ def test_several_workers_are_refused(tmp_path):
 def test_a_file_is_refused(tmp_path):
     (tmp_path / "x").write_text("")
     with pytest.raises(UserError, match=r"must be a folder; it is a file"):
-        folder.check_target(tmp_path / "x")
+        check_target(tmp_path / "x")
 
 
 def test_an_earlier_export_is_replaced_as_a_whole(tmp_path):
@@ -532,7 +542,7 @@ def _front_matter(card: str) -> dict:
     return yaml.safe_load(block)
 
 
-def test_the_card_tells_what_the_workdir_knows(run):
+def test_the_card_has_the_facts_of_the_workdir(run):
     card = (run.folder / "README.md").read_text()
     evaluation = json.loads((run.workdir / "evaluation.json").read_text())
     front = _front_matter(card)
@@ -540,8 +550,10 @@ def test_the_card_tells_what_the_workdir_knows(run):
     (result,) = front["model-index"][0]["results"]
     assert result["metrics"][0]["value"] == round(evaluation["accuracy"], 4)
     assert f"accuracy **{evaluation['accuracy']:.4f}**" in card
-    scores = evaluation["per_class"]["Tulip"]
-    assert f"| Tulip | {scores['precision']:.3f} | " in card
+    low, high = evaluation["accuracy_interval"]
+    assert f"interval {low:.4f} to {high:.4f}" in card
+    tulip = evaluation["per_class"]["Tulip"]
+    assert f"| Tulip | {tulip['precision']:.3f} | " in card
     assert "| train | 800 |" in card
     assert "0 of these pairs lie across splits" in card
     assert "| `finetune_epochs` | 3 |" in card
@@ -551,86 +563,118 @@ def test_the_card_tells_what_the_workdir_knows(run):
     assert "Apache-2.0" in card
 
 
-def _facts(**changes) -> model_card.Facts:
-    row = {"format": "keras", "file": "model.keras", "megabytes": 1.0}
-    row |= {"accuracy": 0.5, "max_difference": 0.0, "top_1_agreement": 1.0}
-    row |= {"latency_ms": 1.0, "images_per_sec": None}
-    report = {"image_size": 32, "written_by": "flowers17_tfdata 0.1.0"}
-    report |= {"split": "test", "num_examples": 4, "threads": 2}
-    report |= {"trained_precision": "float32"}
-    facts = model_card.Facts(
-        *("model_refit.keras", ("train", "validation"), "tiny_net", "folder:x"),
-        *(("a|b", "c"), {"train": 8, "test": 4}),
-        *({}, {}, {}),
-        report | {"formats": [row]},
+def _make_card(workdir: pathlib.Path, formats=("keras",), **flags) -> str:
+    """A card for a made-up model in `workdir`, with `flags` in its record."""
+    files.write_json(workdir / "config.json", {"flags": flags})
+    source = types.SimpleNamespace(
+        name="folder:x", class_names=("a|b", "c"), split_sizes={"test": 4}
     )
-    return dataclasses.replace(facts, **changes)
+    trained = TrainedModel(
+        workdir / "model_refit.keras",
+        _nested("float32"),
+        {"trained_splits": ["train", "validation"]},
+        fakes.preprocess_input,
+    )
+    row = {"megabytes": 1.0, "accuracy": 0.5}
+    row |= {"max_difference": 0.0, "top_1_agreement": 1.0}
+    rows = [
+        row | {"format": name, "file": file}
+        for name, file in {
+            "trained": "model_refit.keras",
+            "keras": "model.keras",
+            "onnx": "model.onnx",
+        }.items()
+        if name in ("trained", *formats)
+    ]
+    report = {"image_size": 32, "written_by": "flowers17_tfdata 0.1.0"}
+    report |= {"split": "test", "trained_precision": "float32"}
+    report |= {"formats": rows, "versions": {"keras": "3.15.1"}}
+    confusion = np.array([[2, 0], [1, 1]])
+    totals = {"confusion": confusion, "accuracy": 0.75}
+    totals |= {"top_5_accuracy": 1.0, "loss": 0.1}
+    return model_card.make_card(
+        types.SimpleNamespace(source=source, workdir=workdir),
+        trained,
+        scores.summarize(totals, "test", source.class_names),
+        report,
+    )
 
 
-def test_the_card_says_what_was_not_done():
-    card = model_card.make_card(_facts())
-    assert "**Not evaluated yet:** run `python main.py --phase=eval" in card
-    assert "**Leakage: not audited yet:** run `python main.py --pha" in card
-    assert "This workdir holds no record of it." in card
-    assert "model-index" not in _front_matter(card)
+def test_the_card_says_what_was_not_done(tmp_path):
+    assert "**Leakage: not audited yet:** run `python main.py --pha" in (
+        _make_card(tmp_path)
+    )
+    audit = {"dataset": "of other data", "near_duplicates": {}}
+    files.write_json(tmp_path / "audit.json", audit)
+    assert "**Leakage: not audited yet:**" in _make_card(tmp_path)
 
 
-def test_the_card_tells_views_from_what_is_exported():
-    scores = {"precision": 1.0, "recall": 1.0, "f1": 1.0, "support": 2}
-    evaluation = {"split": "test", "num_examples": 4, "views": 8}
-    evaluation |= {"accuracy": 1.0, "accuracy_interval": [0.5, 1.0]}
-    evaluation |= {"top_5_accuracy": 1.0, "loss": 0.1}
-    evaluation |= {"per_class": {"c": scores}}
-    card = model_card.make_card(_facts(evaluation=evaluation))
-    assert "mean over 8 views of each image" in card
-    (entry,) = _front_matter(card)["model-index"]
-    (result,) = entry["results"]
-    assert result["metrics"][0]["value"] == 0.5
-
-
-def test_the_card_warns_of_leaks():
+def test_the_card_warns_of_leaks(tmp_path):
     found = {"num_pairs": 9, "num_groups": 8, "num_pairs_across_splits": 7}
-    card = model_card.make_card(_facts(audit={"near_duplicates": found}))
+    audit = {"dataset": "folder:x", "near_duplicates": found}
+    files.write_json(tmp_path / "audit.json", audit)
+    card = _make_card(tmp_path)
     assert "7 of these pairs lie across splits" in card
     assert "accuracy on new photographs is likely lower" in card
 
 
-def test_the_folder_names_no_path_of_this_machine(run):
+def test_the_card_explains_only_files_that_are_there(tmp_path):
+    card = _make_card(tmp_path)
+    assert "load_model" in card
+    for other in ("saved_model", "Interpreter", "onnx"):
+        assert other not in card
+    assert "onnxruntime" in _make_card(tmp_path, ("onnx",))
+
+
+def test_the_folder_names_no_path_of_this_machine(run, tmp_path):
     for name in ("README.md", "parity.json"):
         text = (run.folder / name).read_text()
         assert str(run.workdir) not in text
-    flags = {"weights": "/home/me/inception.weights.h5", "seed": 3}
-    card = model_card.make_card(_facts(run={"flags": flags}))
+    weights = "/home/me/inception.weights.h5"
+    card = _make_card(tmp_path, weights=weights, data_dir="/home/me", seed=3)
     assert "| `weights` | inception.weights.h5 |" in card
-    assert "was trained on train and validation." in card
+    assert "| `seed` | 3 |" in card
+    assert "trained on train and validation." in card
     assert "/home/me" not in card
 
 
-def test_an_outdated_evaluation_is_not_the_card_s():
-    report = {"dataset": "d", "split": "test", "formats": [{"accuracy": 0.8}]}
-    found = {"model": "/x/m.keras", "dataset": "d", "split": "test"}
-    assert model_card._is_of(found | {"accuracy": 0.8}, "m.keras", report)
-    assert not model_card._is_of(found | {"accuracy": 0.7}, "m.keras", report)
-    assert not model_card._is_of({}, "m.keras", report)
-    # Of several views it is another accuracy.
-    assert model_card._is_of(
-        found | {"accuracy": 0.9, "views": 8}, "m.keras", report
-    )
-    elsewhere = found | {"split": "validation", "accuracy": 0.7}
-    assert model_card._is_of(elsewhere, "m.keras", report)
+def test_the_card_s_tables_keep_their_columns(tmp_path):
+    assert "| a\\|b | 0.667 | 1.000 | 0.800 | 2 |" in _make_card(tmp_path)
 
 
-def test_an_evaluation_of_another_model_is_not_the_card_s(run, tmp_path):
-    kept = saved_models.kept_stage(run.workdir)
-    other = {"transfer": "finetune", "finetune": "transfer"}[kept]
-    source = saved_models.model_path(run.workdir, other)
+def test_the_card_of_another_run_s_model_has_no_training_flags(run, tmp_path):
+    source = saved_models.model_path(run.workdir, "transfer")
+    elsewhere = tmp_path / "model_transfer.keras"
+    elsewhere.write_bytes(source.read_bytes())
     out = tmp_path / "export"
-    flags = (f"--model={source}", f"--export_dir={out}")
+    flags = (f"--model={elsewhere}", f"--export_dir={out}")
     assert run.export("--export_formats=keras", *flags) == 0
     card = (out / "README.md").read_text()
-    assert "**Not evaluated yet:**" in card
-    assert f"from `{source.name}`" in card
+    assert "This workdir has no record of it." in card
+    report = json.loads((out / "parity.json").read_text())
+    # The card has the accuracy of the model that is exported.
+    assert f"accuracy **{report['formats'][0]['accuracy']:.4f}**" in card
 
 
-def test_tables_keep_their_columns():
-    assert model_card.table(["class"], [["a|b"]]).endswith("| a\\|b |")
+def test_the_card_s_python_runs(run, tmp_path, monkeypatch, capsys):
+    for path in run.folder.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    (tmp_path / "photo.jpg").write_bytes(FILES[0])
+    monkeypatch.chdir(tmp_path)
+    card = (run.folder / "README.md").read_text()
+    blocks = re.findall(
+        r"^```python\n(.*?)^```", card, re.DOTALL | re.MULTILINE
+    )
+    assert len(blocks) == 6
+    expected = _expected(run, FILES[:1])
+    names: dict = {}
+    for block in blocks:
+        names.pop("probabilities", None)
+        exec(block, names)
+        if "probabilities" in names:
+            # int8 rounds, and Pillow resizes differently from TensorFlow.
+            np.testing.assert_allclose(
+                names["probabilities"], expected, atol=0.15
+            )
+    labels = (run.folder / "labels.txt").read_text().splitlines()
+    assert labels[expected.argmax()] in capsys.readouterr().out

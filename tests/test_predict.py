@@ -1,4 +1,4 @@
-"""`--phase=predict`: the files it finds, what it says, and how it fails."""
+"""`--phase=predict`: the files it finds, its predictions, its errors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ import cv2
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 
 from flowers17_tfdata import cli
 from flowers17_tfdata.config.input import InputConfig
@@ -23,7 +22,6 @@ from flowers17_tfdata.errors import ConfigError
 from flowers17_tfdata.input import augmentation
 from flowers17_tfdata.phases.predict import formats, image_files, views
 from flowers17_tfdata.phases.predict.formats import Prediction
-from flowers17_tfdata.phases.predict.predict import predict_views
 from flowers17_tfdata.scoring import predictions
 from tests import fakes
 
@@ -50,7 +48,7 @@ def trained(tmp_path_factory, data_dir, dummy_archive):
             "--global_batch_size=64",
         ]
         assert cli.main(["main.py", "--phase=transfer", *common, *flags]) == 0
-        # The workdir tells it all but its own place.
+        # The workdir records all other flags.
         assert cli.main(["main.py", "--phase=evaluate", *common]) == 0
     return workdir, images / "jpg"
 
@@ -86,9 +84,9 @@ def test_predictions_are_those_of_the_evaluation(predict, trained, tmp_path):
         "class_names"
     ]
     for row, probabilities in zip(rows, expected.probabilities, strict=True):
-        told = {c["label"]: c["probability"] for c in row["top"]}
+        found = {c["label"]: c["probability"] for c in row["top"]}
         np.testing.assert_allclose(
-            [told[name] for name in class_names], probabilities, atol=2e-6
+            [found[name] for name in class_names], probabilities, atol=2e-6
         )
         assert row["label"] == row["top"][0]["label"]
         values = [c["probability"] for c in row["top"]]
@@ -124,11 +122,11 @@ def test_views_of_a_run_are_averaged_by_evaluation_and_prediction_alike(
     command += ["--format=json", "--top_k=1", f"--output={out}"]
     assert cli.main([*command, *paths]) == 0
     rows = [json.loads(line) for line in out.read_text().splitlines()]
-    told = [row["top"][0]["probability"] for row in rows]
+    found = [row["top"][0]["probability"] for row in rows]
     np.testing.assert_allclose(
-        told, averaged.probabilities.max(axis=1), atol=2e-6
+        found, averaged.probabilities.max(axis=1), atol=2e-6
     )
-    # Told from what one look says; of which the first view is one.
+    # One view gives other, but similar, logits.
     assert cli.main([*evaluate, "--tta=1"]) == 0
     plain = predictions.load(workdir / "predictions_test.npz")
     difference = np.abs(plain.probabilities - averaged.probabilities)
@@ -238,7 +236,7 @@ def test_a_list_on_standard_input_is_read_in_a_process(trained):
         timeout=300,
     )
     assert result.returncode == 0, result.stderr
-    # Standard output holds the predictions alone.
+    # Standard output contains only the predictions.
     rows = [json.loads(line) for line in result.stdout.splitlines()]
     assert [row["file"] for row in rows] == list(map(str, names))
 
@@ -298,18 +296,15 @@ def test_files_of_all_kinds_of_names(tmp_path):
         path.touch()
 
     def find(spec, stdin=""):
-        paths, count = image_files.find_images(spec, io.StringIO(stdin))
-        return [p.removeprefix(f"{tmp_path}/") for p in paths], count
+        paths = image_files.find_images(spec, io.StringIO(stdin))
+        return [path.removeprefix(f"{tmp_path}/") for path in paths]
 
-    assert find(f"{tmp_path}/b") == (["b/1.JPEG", "b/2.jpg", "b/c/3.png"], 3)
-    assert find(f"{tmp_path}/**/*.png") == (["b/c/3.png"], 1)
-    assert find(f"{tmp_path}/a.gif, x,{tmp_path}/b/*.jpg") == (
-        ["a.gif", "x", "b/2.jpg"],
-        3,
-    )
-    assert find(f"{tmp_path}/a.gif\na,b.jpg") == (["a.gif", "a,b.jpg"], 2)
-    # Read as they come: how many is not known.
-    assert find("-", "x y.jpg\n\nz.jpg\r\n") == (["x y.jpg", "z.jpg"], None)
+    assert find(f"{tmp_path}/b") == ["b/1.JPEG", "b/2.jpg", "b/c/3.png"]
+    assert find(f"{tmp_path}/**/*.png") == ["b/c/3.png"]
+    found = find(f"{tmp_path}/a.gif, x,{tmp_path}/b/*.jpg")
+    assert found == ["a.gif", "x", "b/2.jpg"]
+    assert find(f"{tmp_path}/a.gif\na,b.jpg") == ["a.gif", "a,b.jpg"]
+    assert find("-", "x y.jpg\n\nz.jpg\r\n") == ["x y.jpg", "z.jpg"]
 
 
 def test_views_are_the_image_its_mirror_and_random_ones(tmp_path):
@@ -319,9 +314,7 @@ def test_views_are_the_image_its_mirror_and_random_ones(tmp_path):
     config = InputConfig(image_size=32)
     transforms = augmentation.draw_views(config, 4)
     assert transforms.shape == (3, 8)
-    dataset = views.make_dataset(
-        iter([str(path)]), 32, transforms, batch_size=2
-    )
+    dataset = views.read_views([str(path)], 32, transforms, batch_size=2)
     (batch,) = dataset.as_numpy_iterator()
     name, pixels, error = (part[0] for part in batch)
     assert name.decode() == str(path)
@@ -329,7 +322,7 @@ def test_views_are_the_image_its_mirror_and_random_ones(tmp_path):
     np.testing.assert_array_equal(pixels[0], image)
     np.testing.assert_array_equal(pixels[1], image[:, ::-1])
     assert not np.array_equal(pixels[2], pixels[3])
-    # Flowers that must not be mirrored are not.
+    # With --nohorizontal_flip no view is mirrored.
     plain = augmentation.draw_views(
         InputConfig(image_size=32, horizontal_flip=False), 4
     )
@@ -337,22 +330,9 @@ def test_views_are_the_image_its_mirror_and_random_ones(tmp_path):
     assert augmentation.draw_views(config, 1).shape == (0, 8)
 
 
-def test_probabilities_are_averaged_over_views():
-    def forward(images):
-        # Two classes; the logit is the image's mean.
-        mean = tf.reduce_mean(tf.cast(images, tf.float32), axis=(1, 2, 3))
-        return tf.stack([mean, tf.zeros_like(mean)], axis=1)
-
-    pixels = np.zeros([1, 2, 4, 4, 3], np.uint8)
-    pixels[0, 1] = 1
-    found = predict_views(forward, pixels, batch_size=3)
-    p = (0.5 + 1 / (1 + np.exp(-1))) / 2
-    np.testing.assert_allclose(found, [[p, 1 - p]], rtol=1e-6)
-
-
 def test_table_is_aligned():
     stream = io.StringIO()
-    writer = formats.make_writer(
+    write = formats.make_writer(
         "table",
         stream,
         top_k=2,
@@ -360,8 +340,8 @@ def test_table_is_aligned():
         class_names=["Iris", "Daffodil"],
     )
     classes = (("Iris", 0.75), ("Daffodil", 0.25))
-    writer.write(Prediction("a.jpg", classes))
-    writer.write(Prediction("longer.jpg", classes[:1]))
+    write(Prediction("a.jpg", classes))
+    write(Prediction("longer.jpg", classes[:1]))
     assert stream.getvalue().splitlines() == [
         "a.jpg       Iris      75.0%  Daffodil  25.0%",
         "longer.jpg  Iris      75.0%",

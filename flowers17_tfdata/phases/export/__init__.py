@@ -1,1 +1,1 @@
-"""A trained model for use elsewhere."""
+"""`--phase=export`: a trained model in formats that other programs run."""

@@ -1,16 +1,16 @@
-"""`--phase=export`: the trained model for use elsewhere."""
+"""`--phase=export`: writes the trained model in formats for use elsewhere."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
+import functools
+import json
 import pathlib
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 import flowers17_tfdata
@@ -20,80 +20,57 @@ from flowers17_tfdata.errors import ConfigError, UserError, one_line
 from flowers17_tfdata.input.examples import load_examples
 from flowers17_tfdata.models import classifier
 from flowers17_tfdata.phases.export import (
-    folder,
     model_card,
     onnx_file,
     parity,
-    representative_images,
     saved_model,
     tflite,
 )
 from flowers17_tfdata.phases.export.network import Network, to_float32
 from flowers17_tfdata.phases.export.parity import Exported, Split
+from flowers17_tfdata.scoring import scores
 from flowers17_tfdata.scoring.predictions import Predictions
 from flowers17_tfdata.session import Session
 from flowers17_tfdata.trained_model import TrainedModel
 
-LABELS = "labels.txt"
-_CALIBRATION_SPLIT = "train"
-# Goes along with the SavedModel: it imports nothing of this package.
+# In every folder that this program exported; its first key identifies it.
+_REPORT = "parity.json"
+_WRITTEN_BY = "written_by"
+# Copied beside the SavedModel: it imports nothing from this package.
 _SERVE_SCRIPT = pathlib.Path(__file__).with_name("serve.py")
 
 
-@dataclasses.dataclass(frozen=True)
-class _Subject:
-    """What is exported.
-
-    Attributes:
-      model: the trained one, rebuilt in float32.
-      network: it, with preprocessing and softmax.
-      class_names: in the order of its outputs.
-      extras: what was saved beside the trained one.
-      session: of this process.
-      preprocess: of the model's images.
-    """
-
-    model: keras.Model
-    network: Network
-    class_names: tuple[str, ...]
-    extras: Mapping[str, Any]
-    session: Session
-    preprocess: Callable
-
-
 def export_model(session: Session) -> None:
-    """Writes the formats of `--export_formats`, each checked on `--split`.
+    """Writes `--export_formats`, each compared with the model on `--split`.
 
     Raises:
-      UserError: there is no model, the folder is somebody else's, a format
-        can't be made of it or says something else than the model does.
+      UserError: there is no model, the folder contains other files, a
+        converter can't convert the model, or a format's predictions differ.
     """
-    target = export_dir(session)
-    _check(session, target)
+    _check(session)
+    target = session.output / "export"
+    if session.config.export.export_dir:
+        target = pathlib.Path(session.config.export.export_dir).expanduser()
+    check_target(target)
     with timings.measure(session.output, "export: trained model"):
         trained = trained_model.load_model_for(session)
-        split = _load_split(session)
+        name = session.config.evaluation.split
+        examples = load_examples(session.source, name, session.config.input)
+        split = Split(session.source, name, examples)
         predictions = trained_model.predict_examples(
-            session, trained, split.examples, f"{split.name} split"
+            session, trained, examples, f"{name} split"
         )
     with (
         files.whole_folder(target, f"--export_dir {target}") as output,
         _full_float32(),
     ):
         rows = _export(session, trained, split, predictions, output)
-    parity.show(rows, split.name)
+        _describe(session, trained, predictions, rows, output)
+    parity.show(rows, name)
     terminal.say(f"exported to {target}")
 
 
-def export_dir(session: Session) -> pathlib.Path:
-    """Returns the folder that is exported to."""
-    path = session.config.export.export_dir
-    return (
-        pathlib.Path(path).expanduser() if path else session.output / "export"
-    )
-
-
-def _check(session: Session, target: pathlib.Path) -> None:
+def _check(session: Session) -> None:
     """Checks what can be known before minutes of conversion."""
     if session.workers.count > 1:
         raise ConfigError(
@@ -103,27 +80,42 @@ def _check(session: Session, target: pathlib.Path) -> None:
     if "onnx" in formats:
         onnx_file.check_installed()
     splits = session.source.split_sizes
-    if "tflite_int8" in formats and _CALIBRATION_SPLIT not in splits:
+    if "tflite_int8" in formats and tflite.REPRESENTATIVE_SPLIT not in splits:
         raise UserError(
-            "--export_formats: tflite_int8 is calibrated on the split "
-            f"{_CALIBRATION_SPLIT}; {session.source.name} has "
+            "--export_formats: tflite_int8 needs images of the split "
+            f"{tflite.REPRESENTATIVE_SPLIT}; {session.source.name} has "
             f"{', '.join(splits)}"
         )
     session.source.check_split(session.config.evaluation.split)
-    folder.check_target(target)
 
 
-def _load_split(session: Session) -> Split:
-    name = session.config.evaluation.split
-    examples = load_examples(session.source, name, session.config.input)
-    return Split(session.source, name, examples)
+def check_target(target: pathlib.Path) -> None:
+    """Checks that an export may replace `target`.
+
+    Raises:
+      UserError: it is a file, or a folder with other files.
+    """
+    if not target.exists():
+        return
+    if not target.is_dir():
+        raise UserError(f"--export_dir {target} must be a folder; it is a file")
+    try:
+        report = json.loads((target / _REPORT).read_text(encoding="utf-8"))
+        ours = str(report[_WRITTEN_BY]).startswith("flowers17_tfdata ")
+    except (OSError, ValueError, KeyError, TypeError):
+        ours = False
+    if not ours and any(target.iterdir()):
+        raise UserError(
+            f"--export_dir {target} must be new, empty, or an earlier export, "
+            f"which is replaced; it holds other files and no {_REPORT} of ours"
+        )
 
 
 @contextlib.contextmanager
 def _full_float32() -> Iterator[None]:
-    """Keeps GPUs from rounding float32 to TensorFloat-32 meanwhile.
+    """Keeps GPUs from rounding float32 to TensorFloat-32.
 
-    Else the differences between formats would be the hardware's.
+    Otherwise, differences between formats could be the hardware's.
     """
     enabled = tf.config.experimental.tensor_float_32_execution_enabled()
     tf.config.experimental.enable_tensor_float_32_execution(False)
@@ -139,145 +131,99 @@ def _export(
     split: Split,
     predictions: Predictions,
     output: pathlib.Path,
-) -> list[dict]:
-    """Writes everything into `output`; returns the rows of the table."""
+) -> list[dict[str, Any]]:
+    """Writes all formats into `output`; returns the rows of the table."""
     model = to_float32(trained.model)
-    subject = _Subject(
-        model,
-        Network(model, trained.preprocess),
-        session.source.class_names,
-        {**trained.extras, "class_names": list(session.source.class_names)},
-        session,
-        trained.preprocess,
+    network = Network(model, trained.preprocess)
+    labels, expected = predictions.labels, predictions.probabilities
+    reference = parity.classify_split(
+        split, Exported("float32", trained.path, network.runner())
     )
-    in_memory = Exported(
-        "float32", trained.path, _runner(model, trained.preprocess)
+    row = parity.compare(
+        "trained", trained.path, expected, labels, reference, expected
     )
-    reference = parity.classify_split(split, in_memory)
-    of_trained = predictions.probabilities
-    rows = [_trained_row(trained, predictions, reference)]
+    rows = [row | {"latency_ms": None, "images_per_sec": None}]
     for name in config_lib.export_formats(session.config.export):
         terminal.say(f"export: {name}")
         with timings.measure(session.output, f"export: {name}"):
-            exported = _WRITERS[name](subject, output)
-            row = parity.measure(split, exported, reference, of_trained)
+            exported = _write(name, session, trained, model, network, output)
+            row = parity.compare(
+                name,
+                exported.path,
+                parity.classify_split(split, exported),
+                labels,
+                reference,
+                expected,
+            )
+            row |= parity.measure_speed(split, exported)
         parity.check(row, split.name)
         rows.append(row)
-    _write_papers(subject, trained, split, rows, output)
     return rows
 
 
-def _trained_row(
-    trained: TrainedModel, predictions: Predictions, reference: np.ndarray
-) -> dict:
-    """Returns the table's row of the model as it was trained."""
-    of_trained = predictions.probabilities
-    return {
-        "format": "trained",
-        "file": trained.path.name,
-        "megabytes": round(folder.size_megabytes(trained.path), 2),
-        **parity.compare(of_trained, predictions.labels, reference, of_trained),
-        "latency_ms": None,
-        "images_per_sec": None,
-    }
-
-
-def _write_papers(
-    subject: _Subject,
+def _write(
+    name: str,
+    session: Session,
     trained: TrainedModel,
-    split: Split,
-    rows: list[dict],
+    model: keras.Model,
+    network: Network,
+    output: pathlib.Path,
+) -> Exported:
+    """Writes one format into `output`, and loads it again."""
+    source, num_threads = session.source, machine.num_cores()
+    if name == "saved_model":
+        path = output / "saved_model"
+        saved_model.save(network, source.class_names, path)
+        shutil.copy(_SERVE_SCRIPT, output)
+        return Exported(name, path, saved_model.load(path), takes_files=True)
+    if name == "keras":
+        path = output / "model.keras"
+        names = list(source.class_names)
+        extras = {**trained.extras, "class_names": names}
+        classifier.save_classifier(model, path, extras)
+        loaded = classifier.load_classifier(path, "--export_dir")
+        runner = Network(loaded, trained.preprocess).runner()
+        return Exported(name, path, runner)
+    if name == "onnx":
+        path = output / "model.onnx"
+        onnx_file.convert(network, path)
+        return Exported(name, path, onnx_file.load(path, num_threads))
+    images = None
+    if name == "tflite_int8":
+        images = functools.partial(
+            tflite.representative_images, source, network.image_size
+        )
+    path = output / f"{name.replace('tflite', 'model')}.tflite"
+    tflite.convert(network, path, images)
+    runner = tflite.load(path, num_threads)
+    return Exported(name, path, runner, takes_batches=False)
+
+
+def _describe(
+    session: Session,
+    trained: TrainedModel,
+    predictions: Predictions,
+    rows: list[dict[str, Any]],
     output: pathlib.Path,
 ) -> None:
-    """Writes the class names, the report and the model card."""
-    session = subject.session
-    (output / LABELS).write_text(
-        "".join(f"{one_line(name)}\n" for name in subject.class_names),
-        encoding="utf-8",
-    )
+    """Writes the class names, `parity.json` and the model card."""
+    names = session.source.class_names
+    split = session.config.evaluation.split
     report = {
-        folder.WRITTEN_BY: f"flowers17_tfdata {flowers17_tfdata.__version__}",
+        _WRITTEN_BY: f"flowers17_tfdata {flowers17_tfdata.__version__}",
         "model": trained.path.name,
         "trained_precision": session.precision,
         "dataset": session.source.name,
-        "split": split.name,
-        "num_examples": split.examples.num_examples,
-        "image_size": subject.network.image_size,
+        "split": split,
+        "num_examples": len(predictions.labels),
+        "image_size": trained.image_size,
         "threads": machine.num_cores(),
         "formats": rows,
         "versions": machine.versions(),
     }
-    files.write_json(output / folder.REPORT, report)
-    card = model_card.make_card(model_card.Facts.read(session, trained, report))
-    (output / model_card.FILE_NAME).write_text(card, encoding="utf-8")
-
-
-def _runner(
-    model: keras.Model, preprocess: Callable
-) -> Callable[[np.ndarray], np.ndarray]:
-    """Returns a function from uint8 images to a Keras model's probabilities."""
-    network = Network(model, preprocess)
-    size = network.image_size
-    # Dynamic batch: the split's last one must not be traced anew.
-    function = tf.function(
-        lambda images: network.probabilities(tf.cast(images, tf.float32)),
-        input_signature=[tf.TensorSpec([None, size, size, 3], tf.uint8)],
-    )
-    return lambda images: function(images).numpy()
-
-
-def _write_saved_model(subject: _Subject, output: pathlib.Path) -> Exported:
-    path = output / "saved_model"
-    saved_model.save(subject.network, subject.class_names, path)
-    shutil.copy(_SERVE_SCRIPT, output)
-    return Exported(
-        "saved_model", path, saved_model.load(path), takes_files=True
-    )
-
-
-def _write_keras(subject: _Subject, output: pathlib.Path) -> Exported:
-    path = output / "model.keras"
-    classifier.save_classifier(subject.model, path, subject.extras)
-    loaded = classifier.load_classifier(path, "--export_dir")
-    return Exported("keras", path, _runner(loaded, subject.preprocess))
-
-
-def _write_tflite_float16(subject: _Subject, output: pathlib.Path) -> Exported:
-    path = output / "model_float16.tflite"
-    tflite.convert_float16(subject.network, path)
-    return _tflite_file("tflite_float16", path)
-
-
-def _write_tflite_int8(subject: _Subject, output: pathlib.Path) -> Exported:
-    path = output / "model_int8.tflite"
-    tflite.convert_int8(
-        subject.network,
-        path,
-        lambda: representative_images.calibration_images(
-            subject.session.source,
-            _CALIBRATION_SPLIT,
-            subject.network.image_size,
-        ),
-    )
-    return _tflite_file("tflite_int8", path)
-
-
-def _tflite_file(name: str, path: pathlib.Path) -> Exported:
-    classify = tflite.load(path, machine.num_cores())
-    return Exported(name, path, classify, takes_batches=False)
-
-
-def _write_onnx(subject: _Subject, output: pathlib.Path) -> Exported:
-    path = output / "model.onnx"
-    onnx_file.convert(subject.network, path)
-    classify = onnx_file.load(path, machine.num_cores())
-    return Exported("onnx", path, classify)
-
-
-_WRITERS = {
-    "saved_model": _write_saved_model,
-    "keras": _write_keras,
-    "tflite_float16": _write_tflite_float16,
-    "tflite_int8": _write_tflite_int8,
-    "onnx": _write_onnx,
-}
+    files.write_json(output / _REPORT, report)
+    evaluation = scores.summarize(scores.tally(predictions), split, names)
+    card = model_card.make_card(session, trained, evaluation, report)
+    files.write_text(output / "README.md", card)
+    labels = "".join(f"{one_line(name)}\n" for name in names)
+    files.write_text(output / "labels.txt", labels)

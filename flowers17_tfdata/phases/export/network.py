@@ -1,4 +1,4 @@
-"""The trained network as every format holds it: float32, pixels to chances."""
+"""The trained network that every format contains: float32, with softmax."""
 
 from __future__ import annotations
 
@@ -6,28 +6,31 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
+from flowers17_tfdata.errors import UserError, one_line
 from flowers17_tfdata.models import folding
 
-_HALF = ("float16", "bfloat16")
+# Names of dtypes and of dtype policies.
+_HALF = ("float16", "bfloat16", "mixed_float16", "mixed_bfloat16")
 
 
 def to_float32(model: keras.Model) -> keras.Model:
     """Rebuilds a model so that all of it computes in float32.
 
-    Half precision is a matter of the training's hardware: other machines, and
-    converters, have it slowly or not at all. Weights are float32 already.
+    Half precision suits the hardware of the training: on other machines, and
+    in converters, it is slow or missing. The weights are float32 already.
 
     Args:
-      model: functional; left as it is.
+      model: a functional model; it stays as it is.
 
     Returns:
-      A model of the same layers and weights.
+      A model with the same layers and weights.
     """
     config = _without_half(model.get_config())
     policy = keras.config.dtype_policy()
-    # A nested functional model's config doesn't hold its policy.
+    # A nested functional model's config doesn't contain its policy.
     keras.config.set_dtype_policy("float32")
     try:
         rebuilt = type(model).from_config(config)
@@ -39,25 +42,24 @@ def to_float32(model: keras.Model) -> keras.Model:
 
 def _without_half(config: Any) -> Any:
     if isinstance(config, dict):
-        if config.get("class_name") == "DTypePolicy":
-            return {**config, "config": {"name": "float32"}}
-        config = {k: _without_half(v) for k, v in config.items()}
-        if config.get("dtype") in _HALF:
-            config["dtype"] = "float32"
-        return config
+        return {k: _without_half(v) for k, v in config.items()}
     if isinstance(config, (list, tuple)):
         return type(config)(_without_half(v) for v in config)
-    return config
+    is_half = isinstance(config, str) and config in _HALF
+    return "float32" if is_half else config
 
 
 class Network(tf.Module):
-    """A classifier with its preprocessing before it and softmax behind it.
+    """A classifier with its preprocessing and with softmax.
 
-    It saves as plain TensorFlow: what loads it needs no Keras.
+    It is saved as plain TensorFlow: loading it needs no Keras.
 
     Args:
-      model: from preprocessed images to logits, float32.
+      model: float32; from preprocessed images to logits.
       preprocess: see `backbones.get_preprocess`.
+
+    Attributes:
+      image_size: height and width of the images, pixels.
     """
 
     def __init__(
@@ -67,18 +69,59 @@ class Network(tf.Module):
     ):
         super().__init__(name="network")
         self.image_size = model.input_shape[1]
-        # tf.Module finds TensorFlow's variables, not Keras's.
+        # tf.Module finds TensorFlow's variables, but not Keras's.
         self._weights = [variable.value for variable in model.weights]
         # In a closure: TensorFlow would try to save the layers themselves.
         self._logits = lambda images: model(preprocess(images), training=False)
 
     def probabilities(self, images: tf.Tensor) -> tf.Tensor:
-        """Classifies.
+        """Classifies a batch.
 
         Args:
           images: float32 `[batch, image_size, image_size, 3]` in [0, 255], RGB.
 
         Returns:
-          float32 `[batch, num_classes]`; rows sum to 1.
+          float32 `[batch, num_classes]`; each row sums to 1.
         """
         return tf.nn.softmax(self._logits(images))
+
+    def function(self, batch_size: int | None = None) -> Callable[..., Any]:
+        """Returns `probabilities` as a TensorFlow function.
+
+        Its input is `image`, its output `{"probabilities": ...}`.
+
+        Args:
+          batch_size: images per batch; None: any number, without a new trace.
+        """
+        size = self.image_size
+        return tf.function(
+            lambda image: {"probabilities": self.probabilities(image)},
+            input_signature=[
+                tf.TensorSpec([batch_size, size, size, 3], tf.float32, "image")
+            ],
+        )
+
+    def save(self, folder: str, batch_size: int | None) -> None:
+        """Writes a SavedModel for a converter; its signature is `function`."""
+        module = tf.Module()
+        module.network = self
+        module.classify = self.function(batch_size)
+        tf.saved_model.save(module, folder, signatures=module.classify)
+
+    def runner(self) -> Callable[[np.ndarray], np.ndarray]:
+        """Returns a function from uint8 images to probabilities."""
+        function = self.function()
+
+        def run(images: np.ndarray) -> np.ndarray:
+            outputs = function(images.astype(np.float32))
+            return outputs["probabilities"].numpy()
+
+        return run
+
+
+def refused(format_name: str, reason: BaseException | str) -> UserError:
+    """Returns the error for a network that a converter can't convert."""
+    return UserError(
+        f"--export_formats: {format_name} can't be made of this network "
+        f"({one_line(reason, 200)}): leave it out"
+    )

@@ -14,11 +14,11 @@ from flowers17_tfdata.phases.export.network import Network
 
 # Images of one request that are decoded at the same time.
 _PARALLEL = 32
-MAX_LABELS = 5
+_MAX_LABELS = 5
 
 
-class Server(tf.Module):
-    """What the SavedModel computes.
+class _Server(tf.Module):
+    """The SavedModel's functions.
 
     Args:
       network: the classifier.
@@ -37,29 +37,35 @@ class Server(tf.Module):
         """Decodes, turns upright, resizes and classifies.
 
         Args:
-          image_bytes: string `[batch]`: JPEG, PNG, BMP or GIF files, of any
-            sizes. One that can't be decoded fails the whole request.
+          image_bytes: string `[batch]`: JPEG, PNG, BMP or GIF files of any
+            sizes. If one can't be decoded, the whole request fails.
 
         Returns:
           `probabilities`, float32 `[batch, num_classes]`, in the order of the
           class ids; `labels`, string `[batch, k]`, and `scores`, float32
-          `[batch, k]`: the k likeliest classes, the likeliest first.
+          `[batch, k]`: the k most likely classes, the most likely first.
         """
         size = self._network.image_size
-        # Off the accelerator: it has no decoder.
+
+        def pixels(encoded):
+            image = decode.decode_image(encoded)
+            image = exif.turn(image, exif.orientation(encoded))
+            return decode.resize(image, size)
+
+        # The accelerator has no decoder.
         with tf.device("CPU:0"):
             images = tf.map_fn(
-                lambda encoded: _decode(encoded, size),
+                pixels,
                 image_bytes,
                 fn_output_signature=tf.TensorSpec([size, size, 3], tf.uint8),
                 parallel_iterations=_PARALLEL,
             )
         probabilities = self._network.probabilities(tf.cast(images, tf.float32))
-        k = min(MAX_LABELS, len(self._class_names))
+        k = min(_MAX_LABELS, len(self._class_names))
         scores, ids = tf.math.top_k(probabilities, k)
         return {
             "probabilities": probabilities,
-            "labels": tf.gather(tf.constant(self._class_names), ids),
+            "labels": tf.gather(self.class_names(), ids),
             "scores": scores,
         }
 
@@ -69,17 +75,11 @@ class Server(tf.Module):
         return tf.constant(self._class_names)
 
 
-def _decode(encoded: tf.Tensor, image_size: int) -> tf.Tensor:
-    image = decode.decode_image(encoded)
-    image = exif.turn(image, exif.orientation(encoded))
-    return decode.resize(image, image_size)
-
-
 def save(
     network: Network, class_names: Sequence[str], folder: pathlib.Path
 ) -> None:
-    """Writes the SavedModel; its one signature is `Server.serve`."""
-    server = Server(network, class_names)
+    """Writes the SavedModel; its one signature is `_Server.serve`."""
+    server = _Server(network, class_names)
     tf.saved_model.save(server, str(folder), signatures=server.serve)
 
 

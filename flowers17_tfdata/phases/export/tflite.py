@@ -1,8 +1,10 @@
-"""TensorFlow Lite (LiteRT): one image of pixels to probabilities."""
+"""TensorFlow Lite (LiteRT): from the pixels of one image to probabilities."""
 
 from __future__ import annotations
 
+import collections
 import contextlib
+import math
 import os
 import pathlib
 import sys
@@ -13,109 +15,99 @@ import numpy as np
 import tensorflow as tf
 from ai_edge_litert import interpreter as litert
 
-from flowers17_tfdata.errors import UserError, one_line
-from flowers17_tfdata.phases.export.network import Network
+from flowers17_tfdata import terminal
+from flowers17_tfdata.data import decode
+from flowers17_tfdata.data.source import Source
+from flowers17_tfdata.phases.export.network import Network, refused
+
+REPRESENTATIVE_SPLIT = "train"
+# The converter takes most of a second for each, with an InceptionV3.
+_NUM_REPRESENTATIVE = 128
 
 
-class _OneImage(tf.Module):
-    """A batch of one: phones see one image, and delegates want fixed shapes."""
+def convert(
+    network: Network,
+    path: pathlib.Path,
+    images: Callable[[], Iterable[np.ndarray]] | None = None,
+) -> None:
+    """Writes a .tflite file for one image at a time.
 
-    def __init__(self, network: Network):
-        super().__init__()
-        size = network.image_size
-        self._network = network
-        self.classify = tf.function(
-            lambda image: {"probabilities": network.probabilities(image)},
-            input_signature=[
-                tf.TensorSpec([1, size, size, 3], tf.float32, "image")
-            ],
-        )
-
-
-def convert_float16(network: Network, path: pathlib.Path) -> None:
-    """Writes weights in float16; arithmetic is the device's choice.
+    Phones classify one image, and delegates need fixed shapes. The signature
+    `serving_default` maps `image`, float32 `[1, image_size, image_size, 3]` in
+    [0, 255], RGB, to `probabilities`, float32 `[1, num_classes]`.
 
     Args:
       network: the classifier.
-      path: of the .tflite file. Its signature `serving_default` maps `image`,
-        float32 `[1, image_size, image_size, 3]` in [0, 255], RGB, to
-        `probabilities`, float32 `[1, num_classes]`.
+      path: the file.
+      images: returns representative images, uint8 `[image_size, image_size,
+        3]`: weights and activations become int8, in the ranges that these
+        images need. None: the weights become float16; the device chooses the
+        precision of the arithmetic.
 
     Raises:
-      UserError: the converter doesn't take this network.
+      UserError: the converter can't convert this network.
     """
-
-    def options(converter):
-        converter.target_spec.supported_types = [tf.float16]
-
-    _convert(network, path, options)
-
-
-def convert_int8(
-    network: Network,
-    path: pathlib.Path,
-    calibration: Callable[[], Iterable[np.ndarray]],
-) -> None:
-    """Writes weights and activations in int8.
-
-    Input and output stay float32 as in `convert_float16`: one file replaces
-    the other, and pixels go in as they are.
-
-    Args:
-      network: the classifier.
-      path: of the .tflite file.
-      calibration: returns images as the network will see them, uint8
-        `[image_size, image_size, 3]`; the range of every activation is
-        measured on them.
-
-    Raises:
-      UserError: the converter doesn't take this network.
-    """
-
-    def representative():
-        for image in calibration():
-            yield [image[np.newaxis].astype(np.float32)]
-
-    def options(converter):
-        converter.representative_dataset = representative
-        # Fails where an operation has no int8 kernel, rather than leave it in
-        # float32.
-        converter.target_spec.supported_ops = [
-            tf.lite.OpsSet.TFLITE_BUILTINS_INT8
-        ]
-
-    _convert(network, path, options)
-
-
-def _convert(
-    network: Network,
-    path: pathlib.Path,
-    set_options: Callable[[tf.lite.TFLiteConverter], None],
-) -> None:
-    module = _OneImage(network)
     with tempfile.TemporaryDirectory() as folder:
-        # By way of a SavedModel: only then are the variables frozen.
-        tf.saved_model.save(module, folder, signatures=module.classify)
+        # From a SavedModel: only then are the variables frozen.
+        network.save(folder, batch_size=1)
         converter = tf.lite.TFLiteConverter.from_saved_model(
             folder, signature_keys=["serving_default"]
         )
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
-        set_options(converter)
+        if images is None:
+            converter.target_spec.supported_types = [tf.float16]
+        else:
+            converter.representative_dataset = lambda: (
+                [image[np.newaxis].astype(np.float32)] for image in images()
+            )
+            # Fail if an operation has no int8 kernel, instead of leaving it in
+            # float32.
+            converter.target_spec.supported_ops = [
+                tf.lite.OpsSet.TFLITE_BUILTINS_INT8
+            ]
         try:
-            with _without_notes():
+            with _silent_stderr():
                 content = converter.convert()
-        # It raises whatever its parts do; its own error has no public name.
+        # It raises whatever its parts raise; its own error has no public name.
         except Exception as error:
-            raise UserError(
-                f"--export_formats: {path.stem} can't be made of this network "
-                f"({one_line(error, 200)}): leave it out"
-            ) from error
+            raise refused(path.stem, error) from error
     path.write_bytes(content)
 
 
+def representative_images(
+    source: Source, image_size: int, num_images: int = _NUM_REPRESENTATIVE
+) -> Iterator[np.ndarray]:
+    """Yields training images, equally many of every class.
+
+    They are the first of each class in the split's order.
+
+    Args:
+      source: the data set.
+      image_size: height and width, pixels.
+      num_images: the maximum number; fewer if a class has too few.
+
+    Yields:
+      uint8 `[image_size, image_size, 3]`, with the pixels that evaluation uses.
+    """
+    quota = math.ceil(num_images / len(source.class_names))
+    taken: collections.Counter[int] = collections.Counter()
+    with terminal.EpochProgress("int8 ranges", num_images) as progress:
+        for example in source.read(REPRESENTATIVE_SPLIT):
+            label = int(example["label"])
+            if taken[label] < quota:
+                taken[label] += 1
+                encoded = decode.upright(example["image"].numpy())
+                yield decode.decode_and_resize(
+                    tf.constant(encoded), image_size
+                ).numpy()
+                progress.advance()
+            if sum(taken.values()) == num_images:
+                break
+
+
 @contextlib.contextmanager
-def _without_notes() -> Iterator[None]:
-    """Drops what C++ code writes to standard error; errors are exceptions."""
+def _silent_stderr() -> Iterator[None]:
+    """Drops the notes of C++ code; its errors are exceptions."""
     sys.stderr.flush()
     kept = os.dup(2)
     try:
@@ -133,17 +125,17 @@ def load(
     """Returns a function from pixels to probabilities.
 
     It maps uint8 `[n, image_size, image_size, 3]` in [0, 255] to float32
-    `[n, num_classes]`, an image at a time.
+    `[n, num_classes]`, one image at a time.
     """
-    with _without_notes():
+    with _silent_stderr():
         interpreter = litert.Interpreter(str(path), num_threads=num_threads)
-        # Or it would be at the first image.
+        # Otherwise it would be done, with its notes, for the first image.
         interpreter.allocate_tensors()
     classify = interpreter.get_signature_runner("serving_default")
 
     def run(images: np.ndarray) -> np.ndarray:
         batches = np.split(images.astype(np.float32), len(images))
-        # The interpreter hands out its own memory, and writes over it.
+        # Copies: the interpreter returns its own memory, and reuses it.
         rows = [classify(image=b)["probabilities"].copy() for b in batches]
         return np.concatenate(rows)
 

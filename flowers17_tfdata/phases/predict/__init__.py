@@ -1,1 +1,1 @@
-"""What a trained model says of photographs."""
+"""`--phase=predict`: classifies image files with a trained model."""

@@ -1,53 +1,43 @@
-"""Which files `--images` means."""
+"""Finds the files that `--images` names."""
 
 from __future__ import annotations
 
 import glob
-import itertools
 import os
 import pathlib
-from collections.abc import Iterator
 from typing import TextIO
 
 from flowers17_tfdata.data import decode
 from flowers17_tfdata.errors import ConfigError
 
 
-def find_images(spec: str, stdin: TextIO) -> tuple[Iterator[str], int | None]:
-    """Finds the files that `--images` names.
+def find_images(spec: str, stdin: TextIO) -> list[str]:
+    """Returns the paths that `--images` names, in the order given.
 
-    A file that is named itself is taken whatever its suffix, and whether or
-    not it is there: what can't be read is told of with the others.
+    A file that is named itself is included whatever its suffix, even if it
+    does not exist: unreadable files are reported together at the end.
 
     Args:
-      spec: files, folders, globs, or `-`, separated by commas (or, if there
-        is one in it, by line breaks). One existing path may hold commas.
-      stdin: the list that `-` stands for, a path a line; read as it comes.
-
-    Returns:
-      The paths, and how many there are; None: not known before they are read.
+      spec: files, folders, globs, or `-`, separated by commas (or by line
+        breaks, if there are any). The path of one existing file may contain
+        commas.
+      stdin: the list that `-` stands for, one path per line.
 
     Raises:
-      ConfigError: a folder or a glob holds no images.
+      ConfigError: a folder or a glob contains no images.
     """
     if os.path.exists(os.path.expanduser(spec)):
         names = [spec]
     else:
         separator = "\n" if "\n" in spec else ","
         names = [part.strip() for part in spec.split(separator)]
-    found: list[Iterator[str]] = []
-    count: int | None = 0
+    paths: list[str] = []
     for name in filter(None, names):
         if name == "-":
-            lines = (line.rstrip("\r\n") for line in stdin)
-            found.append(line for line in lines if line)
-            count = None
-            continue
-        paths = _expand(os.path.expanduser(name))
-        found.append(iter(paths))
-        if count is not None:
-            count += len(paths)
-    return itertools.chain(*found), count
+            paths += filter(None, (line.rstrip("\r\n") for line in stdin))
+        else:
+            paths += _expand(os.path.expanduser(name))
+    return paths
 
 
 def _expand(name: str) -> list[str]:
@@ -69,7 +59,7 @@ def _expand(name: str) -> list[str]:
 
 
 def _images_below(folder: pathlib.Path) -> list[str]:
-    """Returns the images in a folder and its folders, hidden ones left out."""
+    """Returns the images in a folder and its subfolders, except hidden ones."""
     return sorted(
         str(path)
         for path in folder.rglob("*")

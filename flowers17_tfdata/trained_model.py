@@ -227,13 +227,19 @@ def stream_logits(
     if num_views > 1:
         views = augmentation.test_time_views(options, num_views)
         transforms = np.tile(views, [examples.num_examples, 1])
+    num_rows = examples.num_examples * num_views
+    replicas = strategy.num_replicas_in_sync
     outputs = inference.outputs_of(
         trained.model,
         strategy,
         examples,
         options,
         trained.preprocess,
-        global_batch_size=config.optimization.global_batch_size,
+        # A few images must not be padded to a whole batch.
+        global_batch_size=min(
+            config.optimization.global_batch_size,
+            -(-num_rows // replicas) * replicas,
+        ),
         transforms=transforms,
         xla=uses_xla(config.runtime.xla),
     )

@@ -20,7 +20,6 @@ import yaml
 from PIL import Image
 
 from flowers17_tfdata import cli, files, terminal
-from flowers17_tfdata.config.config import Config, ExportConfig
 from flowers17_tfdata.data import decode
 from flowers17_tfdata.errors import UserError
 from flowers17_tfdata.models import classifier, saved_models
@@ -31,7 +30,7 @@ from flowers17_tfdata.phases.export import (
     parity,
     tflite,
 )
-from flowers17_tfdata.phases.export.export import check_target, export_model
+from flowers17_tfdata.phases.export.export import check_target
 from flowers17_tfdata.scoring import predictions, scores
 from flowers17_tfdata.trained_model import TrainedModel
 from tests import fakes
@@ -484,15 +483,6 @@ def test_a_folder_of_other_files_is_refused(run, tmp_path, capsys):
     ]
     assert line.startswith(f"error: --export_dir {tmp_path} must be new")
     assert (tmp_path / "thesis.tex").read_text() == "x"
-
-
-def test_several_workers_are_refused(tmp_path):
-    session = types.SimpleNamespace(
-        config=Config(export=ExportConfig(export_dir=str(tmp_path / "x"))),
-        workers=types.SimpleNamespace(count=2),
-    )
-    with pytest.raises(UserError, match="goes with one worker; got 2"):
-        export_model(session)
 
 
 def test_a_file_is_refused(tmp_path):

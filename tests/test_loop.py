@@ -293,9 +293,7 @@ def test_best_epoch_is_what_the_model_holds_in_the_end(tmp_path):
     )
     assert result.best_epoch == best["epoch"]
     assert result.validation_accuracy == best["validation_accuracy"]
-    loss, accuracy = stage._inference.loss_and_accuracy(
-        stage._validation_batches
-    )
+    loss, _ = stage._inference.loss_and_accuracy(stage._validation_batches)
     assert loss == pytest.approx(best["validation_loss"])
 
 

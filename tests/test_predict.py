@@ -20,7 +20,8 @@ from flowers17_tfdata import cli
 from flowers17_tfdata.config.input import InputConfig
 from flowers17_tfdata.errors import ConfigError
 from flowers17_tfdata.input import augmentation
-from flowers17_tfdata.phases.predict import formats, image_files, views
+from flowers17_tfdata.input.examples import FileImages
+from flowers17_tfdata.phases.predict import formats, image_files
 from flowers17_tfdata.phases.predict.formats import Prediction
 from flowers17_tfdata.scoring import predictions
 from tests import fakes
@@ -260,7 +261,7 @@ def test_tensorflow_adds_nothing_to_standard_error(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "code", "expected"),
     [
-        ([], 2, "--images must name files, folders or globs"),
+        ([], 2, "--images must be given for --phase=predict"),
         (["--images=no/*.jpg"], 2, "--images: a pattern must match files"),
         (["--images=x.jpg", "--model=no.keras"], 1, "--model no.keras"),
         (["--images=x.jpg", "--labels=no.txt"], 1, "--labels no.txt can't"),
@@ -272,7 +273,11 @@ def test_tensorflow_adds_nothing_to_standard_error(tmp_path):
             2,
             "--tta above 2 goes with",
         ),
-        (["--images=~nobody_at_all/x"], 2, "--images: there is no home"),
+        (
+            ["--images=~nobody_at_all/x"],
+            2,
+            "--images: ~nobody_at_all has no home folder",
+        ),
     ],
 )
 def test_mistakes_get_one_line(predict, flags, code, expected):
@@ -312,22 +317,23 @@ def test_views_are_the_image_its_mirror_and_random_ones(tmp_path):
     path = tmp_path / "image.png"
     cv2.imwrite(str(path), image[..., ::-1])
     config = InputConfig(image_size=32)
-    transforms = augmentation.draw_views(config, 4)
-    assert transforms.shape == (3, 8)
-    dataset = views.read_views([str(path)], 32, transforms, batch_size=2)
-    (batch,) = dataset.as_numpy_iterator()
-    name, pixels, error = (part[0] for part in batch)
-    assert name.decode() == str(path)
-    assert error == b""
+    transforms = augmentation.test_time_views(config, 4)
+    assert transforms.shape == (4, 8)
+    images = FileImages([str(path), "missing.png"], 32)
+    pixels = images.resample(
+        np.array([0, 0, 0, 0, 1]), transforms[[0, 1, 2, 3, 0]], 32
+    )
     np.testing.assert_array_equal(pixels[0], image)
     np.testing.assert_array_equal(pixels[1], image[:, ::-1])
     assert not np.array_equal(pixels[2], pixels[3])
+    assert not pixels[4].any()
+    assert images.errors == {1: "No such file or directory"}
     # With --nohorizontal_flip no view is mirrored.
-    plain = augmentation.draw_views(
+    plain = augmentation.test_time_views(
         InputConfig(image_size=32, horizontal_flip=False), 4
     )
     assert (plain[:, 0] > 0).all()
-    assert augmentation.draw_views(config, 1).shape == (0, 8)
+    assert augmentation.test_time_views(config, 1).shape == (1, 8)
 
 
 def test_table_is_aligned():

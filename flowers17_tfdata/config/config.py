@@ -98,4 +98,4 @@ def groups():
 
 options = lambda cls: [
     f for f in dataclasses.fields(cls) if "option" in f.metadata
-]  # noqa
+]

@@ -15,8 +15,7 @@ import tensorflow as tf
 
 import flowers17_tfdata
 from flowers17_tfdata import files, machine, terminal, timings, trained_model
-from flowers17_tfdata.config import config as config_lib
-from flowers17_tfdata.errors import ConfigError, UserError, one_line
+from flowers17_tfdata.errors import UserError, one_line
 from flowers17_tfdata.input.examples import load_examples
 from flowers17_tfdata.models import classifier
 from flowers17_tfdata.phases.export import (
@@ -72,11 +71,7 @@ def export_model(session: Session) -> None:
 
 def _check(session: Session) -> None:
     """Checks what can be known before minutes of conversion."""
-    if session.workers.count > 1:
-        raise ConfigError(
-            f"--phase=export goes with one worker; got {session.workers.count}"
-        )
-    formats = config_lib.export_formats(session.config.export)
+    formats = session.config.export.formats
     if "onnx" in formats:
         onnx_file.check_installed()
     splits = session.source.split_sizes
@@ -143,7 +138,7 @@ def _export(
         "trained", trained.path, expected, labels, reference, expected
     )
     rows = [row | {"latency_ms": None, "images_per_sec": None}]
-    for name in config_lib.export_formats(session.config.export):
+    for name in session.config.export.formats:
         terminal.say(f"export: {name}")
         with timings.measure(session.output, f"export: {name}"):
             exported = _write(name, session, trained, model, network, output)

@@ -13,7 +13,9 @@ from typing import Any
 import jinja2
 
 from flowers17_tfdata import files
-from flowers17_tfdata.config import config as config_lib
+from flowers17_tfdata.config.config import all_flags
+from flowers17_tfdata.config.option import Kind
+from flowers17_tfdata.config.recorded import recorded_values
 from flowers17_tfdata.models import classifier
 from flowers17_tfdata.session import Session
 from flowers17_tfdata.trained_model import TrainedModel
@@ -71,10 +73,12 @@ def _training_flags(session: Session, trained: TrainedModel) -> dict[str, str]:
     """Returns the flags that the model was trained with; {}: not recorded."""
     if not trained.was_trained_in(session.workdir):
         return {}
-    flags = config_lib.recorded_values(str(session.workdir), "find_lr")
+    values = recorded_values(str(session.workdir), with_training=True)
     return {
         # Folders of the training's machine are of no use elsewhere.
-        name: pathlib.Path(str(value)).name
-        for name, value in flags.items()
-        if value != "" and name not in ("dataset", "data_dir", "tta")
+        flag.name: pathlib.Path(str(values[flag.name])).name
+        for flag in all_flags()
+        if flag.option.kind in (Kind.RUN, Kind.TRAINING)
+        and values.get(flag.name, "") != ""
+        and flag.name != "dataset"
     }

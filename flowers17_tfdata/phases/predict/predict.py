@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import pathlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TextIO
 
 import numpy as np
+import tensorflow as tf
 
 from flowers17_tfdata import files, terminal, trained_model
 from flowers17_tfdata.config.config import Config
 from flowers17_tfdata.errors import UserError, one_line
-from flowers17_tfdata.phases.predict import formats, image_files, views
+from flowers17_tfdata.input.examples import Examples, FileImages
+from flowers17_tfdata.phases.predict import formats, image_files
 from flowers17_tfdata.phases.predict.formats import Prediction
+from flowers17_tfdata.scoring.predictions import softmax
 from flowers17_tfdata.session import open_devices
+from flowers17_tfdata.trained_model import TrainedModel
 from flowers17_tfdata.training import cluster
 
 
@@ -36,7 +41,7 @@ def predict(config: Config) -> None:
     runtime = dataclasses.replace(
         config.runtime, strategy="default", num_virtual_devices=0
     )
-    open_devices(dataclasses.replace(config, runtime=runtime))
+    strategy, _, _ = open_devices(dataclasses.replace(config, runtime=runtime))
     trained = trained_model.load_model(config)
     class_names = trained_model.read_class_names(config, trained)
     top_k = min(config.predict.top_k, len(class_names))
@@ -49,8 +54,8 @@ def predict(config: Config) -> None:
             files=paths,
             class_names=class_names,
         )
-        for file, probabilities, error in views.predict_files(
-            config, trained, paths
+        for file, probabilities, error in _predict_files(
+            config, strategy, trained, paths
         ):
             order = np.argsort(-probabilities, kind="stable")[:top_k]
             top = [(class_names[k], float(probabilities[k])) for k in order]
@@ -61,6 +66,31 @@ def predict(config: Config) -> None:
             if bar:
                 bar.advance()
     _report_unreadable(unreadable, len(paths))
+
+
+def _predict_files(
+    config: Config,
+    strategy: tf.distribute.Strategy,
+    trained: TrainedModel,
+    paths: Sequence[str],
+) -> Iterator[tuple[str, np.ndarray, str]]:
+    """Yields `(path, probabilities, error)` in order.
+
+    The probabilities are float32 `[num_classes]`; the error says why the image
+    can't be read, or is ''.
+    """
+    images = FileImages(paths, trained.image_size)
+    labels = np.zeros(len(paths), np.int64)
+    batches = trained_model.stream_logits(
+        config,
+        strategy,
+        trained,
+        Examples(images, labels),
+        config.evaluation.tta,
+    )
+    rows = itertools.chain.from_iterable(map(softmax, batches))
+    for position, (path, row) in enumerate(zip(paths, rows, strict=True)):
+        yield path, row, images.errors.get(position, "")
 
 
 def _progress(

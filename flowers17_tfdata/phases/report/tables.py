@@ -1,0 +1,75 @@
+"""The page's tables of classes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from flowers17_tfdata.scoring.scores import wilson_interval
+
+
+class Confusion(NamedTuple):
+    """How often one class is taken for another.
+
+    Attributes:
+      label: name of the true class.
+      taken_for: name of the predicted class.
+      count: number of examples.
+      fraction: of the true class's examples, in (0, 1].
+    """
+
+    label: str
+    taken_for: str
+    count: int
+    fraction: float
+
+
+def most_confused(evaluation: Mapping[str, Any]) -> list[Confusion]:
+    """Returns all confused pairs of classes, the most frequent first.
+
+    Args:
+      evaluation: contents of `evaluation.json`.
+    """
+    names = evaluation["class_names"]
+    matrix = np.asarray(evaluation["confusion_matrix"])
+    fractions = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    pairs = [
+        Confusion(names[a], names[b], int(matrix[a, b]), fractions[a, b])
+        for a, b in np.argwhere(matrix)
+        if a != b
+    ]
+    return sorted(pairs, key=lambda pair: (-pair.count, -pair.fraction))
+
+
+def per_class(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Returns a row for each class, the lowest F1 first.
+
+    Args:
+      evaluation: contents of `evaluation.json`.
+
+    Returns:
+      The scores of `evaluation.json`, and `name`, `interval` (of the recall;
+      None for a class without examples) and `taken_for`, the most frequent
+      `Confusion` or None.
+    """
+    taken_for: dict[str, Confusion] = {}
+    for pair in most_confused(evaluation):
+        taken_for.setdefault(pair.label, pair)
+    hits = np.diag(evaluation["confusion_matrix"]).tolist()
+    rows = []
+    for name, correct in zip(evaluation["class_names"], hits, strict=True):
+        scores = evaluation["per_class"][name]
+        interval = None
+        if scores["support"]:
+            interval = wilson_interval(correct, scores["support"])
+        rows.append(
+            scores
+            | {
+                "name": name,
+                "interval": interval,
+                "taken_for": taken_for.get(name),
+            }
+        )
+    return sorted(rows, key=lambda row: row["f1"])

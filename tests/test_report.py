@@ -149,7 +149,12 @@ def test_train_ends_with_a_report_of_its_evaluation(trained):
     lines = (trained / "metrics.jsonl").read_text().splitlines()
     expected = [json.loads(line)["validation_accuracy"] for line in lines]
     accuracy = figures["chart-accuracy"]["data"]
-    drawn = [y for t in accuracy if t["name"] == "validation" for y in t["y"]]
+    drawn = [
+        y
+        for t in accuracy
+        if t["name"] == "validation accuracy"
+        for y in t["y"]
+    ]
     assert drawn == expected
     for name, row in evaluation["per_class"].items():
         line = rf"{name} {row['support']} {100 * row['precision']:.0f} %"
@@ -266,7 +271,7 @@ def test_epochs_without_validation_are_shown_as_such(workdir, command):
     assert "Fine-tune – validation" not in shown.text
     assert re.search(r"Refit 2 \S+ \S+ % – – ", shown.text)
     accuracy = dict(shown.scripts)["chart-accuracy"]["data"]
-    *_, drawn = (t["y"] for t in accuracy if t["name"] == "validation")
+    *_, drawn = (t["y"] for t in accuracy if t["name"] == "validation accuracy")
     assert drawn == [None, None]
 
 

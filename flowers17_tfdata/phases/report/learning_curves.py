@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import plotly.graph_objects as go
 
@@ -12,24 +11,13 @@ from flowers17_tfdata.phases.report import charts
 from flowers17_tfdata.phases.report.charts import Chart
 from flowers17_tfdata.phases.report.record import StageRecord
 
-# Title, `{column of metrics.jsonl: name in the legend}`, the y axis.
-_CURVES: tuple[tuple[str, dict[str, str], dict[str, Any]], ...] = (
-    (
-        "Accuracy",
-        {"train_accuracy": "train", "validation_accuracy": "validation"},
-        {"tickformat": ".0%"},
-    ),
-    (
-        "Loss",
-        {"train_loss": "train", "validation_loss": "validation"},
-        {},
-    ),
-    (
-        "Learning rate",
-        {"learning_rate": "learning rate"},
-        {"exponentformat": "e"},
-    ),
+# Title, columns of `metrics.jsonl`, format of the y axis.
+_CURVES = (
+    ("Accuracy", ("train_accuracy", "validation_accuracy"), ".0%"),
+    ("Loss", ("train_loss", "validation_loss"), ""),
+    ("Learning rate", ("learning_rate",), ".1e"),
 )
+_COLOURS = (charts.TRAIN, charts.VALIDATION)
 _MOST_TICKS = 8
 
 
@@ -41,16 +29,15 @@ def learning_charts(stages: Sequence[StageRecord]) -> list[Chart]:
 def _learning_chart(
     stages: Sequence[StageRecord],
     title: str,
-    columns: Mapping[str, str],
-    axis: Mapping[str, Any],
+    columns: Sequence[str],
+    tick_format: str,
 ) -> Chart:
     figure = go.Figure()
     offset = 0
     for stage in stages:
         epochs = [line["epoch"] for line in stage.epochs]
-        for colour, (column, name) in zip(
-            (charts.TRAIN, charts.VALIDATION), columns.items(), strict=False
-        ):
+        for column, colour in zip(columns, _COLOURS, strict=False):
+            name = column.replace("_", " ")
             figure.add_scatter(
                 x=[offset + epoch for epoch in epochs],
                 y=[line[column] for line in stage.epochs],
@@ -60,7 +47,7 @@ def _learning_chart(
                 name=name,
                 legendgroup=column,
                 showlegend=stage is stages[0] and len(columns) > 1,
-                mode="lines+markers" if len(epochs) < 60 else "lines",
+                mode="lines+markers",
                 line={"color": colour, "width": 2.25},
                 hovertemplate=f"{stage.title}, epoch %{{customdata}}<br>"
                 f"{name}: %{{y}}<extra></extra>",
@@ -75,7 +62,7 @@ def _learning_chart(
         showgrid=False,
         zeroline=False,
     )
-    figure.update_yaxes(rangemode="tozero", **axis)
+    figure.update_yaxes(rangemode="tozero", tickformat=tick_format)
     name = "chart-" + title.lower().replace(" ", "-")
     return charts.make_chart(name, title, figure)
 
@@ -86,12 +73,9 @@ def _mark_stage(figure: go.Figure, stage: StageRecord, offset: int) -> None:
     figure.add_vline(
         x=offset + 0.5,
         line=line,
-        annotation={
-            "text": stage.title,
-            "yanchor": "bottom",
-            "font": {"size": 11.5},
-        },
+        annotation_text=stage.title,
         annotation_position="top right",
+        annotation_yanchor="bottom",
     )
     if stage.best_epoch is not None:
         figure.add_vline(

@@ -24,11 +24,9 @@ def render(context: Mapping[str, Any], template: str = "report.html") -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
-        "percent": percent,
-        "duration": duration,
-        "number": number,
-    }
+    environment.filters.update(
+        percent=percent, duration=duration, number=number
+    )
     return environment.get_template(template).render(
         **context, plotly_js=plotly.offline.get_plotlyjs()
     )

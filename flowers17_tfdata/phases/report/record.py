@@ -38,12 +38,6 @@ class StageRecord:
         return lines[-1] if lines else {}
 
     @property
-    def validated(self) -> bool:
-        return any(
-            line["validation_accuracy"] is not None for line in self.epochs
-        )
-
-    @property
     def seconds(self) -> float:
         return sum(line["seconds"] for line in self.epochs)
 
@@ -55,9 +49,7 @@ class StageRecord:
     @property
     def data_wait(self) -> float:
         """The fraction of the time spent waiting for data, in [0, 1]."""
-        return statistics.mean(
-            line["data_wait_fraction"] for line in self.epochs
-        )
+        return statistics.mean(x["data_wait_fraction"] for x in self.epochs)
 
 
 def read_if_there(path: pathlib.Path) -> Any:

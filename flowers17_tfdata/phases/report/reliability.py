@@ -54,9 +54,7 @@ class Reliability(NamedTuple):
 
 def choose_num_bins(num_examples: int) -> int:
     """Returns 15, or fewer for a small split, but at least 5."""
-    return int(
-        np.clip(num_examples // _EXAMPLES_PER_BIN, _FEWEST_BINS, _MOST_BINS)
-    )
+    return max(_FEWEST_BINS, min(_MOST_BINS, num_examples // _EXAMPLES_PER_BIN))
 
 
 def measure(

@@ -13,9 +13,8 @@ from flowers17_tfdata.phases.report.charts import Chart
 from flowers17_tfdata.phases.report.reliability import Reliability
 from flowers17_tfdata.scoring.scores import wilson_interval
 
-# Beyond these, the class names or the counts in the cells become illegible.
+# A larger matrix is hard to read.
 _MOST_CLASSES = 60
-_MOST_CLASSES_WITH_COUNTS = 35
 
 
 def confusion_chart(evaluation: Mapping[str, Any]) -> Chart | None:
@@ -33,7 +32,6 @@ def confusion_chart(evaluation: Mapping[str, Any]) -> Chart | None:
     n = len(names)
     if n > _MOST_CLASSES:
         return None
-    has_counts = n <= _MOST_CLASSES_WITH_COUNTS
     fraction = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     diagonal = np.eye(n, dtype=bool)
     most_wrong = max(0.25, float(fraction[~diagonal].max(initial=0)))
@@ -56,7 +54,7 @@ def confusion_chart(evaluation: Mapping[str, Any]) -> Chart | None:
             xgap=2,
             ygap=2,
             text=np.where(shown, matrix.astype(str), "").tolist(),
-            texttemplate="%{text}" if has_counts else None,
+            texttemplate="%{text}",
             textfont={"color": f"var(--{scale}-text)", "size": 11},
             hovertemplate="%{y} taken for %{x}:<br>%{text} images, "
             "%{z:.0%} of the class<extra></extra>",
@@ -77,14 +75,14 @@ def confusion_chart(evaluation: Mapping[str, Any]) -> Chart | None:
     )
     figure.update_yaxes(**axis, range=[n - 0.5, -0.5], title_text="true class")
     figure.update_layout(margin_t=8)
-    cell_height, cell_width = (26, 22) if has_counts else (14, 14)
+    # A cell must be wide enough for a count of two digits.
+    size = 22 * n + 150
     return charts.make_chart(
         "chart-confusion",
         "Confusion matrix: rows are the true classes, columns the predicted",
         figure,
-        height=max(cell_height * n + 150, 360),
-        # A cell must be wide enough for a count of two digits.
-        min_width=min(cell_width * n + 150, 900),
+        height=max(size, 360),
+        min_width=size,
     )
 
 

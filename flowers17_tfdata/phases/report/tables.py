@@ -61,15 +61,11 @@ def per_class(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
     rows = []
     for name, correct in zip(evaluation["class_names"], hits, strict=True):
         scores = evaluation["per_class"][name]
-        interval = None
-        if scores["support"]:
-            interval = wilson_interval(correct, scores["support"])
-        rows.append(
-            scores
-            | {
-                "name": name,
-                "interval": interval,
-                "taken_for": taken_for.get(name),
-            }
-        )
+        support = scores["support"]
+        row = {
+            "name": name,
+            "interval": wilson_interval(correct, support) if support else None,
+            "taken_for": taken_for.get(name),
+        }
+        rows.append(row | scores)
     return sorted(rows, key=lambda row: row["f1"])

@@ -1,9 +1,9 @@
-"""Runs the Python blocks of a page, and checks the values that it shows.
+"""Runs the Python blocks of a Markdown page, and checks the values it shows.
 
     python run_page.py PAGE [--only=HEADING ...] [--skip=HEADING ...]
 
-It imports nothing of this repository, so that it can run where the package is
-installed, or isn't.
+It imports nothing from this repository, so that it also runs where the package
+is not installed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The report: its numbers, its pictures, its safety, how a browser shows it."""
+"""The report: numbers, pictures, escaping, and how a browser shows it."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def command(data_dir, dummy_archive):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, command) -> pathlib.Path:
-    """A workdir that `--phase=train` left; not to be written to."""
+    """A workdir after `--phase=train`; not to be written to."""
     workdir = tmp_path_factory.mktemp("trained") / "work"
     policy = keras.config.dtype_policy()
     with pytest.MonkeyPatch.context() as patch:
@@ -93,7 +93,7 @@ def trained(tmp_path_factory, command) -> pathlib.Path:
 
 @pytest.fixture
 def workdir(trained, tmp_path, tiny_backbone) -> pathlib.Path:
-    """A copy of `trained` that is evaluated where it lies."""
+    """A copy of `trained` that may be changed."""
     copy = tmp_path / "work dir"
     shutil.copytree(trained, copy)
     return copy
@@ -160,7 +160,7 @@ def test_train_ends_with_a_report_of_its_evaluation(trained):
         line = rf"{name} {row['support']} {100 * row['precision']:.0f} %"
         assert line in text
     assert "800" in text and "in 130 groups" in text
-    # Of mistakes, of heat maps, and 28 augmented views.
+    # Mistakes, heat maps, and 28 augmented views.
     images = [v for tag, name, v in shown.attributes if tag == "img"]
     assert sum(v.startswith("data:image/jpeg;base64,") for v in images) > 40
     assert all(value for tag, name, value in shown.attributes if name == "alt")
@@ -200,7 +200,7 @@ def test_names_are_text_and_never_markup(workdir, command, monkeypatch):
     assert source.count("bad()") == source.count("&lt;script&gt;bad()") + (
         source.count("script\\u0026gt;bad()")
     )
-    # Plotly reads HTML in its texts: there, the name is escaped once more.
+    # Plotly interprets HTML in its texts, so the name is escaped twice.
     ticks = dict(shown.scripts)["chart-confusion"]["layout"]["xaxis"][
         "ticktext"
     ]
@@ -212,7 +212,7 @@ def test_it_evaluates_only_what_is_due(workdir, command, capsys):
         assert command(workdir, "--phase=report", *flags) == 0
         return "report: evaluating" in capsys.readouterr().out
 
-    # The copy's evaluation is of the original's model.
+    # The copied evaluation names the original's model.
     assert evaluates()
     assert not evaluates()
     assert evaluates("--tta=2")
@@ -395,7 +395,7 @@ def test_grad_cam_finds_the_part_that_speaks_for_a_class(policy):
     np.testing.assert_allclose(cam.heat(maps, 0), red, atol=1e-6)
     np.testing.assert_allclose(cam.heat(maps, 1), green, atol=1e-6)
     painted = grad_cam.overlay(image, cam.heat(maps, 0)).astype(int)
-    # Without heat it is the gray picture.
+    # Without heat, the image is gray.
     assert np.ptp(painted[-1, 0]) == 0
     assert np.ptp(painted[0, 0]) > 50
 
@@ -590,7 +590,7 @@ addEventListener("message", (e) => {{
 
 
 def _look(path: pathlib.Path, folder: pathlib.Path, width: int, dark: bool):
-    """Opens a report in a frame of `width` pixels and says what it is like."""
+    """Opens a report in a frame; returns what `_PROBE` posts."""
     browser = _find_browser()
     source = path.read_text(encoding="utf-8")
     source = source.replace("<head>", "<head>" + _ERRORS, 1)
@@ -603,7 +603,7 @@ def _look(path: pathlib.Path, folder: pathlib.Path, width: int, dark: bool):
         [
             browser,
             "--headless",
-            # Its sandbox refuses to run as root, as containers do.
+            # The sandbox refuses to run as root, as in containers.
             "--no-sandbox",
             "--disable-gpu",
             "--disable-quic",
@@ -668,5 +668,5 @@ def test_a_thousand_classes_in_a_browser(
     assert seen["scroll_width"] <= PHONE_WIDTH
     assert seen["drawn"] == seen["plots"] == 4
     assert (seen["at_first"], seen["in_all"]) == (50, 1000)
-    # All of them are sorted, not only those that are shown.
+    # All rows are sorted, not only the visible ones.
     assert seen["descending"] == sorted(seen["ascending"], reverse=True)

@@ -39,7 +39,7 @@ def evaluate(eval_step: Callable, batches: Iterable) -> dict[str, Any]:
       without label smoothing, nats) and `confusion` (int `[classes, classes]`,
       true class by predicted class).
     """
-    loss, top_5, confusion = 0.0, 0.0, 0
+    loss, top_5, confusion = 0.0, 0.0, np.zeros([], int)
     for batch in batches:
         totals = eval_step(batch)
         loss += float(totals.loss)

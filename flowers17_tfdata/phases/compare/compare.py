@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from flowers17_tfdata import files, terminal
 from flowers17_tfdata.config.config import Config
 from flowers17_tfdata.phases.compare import answers, verdict, workdirs
@@ -28,7 +30,7 @@ def compare(config: Config) -> None:
     predictions = answers.read_pairs(folders, split)
     rows, pairs = [], []
     for paths, sides in zip(folders, predictions, strict=True):
-        origin = {}
+        origin: dict[str, Any] = {}
         for name, path, side in zip(verdict.SIDES, paths, sides, strict=True):
             origin |= {
                 name: str(path),

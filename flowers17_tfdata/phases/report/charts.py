@@ -21,7 +21,7 @@ _LONGEST_LABEL = 30
 _AXIS = {
     "gridcolor": GRID,
     "linecolor": GRID,
-    "zerolinecolor": GRID,
+    "zeroline": False,
     "automargin": True,
     "fixedrange": True,
     "title": {"font": {"size": 11.5}, "standoff": 10},

@@ -60,7 +60,6 @@ def _learning_chart(
         dtick=math.ceil(offset / _MOST_TICKS),
         range=[0.5, offset + 0.5],
         showgrid=False,
-        zeroline=False,
     )
     figure.update_yaxes(rangemode="tozero", tickformat=tick_format)
     name = "chart-" + title.lower().replace(" ", "-")

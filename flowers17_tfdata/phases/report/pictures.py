@@ -64,5 +64,5 @@ def to_data_uri(image: np.ndarray, max_side: int) -> str:
         cv2.cvtColor(image, cv2.COLOR_RGB2BGR),
         [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY],
     )
-    text = base64.b64encode(encoded).decode("ascii")
+    text = base64.b64encode(encoded.tobytes()).decode("ascii")
     return f"data:image/jpeg;base64,{text}"

@@ -18,20 +18,20 @@ class Bin(NamedTuple):
     Attributes:
       low: lower bound, in [0, 1].
       high: upper bound, in [0, 1].
-      count: number of examples, at least 1.
+      num_examples: at least 1.
       correct: how many of them are classified correctly.
       confidence: mean confidence, in [0, 1].
     """
 
     low: float
     high: float
-    count: int
+    num_examples: int
     correct: int
     confidence: float
 
     @property
     def accuracy(self) -> float:
-        return self.correct / self.count
+        return self.correct / self.num_examples
 
 
 class Reliability(NamedTuple):
@@ -91,7 +91,7 @@ def measure(
                 float(confidences[inside].mean()),
             )
         )
-    gaps = [b.count * abs(b.accuracy - b.confidence) for b in bins]
+    gaps = [b.num_examples * abs(b.accuracy - b.confidence) for b in bins]
     return Reliability(
         bins,
         num_bins,

@@ -46,7 +46,7 @@ def write_report(session: Session) -> None:
     trained = trained_model.load_model_for(session)
     found = _load_evaluation(session, trained, split)
     # The chief may see a file before the others do: all evaluate, or none.
-    if not session.workers.all(found is not None):
+    if not session.workers.all(found is not None) or found is None:
         terminal.say(f"report: evaluating {trained.path} on {split}")
         found = trained_model.evaluate_split(session, trained, split)
     if session.workers.is_chief:

@@ -45,35 +45,19 @@ def confusion_chart(evaluation: Mapping[str, Any]) -> Chart | None:
             z=np.where(shown, fraction, np.nan).tolist(),
             zmin=0,
             zmax=top,
-            colorscale=[
-                [0, f"var(--{scale}-low)"],
-                [1, f"var(--{scale}-high)"],
-            ],
-            showscale=False,
-            hoverongaps=False,
-            xgap=2,
-            ygap=2,
             text=np.where(shown, matrix.astype(str), "").tolist(),
-            texttemplate="%{text}",
-            textfont={"color": f"var(--{scale}-text)", "size": 11},
-            hovertemplate="%{y} taken for %{x}:<br>%{text} images, "
-            "%{z:.0%} of the class<extra></extra>",
+            **_cell_style(scale),
         )
     # Not Plotly's category axis, which merges classes with the same label.
-    axis = {
-        "tickvals": list(range(n)),
-        "ticktext": names,
-        "showgrid": False,
-        "zeroline": False,
-    }
+    ticks = {"tickvals": list(range(n)), "ticktext": names, "showgrid": False}
     figure.update_xaxes(
-        **axis,
+        **ticks,
         range=[-0.5, n - 0.5],
         side="top",
         tickangle=-90,
         title_text="predicted class",
     )
-    figure.update_yaxes(**axis, range=[n - 0.5, -0.5], title_text="true class")
+    figure.update_yaxes(**ticks, range=[n - 0.5, -0.5], title_text="true class")
     figure.update_layout(margin_t=8)
     # A cell must be wide enough for a count of two digits.
     size = 22 * n + 150
@@ -86,11 +70,26 @@ def confusion_chart(evaluation: Mapping[str, Any]) -> Chart | None:
     )
 
 
+def _cell_style(scale: str) -> dict[str, Any]:
+    """Returns the look of cells in the CSS colours `--SCALE-low`, ..."""
+    return {
+        "colorscale": [[0, f"var(--{scale}-low)"], [1, f"var(--{scale}-high)"]],
+        "showscale": False,
+        "hoverongaps": False,
+        "xgap": 2,
+        "ygap": 2,
+        "texttemplate": "%{text}",
+        "textfont": {"color": f"var(--{scale}-text)", "size": 11},
+        "hovertemplate": "%{y} taken for %{x}:<br>%{text} images, "
+        "%{z:.0%} of the class<extra></extra>",
+    }
+
+
 def reliability_chart(reliability: Reliability) -> Chart:
     """Returns the reliability diagram: accuracy by confidence."""
     bins = reliability.bins
     accuracy = np.array([b.accuracy for b in bins])
-    intervals = [wilson_interval(b.correct, b.count) for b in bins]
+    intervals = [wilson_interval(b.correct, b.num_examples) for b in bins]
     low, high = np.transpose(intervals)
     figure = go.Figure()
     figure.add_bar(
@@ -105,7 +104,7 @@ def reliability_chart(reliability: Reliability) -> Chart:
             "color": charts.INK,
             "thickness": 1.25,
         },
-        customdata=[[b.count, b.confidence] for b in bins],
+        customdata=[[b.num_examples, b.confidence] for b in bins],
         hovertemplate="accuracy %{y:.1%} on %{customdata[0]} images, "
         "mean confidence %{customdata[1]:.1%}<extra></extra>",
     )
@@ -117,9 +116,10 @@ def reliability_chart(reliability: Reliability) -> Chart:
         line={"color": charts.MUTED, "dash": "dash", "width": 1.5},
         hoverinfo="skip",
     )
-    axis = {"tickformat": ".0%", "zeroline": False}
-    figure.update_xaxes(**axis, range=[0, 1], title_text="confidence")
-    figure.update_yaxes(**axis, range=[0, 1.02], title_text="accuracy")
+    figure.update_xaxes(tickformat=".0%", range=[0, 1], title_text="confidence")
+    figure.update_yaxes(
+        tickformat=".0%", range=[0, 1.02], title_text="accuracy"
+    )
     return charts.make_chart(
         "chart-reliability",
         "Reliability diagram: accuracy by confidence",

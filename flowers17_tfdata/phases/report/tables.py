@@ -16,13 +16,13 @@ class Confusion(NamedTuple):
     Attributes:
       label: name of the true class.
       taken_for: name of the predicted class.
-      count: number of examples.
+      num_examples: how often.
       fraction: of the true class's examples, in (0, 1].
     """
 
     label: str
     taken_for: str
-    count: int
+    num_examples: int
     fraction: float
 
 
@@ -40,7 +40,7 @@ def most_confused(evaluation: Mapping[str, Any]) -> list[Confusion]:
         for a, b in np.argwhere(matrix)
         if a != b
     ]
-    return sorted(pairs, key=lambda pair: (-pair.count, -pair.fraction))
+    return sorted(pairs, key=lambda pair: (-pair.num_examples, -pair.fraction))
 
 
 def per_class(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -1,11 +1,10 @@
-"""What the user sees: lines, tables and the progress bar."""
+"""What the user sees: lines, tables and progress bars."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import json
-import pathlib
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,22 +15,19 @@ import rich.progress
 import rich.table
 import rich.text
 
-# From here on, accuracy alone can look good while the small classes fail.
+# From this ratio on, a good accuracy can hide that small classes fail.
 _IMBALANCED = 3.0
-
-# Of a comparison, as `comparison.json` names them.
-_SIDES = ("compare", "baseline")
 
 _mode = "normal"
 _on_stderr = False
 
 
 def configure(mode: str, *, on_stderr: bool = False) -> None:
-    """Chooses how everything after this is shown.
+    """Sets how all later output is shown.
 
     Args:
-      mode: of `--console`: quiet, normal, verbose or json.
-      on_stderr: write to standard error: standard output holds data.
+      mode: the value of `--console`: quiet, normal, verbose or json.
+      on_stderr: write to standard error, because standard output holds data.
     """
     global _mode, _on_stderr
     _mode, _on_stderr = mode, on_stderr
@@ -42,39 +38,28 @@ def be_quiet() -> None:
     configure("quiet", on_stderr=_on_stderr)
 
 
-def get_console() -> rich.console.Console:
-    """Returns a console; colours only on a terminal."""
-    # Made anew each time: the streams may have been redirected since.
-    return rich.console.Console(
-        highlight=False,
-        soft_wrap=True,
-        quiet=_mode == "quiet",
-        stderr=_on_stderr,
-    )
-
-
 def say(text: str, **record: Any) -> None:
     """Prints one line.
 
     Args:
-      text: for people.
-      **record: what `--console=json` prints beside it, JSON-serializable.
+      text: the line.
+      **record: JSON-serializable values that `--console=json` adds to it.
     """
     if _mode == "json":
         _print_json(text, record)
     else:
-        get_console().print(text, markup=False)
+        _make_console().print(text, markup=False)
 
 
 def detail(text: str, **record: Any) -> None:
-    """Prints one line where `--console=verbose` or `json`."""
+    """Prints one line if `--console` is `verbose` or `json`."""
     if _mode in ("verbose", "json"):
         say(text, **record)
 
 
 @contextlib.contextmanager
 def other_output_as_details() -> Iterator[None]:
-    """Makes what a library prints to standard output `detail` lines."""
+    """Turns what a library prints to standard output into `detail` lines."""
     printed = io.StringIO()
     try:
         with contextlib.redirect_stdout(printed):
@@ -85,6 +70,16 @@ def other_output_as_details() -> Iterator[None]:
                 detail(line)
 
 
+def _make_console() -> rich.console.Console:
+    # Not kept: the streams may be redirected in the meantime.
+    return rich.console.Console(
+        highlight=False,
+        soft_wrap=True,
+        quiet=_mode == "quiet",
+        stderr=_on_stderr,
+    )
+
+
 def _print_json(text: str, record: Mapping[str, Any]) -> None:
     line = {"time": round(time.time(), 3), "message": text, **record}
     stream = sys.stderr if _on_stderr else sys.stdout
@@ -92,14 +87,25 @@ def _print_json(text: str, record: Mapping[str, Any]) -> None:
 
 
 def show_table(
-    title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]
+    title: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[Any]],
+    records: Sequence[Mapping[str, Any]] | None = None,
 ) -> None:
-    """Prints a table; numbers are right-aligned."""
+    """Prints a table; numbers are right-aligned.
+
+    Args:
+      title: the table's title.
+      columns: names of the columns.
+      rows: a value for each column; floats are shown with three decimals.
+      records: the rows that `--console=json` prints. Defaults to `rows`.
+    """
     if _mode == "json":
-        records = [dict(zip(columns, row, strict=True)) for row in rows]
+        if records is None:
+            records = [dict(zip(columns, row, strict=True)) for row in rows]
         _print_json(title, {"rows": records})
         return
-    # Text, not str: names in brackets would be taken for markup.
+    # In a str, rich would take names in brackets for markup.
     text = rich.text.Text
     table = rich.table.Table(title=text(title), title_justify="left")
     for k, name in enumerate(columns):
@@ -108,26 +114,26 @@ def show_table(
             text(name), justify="right" if numeric else "left", no_wrap=k == 0
         )
     for row in rows:
-        table.add_row(*(text(_shown(value)) for value in row))
-    get_console().print(table)
+        table.add_row(*(text(_format(value)) for value in row))
+    _make_console().print(table)
 
 
-def _shown(value: Any) -> str:
+def _format(value: Any) -> str:
     return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
 class EpochProgress:
-    """The bar of one pass over the data: steps, ETA, rates.
+    """The progress bar of one pass over the data: steps, ETA, rates.
 
-    A context manager. Draws nothing where the stream is no terminal.
+    A context manager. Draws nothing if the stream is not a terminal.
 
     Args:
-      title: before the bar.
-      num_steps: of the pass; None: not known.
+      title: the text before the bar.
+      num_steps: length of the pass, or None if it is unknown.
     """
 
     def __init__(self, title: str, num_steps: int | None):
-        console = get_console()
+        console = _make_console()
         self._progress = rich.progress.Progress(
             rich.progress.TextColumn("{task.description}"),
             rich.progress.BarColumn(),
@@ -153,35 +159,26 @@ class EpochProgress:
         self._progress.update(self._task, advance=num_steps, rates=rates)
 
 
-class ScanProgress:
-    """The bar of a look at all images, from when there is something to tell.
+class ScanProgress(EpochProgress):
+    """The progress bar of a scan of all images.
 
-    A context manager.
+    It appears with the first image: data sets whose scan is cached need none.
 
     Args:
-      num_images: how many there are; None: not known.
+      num_images: number of images, or None if it is unknown.
     """
 
     def __init__(self, num_images: int | None):
-        self._num_images = num_images
-        self._stack = contextlib.ExitStack()
-        self._progress: EpochProgress | None = None
-        self._done = 0
+        super().__init__("reading images", num_images)
 
     def __enter__(self) -> ScanProgress:
         return self
 
-    def __exit__(self, *_) -> None:
-        self._stack.close()
-
     def scanned(self, num_images: int) -> None:
-        """Tells how many images have been looked at."""
-        if self._progress is None:
-            self._progress = self._stack.enter_context(
-                EpochProgress("looking at images", self._num_images)
-            )
-        self._progress.advance(num_images - self._done)
-        self._done = num_images
+        """Sets the number of images that have been scanned so far."""
+        # Does nothing if the bar is already there.
+        self._progress.start()
+        self._progress.update(self._task, completed=num_images)
 
 
 def show_audit(audit: Mapping[str, Any]) -> None:
@@ -205,7 +202,14 @@ def show_audit(audit: Mapping[str, Any]) -> None:
         f"{duplicates['num_groups']} groups; "
         f"{duplicates['num_pairs_across_splits']} pairs across splits"
     )
-    _show_conflict(duplicates)
+    for pair in duplicates["pairs"]:
+        if pair["classes"][0] != pair["classes"][1]:
+            say(
+                f"{duplicates['num_pairs_across_classes']} of them are in two "
+                f"classes, first {pair['ids'][0]} ({pair['classes'][0]}) and "
+                f"{pair['ids'][1]} ({pair['classes'][1]}): one label is wrong"
+            )
+            break
     if audit["imbalance"] >= _IMBALANCED:
         say(
             f"train's largest class has {audit['imbalance']:.1f} times the "
@@ -216,27 +220,14 @@ def show_audit(audit: Mapping[str, Any]) -> None:
         say(f"  {file['split'] or 'left out:'} {file['id']}: {file['error']}")
 
 
-def _show_conflict(duplicates: Mapping[str, Any]) -> None:
-    """Tells of a picture that lies in two classes."""
-    for pair in duplicates["pairs"]:
-        if len(set(pair["classes"])) > 1:
-            say(
-                f"{duplicates['num_pairs_across_classes']} of them are in two "
-                f"classes, first {pair['ids'][0]} ({pair['classes'][0]}) and "
-                f"{pair['ids'][1]} ({pair['classes'][1]}): one label is wrong"
-            )
-            return
-
-
 def show_evaluation(evaluation: Mapping[str, Any]) -> None:
     """Prints the contents of `evaluation.json`."""
-    _show_per_class(f"{evaluation['split']} split", evaluation["per_class"])
+    _show_per_class(f"{evaluation['split']} split", evaluation)
     low, high = evaluation["accuracy_interval"]
-    # Of five classes or fewer, the five likeliest are all.
-    top_5 = ""
+    top_5 = views = ""
+    # With five classes or fewer, top-5 accuracy is always 1.
     if len(evaluation["per_class"]) > 5:
         top_5 = f"top-5 {evaluation['top_5_accuracy']:.4f}, "
-    views = ""
     if evaluation["views"] > 1:
         views = f", mean of {evaluation['views']} views"
     say(
@@ -251,110 +242,10 @@ def show_evaluation(evaluation: Mapping[str, Any]) -> None:
     )
 
 
-def show_comparison(comparison: Mapping[str, Any]) -> None:
-    """Prints the contents of `comparison.json`."""
-    pairs, pooled = comparison["pairs"], comparison["pooled"]
-    title = f"{comparison['split']} split, {pooled['num_images']} images"
-    if _mode == "json":
-        _print_json(title, {"rows": pairs})
-    else:
-        rows = [row for pair in pairs for row in _pair_rows(pair)]
-        if len(pairs) > 1:
-            names = {"compare": "all compared", "baseline": "all baselines"}
-            rows += _pair_rows({**pooled, **names})
-        columns = ["workdir", "accuracy, %", "alone", "points", "p"]
-        show_table(title, columns, rows)
-        _tell_of_models(pairs)
-    say(
-        f"{comparison['split']}: {_verdict(comparison)}",
-        split=comparison["split"],
-        **pooled,
-    )
-
-
-def _pair_rows(figures: Mapping[str, Any]) -> list[list[Any]]:
-    """Returns a row for each of the two; the first has what is of both."""
-    rows = []
-    for name in _SIDES:
-        accuracy = _points(figures[f"{name}_accuracy"])
-        # Of all pairs together there is none.
-        if f"{name}_interval" in figures:
-            accuracy += f" ({_span(figures[f'{name}_interval'])})"
-        alone = figures[f"only_{name}_right"]
-        rows.append([figures[name], accuracy, alone, "", ""])
-    interval = _span(figures["difference_interval"])
-    rows[0][3:] = [
-        f"{_points(figures['difference'])} ({interval})",
-        _p_value(figures["p_value"]).removeprefix("= ").replace(" ", ""),
-    ]
-    return rows
-
-
-def _tell_of_models(pairs: Sequence[Mapping[str, Any]]) -> None:
-    """Says whose answers are compared, and from how many looks at an image."""
-    for name in _SIDES:
-        kinds = dict.fromkeys(
-            f"{pathlib.Path(pair[f'{name}_model']).name}, "
-            f"{pair[f'{name}_views']} view(s)"
-            for pair in pairs
-        )
-        say(f"{name}: {'; '.join(kinds)}")
-
-
-def _verdict(comparison: Mapping[str, Any]) -> str:
-    """Says in a sentence which of the two is better, if one is."""
-    pooled, pairs = comparison["pooled"], comparison["pairs"]
-    # One run goes by its name, several by how they were named.
-    source = pairs[0] if len(pairs) == 1 else comparison
-    names = [source[name] for name in _SIDES]
-    difference, interval = pooled["difference"], pooled["difference_interval"]
-    if difference < 0:
-        # Told from the side of the better one.
-        names.reverse()
-        difference, interval = -difference, [-x for x in interval[::-1]]
-    figures = (
-        f"95 % interval {_span(interval)}, p {_p_value(pooled['p_value'])}"
-    )
-    if pooled["beyond_chance"]:
-        return (
-            f"{names[0]} is better than {names[1]} by {_points(difference)} "
-            f"points ({figures})"
-        )
-    return (
-        f"the difference between {names[0]} and {names[1]} "
-        f"({_points(difference)} points, {figures}) is within what chance "
-        "explains"
-    )
-
-
-def _points(share: float) -> str:
-    # Adding 0 makes a rounded -0.0 one without a sign.
-    return f"{round(100 * share, 1) + 0.0:.1f}"
-
-
-def _span(interval: Sequence[float]) -> str:
-    return " to ".join(map(_points, interval))
-
-
-def _p_value(p: float) -> str:
-    return f"= {p:.4f}" if p >= 0.0001 else "< 0.0001"
-
-
-def _show_per_class(
-    title: str, per_class: Mapping[str, Mapping[str, Any]]
-) -> None:
-    rows = [
-        [name, s["precision"], s["recall"], s["f1"], s["support"]]
-        for name, s in per_class.items()
-    ]
-    columns = ["class", "precision", "recall", "F1", "images"]
-    show_table(title, columns, rows)
-
-
 def show_cross_validation(result: Mapping[str, Any]) -> None:
     """Prints the contents of `cross_validation.json`."""
     folds, spread = result["folds"], result["over_folds"]
-    _show_per_class(f"test splits of {len(folds)} folds", result["per_class"])
+    _show_per_class(f"test splits of {len(folds)} folds", result)
     rows = [
         [name, one["accuracy"], *one["accuracy_interval"], one["num_examples"]]
         for name, one in (*((f["workdir"], f) for f in folds), ("all", result))
@@ -371,3 +262,12 @@ def show_cross_validation(result: Mapping[str, Any]) -> None:
         **{name: result[name] for name in ("num_examples", "accuracy", "loss")},
         over_folds=dict(spread),
     )
+
+
+def _show_per_class(title: str, result: Mapping[str, Any]) -> None:
+    rows = [
+        [name, s["precision"], s["recall"], s["f1"], s["support"]]
+        for name, s in result["per_class"].items()
+    ]
+    columns = ["class", "precision", "recall", "F1", "images"]
+    show_table(title, columns, rows)

@@ -1,4 +1,4 @@
-"""`--phase=compare`: its statistics, its pairs, what it says, how it fails."""
+"""`--phase=compare`: statistics, pairs, output and errors."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_mcnemar_by_hand(only_compared, only_baseline, p):
     assert comparison.mcnemar_p(only_compared, only_baseline) == pytest.approx(
         p, rel=1e-12
     )
-    # Of one pair, the pooled test is the same.
+    # For one pair, the pooled test is the same.
     figures = comparison.summarize_all(
         [_answers(only_compared, only_baseline, both=7)], seed=0
     )
@@ -50,7 +50,7 @@ def test_mcnemar_by_hand(only_compared, only_baseline, p):
 
 
 def test_sign_flips_by_hand():
-    # Of +-3 +-1 +-1: 5 and -5 of eight sums are as far from 0.
+    # +-3 +-1 +-1: two of the eight sums, 5 and -5, are as far from 0.
     assert comparison.sign_flip_p(np.array([3, 1, 1])) == pytest.approx(2 / 8)
     # 3 - 1 - 1 = 1: all of +-1, +-3, +-5 are as far.
     assert comparison.sign_flip_p(np.array([3, -1, -1])) == pytest.approx(1)
@@ -114,7 +114,7 @@ def test_the_bootstrap_interval_is_that_of_theory():
 
 
 def test_the_bootstrap_weighs_clusters_by_their_size():
-    # Of images with three answers the one alone is right; of the others, both.
+    # Images in three pairs: only the compared run is right. The others: both.
     differences, counts = np.repeat([[3, 0], [3, 1]], 50, axis=1)
     low, high = comparison.bootstrap_interval(differences, counts, seed=0)
     assert low < 150 / 200 < high
@@ -150,7 +150,7 @@ def test_figures_of_a_pair():
         10,
         2,
     )
-    # Wilson's of 90 and 82 of 100.
+    # Wilson intervals of 90 and 82 out of 100.
     assert figures["compare_interval"] == pytest.approx(
         [0.8256, 0.9448], abs=5e-5
     )
@@ -171,7 +171,7 @@ def _write(
     model="a.keras",
     num_views=1,
 ):
-    """Makes a workdir that says of each id whether it was told rightly."""
+    """Writes predictions that are correct where `right` is true."""
     workdir.mkdir(parents=True, exist_ok=True)
     if labels is None:
         labels = [int(i.rpartition("_")[2]) % 3 for i in ids]
@@ -236,7 +236,7 @@ def test_two_recipes_over_two_runs(compare, runs, monkeypatch):
         ("runs/ours_0", "runs/notebook_0"),
         ("runs/ours_1", "runs/notebook_1"),
     ]
-    # By id, whatever the order in the files.
+    # Paired by id, in any order of the files.
     counts = [
         (p["only_compare_right"], p["only_baseline_right"])
         for p in written["pairs"]
@@ -274,7 +274,7 @@ def test_the_better_one_is_named_first(compare, runs):
         "runs/ours_0 is better than runs/notebook_0 by 16.0 points (95 % "
         f"interval {-high:.1f} to {-low:.1f}, p = 0.0015)"
     ) in out
-    # One pair is all there is.
+    # A single pair has no pooled rows.
     assert "all compared" not in out
 
 
@@ -315,7 +315,7 @@ def test_what_is_compared_is_told(compare, runs):
 
 @pytest.mark.parametrize("name", ["runs/a/model.keras", "gone/model.keras"])
 def test_answers_of_a_model_that_has_changed(compare, runs, name):
-    # By its path, or, where that is another machine's, by its name.
+    # Found by path or, if that is another machine's, by name.
     ids = [f"image_{k}" for k in range(10)]
     for workdir in ("a", "b"):
         _write(runs / workdir, ids, [True] * 10, model=name)
@@ -328,18 +328,24 @@ def test_answers_of_a_model_that_has_changed(compare, runs, name):
     os.utime(model, (answered + 1, answered + 1))
     code, _, err = compare(*flags)
     assert code == 1
-    assert "runs/a/predictions_test.npz is older than runs/a/model.keras" in err
+    assert (
+        "runs/a/predictions_test.npz is older than its model runs/a/model.keras"
+        in err
+    )
     assert "--phase=evaluate --split=test --workdir=runs/a" in err
 
 
 def test_json_lines(compare, runs):
     code, out, err = compare(*_BOTH, "--console=json", "--seed=5")
     assert code == 0, err
-    table, verdict, where = [json.loads(line) for line in out.splitlines()]
+    table, *models, verdict, where = [
+        json.loads(line) for line in out.splitlines()
+    ]
     written = json.loads((runs / "comparison" / "comparison.json").read_text())
     assert written["seed"] == 5
     assert table["rows"] == written["pairs"]
     assert verdict.items() >= written["pooled"].items()
+    assert len(models) == 2
     assert "comparison.json" in where["message"]
 
 
@@ -393,9 +399,8 @@ def test_lists_and_other_splits(compare, runs):
         (
             (*_BOTH, "--split=train"),
             1,
-            "--compare: none of the 2 folders that 'runs/ours_*' matches holds "
-            "predictions_train.npz: evaluate them first (--phase=evaluate "
-            "--split=train --workdir=runs/ours_0)",
+            "--compare: runs/ours_* holds no predictions_train.npz: evaluate "
+            "it first (--phase=evaluate --split=train --workdir=runs/ours_0)",
         ),
         (
             (_BOTH[0], "--baseline=runs/notebook_0,runs"),
@@ -412,7 +417,7 @@ def test_lists_and_other_splits(compare, runs):
             (_BOTH[0], "--baseline=runs/notebook_0"),
             2,
             "--compare and --baseline must name as many workdirs; got 2 "
-            "(runs/ours_0, runs/ours_1) and 1 (runs/notebook_0)",
+            "(runs/ours_*) and 1 (runs/notebook_0)",
         ),
         (
             ("--compare=runs/ours_0", "--baseline=runs/./ours_0"),
@@ -431,8 +436,8 @@ def test_lists_and_other_splits(compare, runs):
             ("--compare=runs/ours_0", "--baseline=runs/notebook_1"),
             1,
             "runs/ours_0 and runs/notebook_1 must have the same images in test "
-            "(one data set, one --split_seed); 10 are in the first alone, 10 "
-            "in the second alone, e.g. image_0",
+            "(one data set, one --split_seed); 10 are only in the first, 10 "
+            "only in the second, e.g. image_0",
         ),
     ],
 )
@@ -458,7 +463,7 @@ def test_files_that_do_not_fit_end_in_one_line(compare, runs):
     # A superset.
     _write(runs / "a", [*ids, "image_100"], [True] * 101)
     err = error(*both)
-    assert "; 0 are in the first alone, 1 in the second alone, e.g. " in err
+    assert "; 0 are only in the first, 1 only in the second, e.g. " in err
     assert err.endswith(" image_100\n")
     labels = [k % 3 for k in range(100)]
     labels[7] = 0
@@ -467,7 +472,7 @@ def test_files_that_do_not_fit_end_in_one_line(compare, runs):
         "runs/ours_0 and runs/a must have the same labels in test; 1 differ, "
         "e.g. image_7: 1 and 0"
     ) in error(*both)
-    # Of another data set, whose names are the same.
+    # Another data set with the same names.
     _write(runs / "c", ids, [True] * 100, labels=[0] * 100)
     _write(runs / "d", ids, [True] * 100, labels=[0] * 100)
     assert (
@@ -478,14 +483,9 @@ def test_files_that_do_not_fit_end_in_one_line(compare, runs):
     )
     _write(runs / "a", [*ids[:99], "image_4"], [True] * 100)
     err = error(*both)
-    assert "every id must be there once" in err
-    assert "image_4 is there 2 times" in err
+    assert "ids must be unique" in err
+    assert "image_4 occurs 2 times" in err
     path = runs / "a" / "predictions_test.npz"
-    for num_labels, shape in ((99, [100, 3]), (100, [99, 3]), (100, [100, 0])):
-        cut = Predictions(tuple(ids), labels[:num_labels], np.ones(shape))
-        predictions.save(path, cut)
-        expected = f"holds 100 ids, labels [{num_labels}], logits {shape}"
-        assert expected in error(*both)
     path.write_bytes(b"PK\x03\x04 cut short")
     assert "predictions_test.npz can't be read" in error(*both)
 

@@ -1,4 +1,4 @@
-"""What the user sees: console modes, help, hints, closed pipes."""
+"""The console: modes, help, hints, closed pipes."""
 
 from __future__ import annotations
 

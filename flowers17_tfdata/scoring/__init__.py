@@ -1,1 +1,1 @@
-"""What a run leaves behind: metrics, tables, evaluation."""
+"""Predictions, scores and statistics, on NumPy alone."""

@@ -1,11 +1,11 @@
-"""Is one recipe better than another, or lucky?
+"""Statistics of a paired comparison: is one recipe better, or lucky?
 
-Both have answered the same images, so each image is its own control: images
-that both get right, or both wrong, say nothing, and what is left is counted.
-An image that several pairs of runs share (test splits of other seeds overlap)
-is one piece of evidence, not several: it is resampled, or its sign flipped,
-with all that was said of it. All of it is of the runs at hand; that trainings
-of another seed would do alike, only more runs tell.
+Both recipes have classified the same images, so each image is its own control:
+images that both get right, or both wrong, carry no information, and the others
+are counted. An image that several pairs of runs share (the test splits of
+different seeds overlap) is one piece of evidence: it is resampled, or its sign
+flipped, together with all its answers. The result holds for the runs at hand;
+only more runs show whether training with another seed would lead to the same.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from scipy import stats
 from flowers17_tfdata.scoring.scores import wilson_interval
 
 NUM_RESAMPLES = 10_000
-# Below this the difference is more than chance.
-LEVEL = 0.05
+# A smaller p-value means that the difference is not due to chance.
+_LEVEL = 0.05
 
 
 class PairedAnswers(NamedTuple):
-    """Which examples of one split two runs get right.
+    """Which examples of one split two runs classify correctly.
 
     Attributes:
-      ids: the examples' ids, `[n]`, each once.
-      compared: bool `[n]`, the one run is right.
-      baseline: bool `[n]`, the other one is.
+      ids: the examples' ids, `[n]`, unique.
+      compared: bool `[n]`, whether the compared run is correct.
+      baseline: bool `[n]`, whether the baseline is correct.
     """
 
     ids: tuple[str, ...]
@@ -40,43 +40,42 @@ class PairedAnswers(NamedTuple):
 def mcnemar_p(only_compared: int, only_baseline: int) -> float:
     """Returns the two-sided p-value of McNemar's exact test.
 
-    If neither were better, an image that one alone gets right would be either
-    one's with probability 1/2. Q. McNemar, "Note on the sampling error of the
-    difference between correlated proportions or percentages", Psychometrika
-    12 (1947); T. G. Dietterich, Neural Computation 10 (1998), recommends it
-    for two classifiers that are trained once.
+    If neither were better, an image that only one of them gets right would be
+    either's with probability 1/2. Q. McNemar, "Note on the sampling error of
+    the difference between correlated proportions or percentages",
+    Psychometrika 12 (1947); T. G. Dietterich, Neural Computation 10 (1998),
+    recommends it for two classifiers that are trained once.
 
     Args:
-      only_compared: number of images that the one alone gets right.
-      only_baseline: number of those that the other one does.
+      only_compared: number of images that only the compared run gets right.
+      only_baseline: number of images that only the baseline gets right.
     """
     total = only_compared + only_baseline
-    if not total:
-        return 1.0
-    return float(stats.binomtest(only_compared, total).pvalue)
+    return float(stats.binomtest(only_compared, total).pvalue) if total else 1.0
 
 
 def sign_flip_p(differences: np.ndarray) -> float:
     """Returns the two-sided p-value of the sign-flip permutation test.
 
     If neither were better, swapping the two on one image, in all pairs that
-    share it, would change nothing: each sign is a coin, all 2^clusters of them
-    are equally likely, and the sum's distance from 0 is compared with theirs.
-    R. A. Fisher, "The Design of Experiments" (1935), section 21; P. Good,
-    "Permutation, Parametric and Bootstrap Tests of Hypotheses" (2005).
+    share it, would change nothing: each sign is a coin toss, all 2^clusters
+    combinations are equally likely, and the sum's distance from 0 is compared
+    with theirs. R. A. Fisher, "The Design of Experiments" (1935), section 21;
+    P. Good, "Permutation, Parametric and Bootstrap Tests of Hypotheses" (2005).
 
-    The distribution is exact, as the differences are small integers: a
-    convolution of binomials, one for each size. Where every difference is
-    -1, 0 or 1, as in one pair, this is `mcnemar_p`.
+    The distribution is exact, because the differences are small integers: it is
+    a convolution of binomials, one for each size. If every difference is -1, 0
+    or 1, as in a single pair, the test is `mcnemar_p`.
 
     Args:
-      differences: int `[clusters]`, how many more of an image's answers are
-        right by the one than by the other.
+      differences: int `[clusters]`, how many more answers to an image are
+        correct in the compared runs than in the baselines.
     """
     sizes, counts = np.unique(
         np.abs(differences[differences != 0]), return_counts=True
     )
-    # chances[k] of the sum 2 * k - reach, as each size is added to the reach.
+    # chances[k] is the probability of the sum 2 * k - reach, where reach is the
+    # largest sum of the sizes added so far.
     chances = np.ones(1)
     for size, count in zip(sizes, counts, strict=True):
         coins = np.zeros(size * count + 1)
@@ -84,7 +83,7 @@ def sign_flip_p(differences: np.ndarray) -> float:
         chances = np.convolve(chances, coins)
     sums = 2 * np.arange(len(chances)) - (len(chances) - 1)
     as_far = np.abs(sums) >= abs(int(differences.sum()))
-    # Rounding may leave all of it a hair above 1.
+    # Rounding may give slightly more than 1.
     return min(1.0, float(chances[as_far].sum()))
 
 
@@ -95,16 +94,17 @@ def bootstrap_interval(
 
     Clusters are resampled with replacement, `NUM_RESAMPLES` times. B. Efron,
     "Bootstrap methods: another look at the jackknife", Annals of Statistics 7
-    (1979); of clusters: A. C. Davison and D. V. Hinkley, "Bootstrap Methods
+    (1979); for clusters: A. C. Davison and D. V. Hinkley, "Bootstrap Methods
     and their Application" (1997), section 3.8; C. A. Field and A. H. Welsh,
     "Bootstrapping clustered data", JRSS B 69 (2007).
 
     Args:
       differences: int `[clusters]`, as in `sign_flip_p`.
-      counts: int `[clusters]`, the answers to each image by either, above 0.
-      seed: of the draws.
+      counts: int `[clusters]`, number of pairs that contain the image, at
+        least 1.
+      seed: the seed of the resampling.
     """
-    # Clusters alike are interchangeable: how often each kind is drawn is
+    # Equal clusters are interchangeable, so the number of draws of each kind is
     # multinomial, and there are only a few kinds.
     kinds, sizes = np.unique(
         np.stack([differences, counts], axis=1), axis=0, return_counts=True
@@ -119,55 +119,52 @@ def bootstrap_interval(
 
 
 def cluster(pairs: Sequence[PairedAnswers]) -> tuple[np.ndarray, np.ndarray]:
-    """Returns each image's summed difference and number of answers.
+    """Returns each image's summed difference and number of pairs.
 
-    Both int64 `[distinct ids]`.
+    Both are int64 `[distinct ids]`, in the order of the sorted ids.
     """
-    ids = [example for pair in pairs for example in pair.ids]
-    position = {example: k for k, example in enumerate(dict.fromkeys(ids))}
-    index = np.array([position[example] for example in ids])
+    ids = np.concatenate([pair.ids for pair in pairs])
     per_answer = np.concatenate(
-        [p.compared.astype(np.int64) - p.baseline for p in pairs]
+        [p.compared.astype(int) - p.baseline for p in pairs]
     )
-    differences = np.zeros(len(position), np.int64)
-    np.add.at(differences, index, per_answer)
-    return differences, np.bincount(index)
+    _, index = np.unique(ids, return_inverse=True)
+    differences = np.bincount(index, weights=per_answer)
+    return differences.astype(np.int64), np.bincount(index)
 
 
 def summarize_pair(pair: PairedAnswers, seed: int) -> dict[str, Any]:
     """Returns the figures of one pair of runs.
 
-    Those of `summarize_all`, and the accuracies' Wilson intervals; the p-value
-    is McNemar's.
+    These are the figures of `summarize_all`, with McNemar's p-value, and the
+    Wilson intervals of both accuracies.
     """
     total = len(pair.ids)
-    right = {"compare": pair.compared, "baseline": pair.baseline}
-    intervals = {
-        f"{name}_interval": list(wilson_interval(int(r.sum()), total))
-        for name, r in right.items()
-    }
     figures = summarize_all([pair], seed)
-    p_value = mcnemar_p(
+    right = {"compare": pair.compared, "baseline": pair.baseline}
+    for name, is_right in right.items():
+        interval = wilson_interval(int(is_right.sum()), total)
+        figures[f"{name}_interval"] = list(interval)
+    figures["p_value"] = mcnemar_p(
         figures["only_compare_right"], figures["only_baseline_right"]
     )
-    return figures | intervals | {"p_value": p_value}
+    return figures
 
 
 def summarize_all(pairs: Sequence[PairedAnswers], seed: int) -> dict[str, Any]:
-    """Returns the figures of all pairs of runs together.
+    """Returns the pooled figures of all pairs of runs.
 
-    Every answer counts alike. No Wilson interval: it would take the answers to
-    one image for independent ones.
+    Every answer has the same weight. There is no Wilson interval: it would
+    treat the answers to one image as independent.
 
     Args:
       pairs: at least one, of at least one example.
-      seed: of the bootstrap.
+      seed: the seed of the bootstrap.
 
     Returns:
-      `num_examples` (answers by either), `num_images` (distinct),
-      `compare_accuracy`, `baseline_accuracy`, `difference` (of these),
-      `difference_interval`, `only_compare_right`, `only_baseline_right`,
-      `p_value` (of `sign_flip_p`), `beyond_chance`.
+      `num_examples` (answers of each side), `num_images` (distinct),
+      `compare_accuracy`, `baseline_accuracy`, `difference` (of the
+      accuracies), `difference_interval`, `only_compare_right`,
+      `only_baseline_right`, `p_value` (of `sign_flip_p`), `beyond_chance`.
     """
     compared = np.concatenate([p.compared for p in pairs])
     baseline = np.concatenate([p.baseline for p in pairs])
@@ -184,6 +181,6 @@ def summarize_all(pairs: Sequence[PairedAnswers], seed: int) -> dict[str, Any]:
         "only_compare_right": int((compared & ~baseline).sum()),
         "only_baseline_right": int((baseline & ~compared).sum()),
         "p_value": p_value,
-        # On the border the two may disagree: it takes both.
-        "beyond_chance": p_value < LEVEL and not low <= 0 <= high,
+        # Near the threshold the two may disagree: both are required.
+        "beyond_chance": p_value < _LEVEL and not low <= 0 <= high,
     }

@@ -1,4 +1,4 @@
-"""The result of a cross-validation: what its folds say, put together."""
+"""Pools the folds of a cross-validation into one result."""
 
 from __future__ import annotations
 
@@ -13,25 +13,27 @@ from flowers17_tfdata.errors import UserError
 from flowers17_tfdata.scoring import predictions, scores
 from flowers17_tfdata.scoring.predictions import Predictions
 
-# Of its `evaluation.json`.
-_OF_A_FOLD = ("dataset", "num_examples", "accuracy", "accuracy_interval")
+# The entries of a fold's `evaluation.json` that the result repeats.
+_FOLD_ENTRIES = ("dataset", "num_examples", "accuracy", "accuracy_interval")
 
 
 def pool(workdir: pathlib.Path, num_folds: int) -> dict[str, Any]:
-    """Puts together what the models of all folds say of their test splits.
+    """Pools the test predictions of all folds.
 
     Args:
-      workdir: whose folders `fold_0`, ... hold an evaluated run each.
-      num_folds: how many.
+      workdir: the folder whose subfolders `fold_0`, ... each hold an evaluated
+        run.
+      num_folds: the number of folds.
 
     Returns:
-      The contents of `cross_validation.json`: those of `evaluation.json`, of
-      all images, each by the model that was not trained on it; `folds`, a
-      record each; `over_folds`, how their accuracies spread.
+      The contents of `cross_validation.json`: those of `evaluation.json`, for
+      all images, each predicted by the model that was not trained on it;
+      `folds`, a record for each fold; `over_folds`, the spread of their
+      accuracies.
 
     Raises:
-      UserError: a file is missing or damaged; the folds are not of the same
-        images.
+      UserError: a file is missing or damaged, or the folds don't divide the
+        same images.
     """
     folders = [workdir / f"fold_{k}" for k in range(num_folds)]
     evaluations = [
@@ -41,17 +43,17 @@ def pool(workdir: pathlib.Path, num_folds: int) -> dict[str, Any]:
         predictions.load(predictions.predictions_path(folder, "test"))
         for folder in folders
     ]
-    together = Predictions(
+    pooled = Predictions(
         tuple(image_id for part in parts for image_id in part.ids),
         np.concatenate([part.labels for part in parts]),
         np.concatenate([part.logits for part in parts]),
     )
     for folder in folders:
-        _check_size(folder, len(together.ids))
+        _check_size(folder, len(pooled.ids))
     accuracies = [one["accuracy"] for one in evaluations]
     return {
         **scores.summarize(
-            scores.tally(together), "test", evaluations[0]["class_names"]
+            scores.tally(pooled), "test", evaluations[0]["class_names"]
         ),
         "over_folds": {
             "mean": statistics.fmean(accuracies),
@@ -60,20 +62,15 @@ def pool(workdir: pathlib.Path, num_folds: int) -> dict[str, Any]:
             "maximum": max(accuracies),
         },
         "folds": [
-            {
-                "fold": k,
-                "workdir": folder.name,
-                **{name: one[name] for name in _OF_A_FOLD},
-            }
-            for k, (folder, one) in enumerate(
-                zip(folders, evaluations, strict=True)
-            )
+            {"fold": k, "workdir": f"fold_{k}"}
+            | {name: one[name] for name in _FOLD_ENTRIES}
+            for k, one in enumerate(evaluations)
         ],
     }
 
 
 def _check_size(folder: pathlib.Path, num_tested: int) -> None:
-    """Checks that what the folds tested is what one of them divided."""
+    """Checks that the folds tested all images that this fold divided."""
     splits = files.read_json(folder / "audit.json")["splits"]
     total = sum(split["num_examples"] for split in splits.values())
     if total != num_tested:

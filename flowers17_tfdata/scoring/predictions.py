@@ -1,4 +1,4 @@
-"""The probabilities of every example of a split, kept for later looks."""
+"""The logits of every example of a split, kept for later analysis."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from flowers17_tfdata.errors import UserError, one_line
 
 
 class Predictions(NamedTuple):
-    """What a model says of a split.
+    """A model's predictions on a split.
 
     Attributes:
       ids: the examples' ids, `[n]`.
       labels: int64 `[n]`, the true classes.
-      logits: float32 `[n, num_classes]`; of a mean over views, logarithms of
-        probabilities.
-      model: path of the model's file; empty if it isn't of one.
-      num_views: of each image, that the answers are the mean over.
+      logits: float32 `[n, num_classes]`; for a mean over views, logarithms of
+        the mean probabilities.
+      model: path of the model's file; empty if the predictions are pooled from
+        several models.
+      num_views: number of views of each image that were averaged.
     """
 
     ids: tuple[str, ...]
@@ -36,32 +37,32 @@ class Predictions(NamedTuple):
 
     @property
     def predicted(self) -> np.ndarray:
-        """int64 `[n]`, the likeliest class of each example."""
+        """int64 `[n]`, the class with the largest logit."""
         return self.logits.argmax(axis=1)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
-    """Returns probabilities, float32, of logits `[..., num_classes]`."""
+    """Returns float32 probabilities of logits `[..., num_classes]`."""
     shifted = logits.astype(np.float64)
     shifted = np.exp(shifted - shifted.max(axis=-1, keepdims=True))
     return (shifted / shifted.sum(axis=-1, keepdims=True)).astype(np.float32)
 
 
 def predictions_path(workdir: pathlib.Path, split: str) -> pathlib.Path:
-    """Returns where `--phase=evaluate` keeps a split's predictions."""
+    """Returns where `--phase=evaluate` writes a split's predictions."""
     return workdir / f"predictions_{split}.npz"
 
 
 def save(path: pathlib.Path, predictions: Predictions) -> None:
-    """Writes an .npz with an array for each attribute."""
+    """Writes an `.npz` file with an array for each attribute."""
     files.write_arrays(path, predictions._asdict())
 
 
 def load(path: pathlib.Path) -> Predictions:
-    """Reads what `save` wrote.
+    """Reads a file that `save` wrote.
 
     Raises:
-      UserError: missing or damaged.
+      UserError: the file is missing or damaged.
     """
     try:
         with np.load(path) as arrays:
@@ -72,9 +73,9 @@ def load(path: pathlib.Path) -> Predictions:
                 str(arrays["model"]),
                 int(arrays["num_views"]),
             )
-    # NumPy raises whatever the zip reader does.
+    # NumPy passes on any error of the zip reader.
     except Exception as error:
         raise UserError(
-            f"{path} can't be read: {one_line(error, 160)}; --phase=evaluate "
-            "writes it anew"
+            f"{path} can't be read: {one_line(error, 160)}; "
+            "--phase=evaluate writes it anew"
         ) from error

@@ -1,1 +1,1 @@
-"""Two recipes, set side by side over their runs."""
+"""The phase `compare`: two recipes, compared over pairs of runs."""

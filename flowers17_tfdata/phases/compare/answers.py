@@ -1,4 +1,4 @@
-"""What two runs answered to the same images."""
+"""Reads the predictions of pairs of runs for the same images."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from collections.abc import Iterable
 import numpy as np
 
 from flowers17_tfdata.errors import UserError
-from flowers17_tfdata.scoring import predictions as predictions_lib
-from flowers17_tfdata.scoring.predictions import Predictions
+from flowers17_tfdata.scoring.predictions import (
+    Predictions,
+    load,
+    predictions_path,
+)
 
 
 def read_pairs(
@@ -20,22 +23,23 @@ def read_pairs(
 
     Args:
       folders: `(compared, baseline)` of each pair.
-      split: whose predictions.
+      split: the name of the split.
 
     Returns:
-      Those of each pair, the second ones in the order of the first.
+      The predictions of each pair. Those of the baseline are in the order of
+      the compared run.
 
     Raises:
-      UserError: a file is damaged or older than its model; two runs are not of
-        the same images, or two pairs not of one data set.
+      UserError: a file is damaged or older than its model; the runs of a pair
+        have different images, or the pairs different data sets.
     """
     pairs = []
-    # Of each id, its label and the workdir that told it first.
+    # The label of each id, and the workdir in which it came up first.
     known: dict[str, tuple[int, pathlib.Path]] = {}
     for compared, baseline in folders:
         one, other = _read(compared, split), _read(baseline, split)
-        other = _align(one, other, compared, baseline, split)
-        pairs.append((one, other))
+        names = f"{compared} and {baseline}"
+        pairs.append((one, _align(one, other, names, split)))
         for example, label in zip(one.ids, one.labels.tolist(), strict=True):
             before, where = known.setdefault(example, (label, compared))
             if label != before:
@@ -48,76 +52,58 @@ def read_pairs(
 
 
 def _read(workdir: pathlib.Path, split: str) -> Predictions:
-    path = predictions_lib.predictions_path(workdir, split)
-    predictions = predictions_lib.load(path)
-    ids, labels, logits = predictions[:3]
-    if (
-        not ids
-        or labels.shape != (len(ids),)
-        or logits.shape[:-1] != (len(ids),)
-        or not logits.shape[-1]
-    ):
+    path = predictions_path(workdir, split)
+    predictions = load(path)
+    ((example, count),) = collections.Counter(predictions.ids).most_common(1)
+    if count > 1:
         raise UserError(
-            f"{path} holds {len(ids)} ids, labels {list(labels.shape)}, "
-            f"logits {list(logits.shape)}: --phase=evaluate writes it anew"
+            f"{path}: ids must be unique, because runs are compared by id; "
+            f"{example} occurs {count} times"
         )
-    if len(set(ids)) < len(ids):
-        twice, count = collections.Counter(ids).most_common(1)[0]
+    # By name, in case the workdir was moved or is seen from another folder.
+    model = pathlib.Path(predictions.model)
+    places = filter(pathlib.Path.is_file, (model, workdir / model.name))
+    found = next(places, None)
+    if found and found.stat().st_mtime > path.stat().st_mtime:
         raise UserError(
-            f"{path}: every id must be there once, to be found in another "
-            f"run; {twice} is there {count} times"
+            f"{path} is older than its model {found}: evaluate it again "
+            f"(--phase=evaluate --split={split} --workdir={workdir})"
         )
-    _check_age(path, predictions.model, split)
     return predictions
 
 
-def _check_age(path: pathlib.Path, model: str, split: str) -> None:
-    """Checks that a model hasn't changed since it answered.
-
-    Raises:
-      UserError: it has.
-    """
-    # By its name, where the workdir was moved or is seen from another folder.
-    places = pathlib.Path(model), path.parent / pathlib.Path(model).name
-    found = next((place for place in places if place.is_file()), None)
-    if found and found.stat().st_mtime > path.stat().st_mtime:
-        raise UserError(
-            f"{path} is older than {found}, which it is of: evaluate it again "
-            f"(--phase=evaluate --split={split} --workdir={path.parent})"
-        )
-
-
 def _align(
-    one: Predictions,
-    other: Predictions,
-    compared: pathlib.Path,
-    baseline: pathlib.Path,
-    split: str,
+    one: Predictions, other: Predictions, names: str, split: str
 ) -> Predictions:
-    """Puts the second run's answers in the order of the first one's.
+    """Puts the second run's predictions in the order of the first.
+
+    Args:
+      one: predictions of the first run.
+      other: predictions of the second run.
+      names: the two workdirs, for the error message.
+      split: the name of the split.
 
     Raises:
-      UserError: names the folders, and what differs.
+      UserError: the images or their labels differ.
     """
     position = {example: k for k, example in enumerate(other.ids)}
-    missing = [i for i in one.ids if i not in position]
-    extra = len(other.ids) - (len(one.ids) - len(missing))
+    missing = [example for example in one.ids if example not in position]
+    extra = sorted(position.keys() - set(one.ids))
     if missing or extra:
-        first = (missing or sorted(position.keys() - set(one.ids)))[0]
         raise UserError(
-            f"{compared} and {baseline} must have the same images in {split} "
-            f"(one data set, one --split_seed); {len(missing)} are in the "
-            f"first alone, {extra} in the second alone, e.g. {first}"
+            f"{names} must have the same images in {split} (one data set, one "
+            f"--split_seed); {len(missing)} are only in the first, "
+            f"{len(extra)} only in the second, e.g. {(missing + extra)[0]}"
         )
-    order = np.array([position[example] for example in one.ids])
-    differ = np.flatnonzero(one.labels != other.labels[order])
+    order = [position[example] for example in one.ids]
+    labels = other.labels[order]
+    differ = np.flatnonzero(one.labels != labels)
     if len(differ):
         k = differ[0]
         raise UserError(
-            f"{compared} and {baseline} must have the same labels in {split}; "
-            f"{len(differ)} differ, e.g. {one.ids[k]}: {one.labels[k]} and "
-            f"{other.labels[order[k]]}"
+            f"{names} must have the same labels in {split}; {len(differ)} "
+            f"differ, e.g. {one.ids[k]}: {one.labels[k]} and {labels[k]}"
         )
     return other._replace(
-        ids=one.ids, labels=one.labels, logits=other.logits[order]
+        ids=one.ids, labels=labels, logits=other.logits[order]
     )

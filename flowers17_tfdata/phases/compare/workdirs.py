@@ -1,16 +1,15 @@
-"""Which workdirs `--compare` and `--baseline` mean, and which go together."""
+"""Finds and pairs the workdirs that `--compare` and `--baseline` name."""
 
 from __future__ import annotations
 
 import glob
 import os
 import pathlib
-from collections.abc import Sequence
 
 from flowers17_tfdata import terminal
 from flowers17_tfdata.config.config import CompareConfig
 from flowers17_tfdata.errors import ConfigError, UserError
-from flowers17_tfdata.scoring import predictions
+from flowers17_tfdata.scoring.predictions import predictions_path
 
 _Pair = tuple[pathlib.Path, pathlib.Path]
 
@@ -20,94 +19,77 @@ def find_pairs(options: CompareConfig, split: str) -> list[_Pair]:
 
     Args:
       options: the two lists.
-      split: whose predictions they have to hold.
+      split: the split whose predictions the workdirs must hold.
 
     Returns:
-      `(compared, baseline)`, at least one.
+      `(compared, baseline)` pairs, at least one.
 
     Raises:
-      ConfigError: a pattern matches nothing, the lists are not of one length,
-        a pair comes twice.
-      UserError: there is no such folder, or it holds no predictions.
+      ConfigError: a pattern matches nothing, the lists differ in length, or a
+        pair occurs twice.
+      UserError: a folder doesn't exist or holds no predictions.
     """
-    compared = _find("compare", options.compare, split)
-    baseline = _find("baseline", options.baseline, split)
+    compared = _find_all("compare", options.compare, split)
+    baseline = _find_all("baseline", options.baseline, split)
     if len(compared) != len(baseline):
         raise ConfigError(
             "--compare and --baseline must name as many workdirs; got "
-            f"{len(compared)} ({_listed(compared)}) and {len(baseline)} "
-            f"({_listed(baseline)})"
+            f"{len(compared)} ({options.compare}) and {len(baseline)} "
+            f"({options.baseline})"
         )
     pairs = list(zip(compared, baseline, strict=True))
-    resolved = [(a.resolve(), b.resolve()) for a, b in pairs]
-    for k, pair in enumerate(resolved):
-        if pair[0] == pair[1]:
+    seen = set()
+    for one, other in pairs:
+        resolved = one.resolve(), other.resolve()
+        if resolved[0] == resolved[1]:
             raise ConfigError(
-                "--compare must name other workdirs than --baseline in the "
-                f"same place; got {pairs[k][0]} in both"
+                "--compare and --baseline must name different workdirs at the "
+                f"same position; got {one} in both"
             )
-        if pair in resolved[:k]:
+        if resolved in seen:
             raise ConfigError(
                 "--compare and --baseline must name each pair once; got "
-                f"{pairs[k][0]} with {pairs[k][1]} again"
+                f"{one} with {other} again"
             )
+        seen.add(resolved)
     return pairs
 
 
-def _listed(paths: Sequence[pathlib.Path]) -> str:
-    shown = [str(path) for path in paths[:10]]
-    return ", ".join(shown + ["..."] * (len(paths) > 10))
-
-
-def _find(flag: str, spec: str, split: str) -> list[pathlib.Path]:
-    """Returns the workdirs that a flag names, globs in sorted order."""
-    # One existing path may hold commas.
-    whole = os.path.exists(os.path.expanduser(spec))
-    names = [spec] if whole else [part.strip() for part in spec.split(",")]
+def _find_all(flag: str, value: str, split: str) -> list[pathlib.Path]:
+    # A path that exists may contain commas.
+    is_path = os.path.exists(os.path.expanduser(value))
+    names = [value] if is_path else [name.strip() for name in value.split(",")]
     found = []
     for name in filter(None, names):
-        name = os.path.expanduser(name)
-        if os.path.exists(name) or not glob.has_magic(name):
-            found.append(_evaluated(flag, pathlib.Path(name), split))
-        else:
-            found += _matches(flag, name, split)
+        found += _find(flag, os.path.expanduser(name), split)
     return found
 
 
-def _evaluated(flag: str, path: pathlib.Path, split: str) -> pathlib.Path:
-    if not path.is_dir():
-        raise UserError(f"--{flag}: there is no folder {path}")
-    if not predictions.predictions_path(path, split).exists():
-        raise UserError(
-            f"--{flag}: {path} holds no predictions_{split}.npz: evaluate it "
-            f"first (--phase=evaluate --split={split} --workdir={path})"
-        )
-    return path
-
-
-def _matches(flag: str, pattern: str, split: str) -> list[pathlib.Path]:
-    matches = sorted(glob.glob(pattern, recursive=True))
-    folders = [path for path in map(pathlib.Path, matches) if path.is_dir()]
-    if not folders:
+def _find(flag: str, name: str, split: str) -> list[pathlib.Path]:
+    """Returns the evaluated workdirs that a path or pattern names, sorted."""
+    is_pattern = glob.has_magic(name) and not os.path.exists(name)
+    names = sorted(glob.glob(name, recursive=True)) if is_pattern else [name]
+    folders = [path for path in map(pathlib.Path, names) if path.is_dir()]
+    if not folders and is_pattern:
         raise ConfigError(
-            f"--{flag}: a pattern must match workdirs; got {pattern!r}"
+            f"--{flag}: a pattern must match workdirs; got {name!r}"
         )
-    kept = [
-        path
-        for path in folders
-        if predictions.predictions_path(path, split).exists()
-    ]
+    if not folders:
+        raise UserError(f"--{flag}: there is no folder {name}")
+    file = f"predictions_{split}.npz"
+    kept = []
+    for folder in folders:
+        if predictions_path(folder, split).exists():
+            kept.append(folder)
+        elif is_pattern:
+            # The run that is missing may be the one that failed.
+            terminal.say(
+                f"compare: {folder} holds no {file}: left out",
+                left_out=str(folder),
+            )
     if not kept:
         raise UserError(
-            f"--{flag}: none of the {len(folders)} folders that {pattern!r} "
-            f"matches holds predictions_{split}.npz: evaluate them first "
+            f"--{flag}: {name} holds no {file}: evaluate it first "
             f"(--phase=evaluate --split={split} --workdir={folders[0]})"
         )
-    for path in folders:
-        if path not in kept:
-            # Told of: a run that is missing may be the one that went wrong.
-            terminal.say(
-                f"compare: {path} holds no predictions_{split}.npz: left out",
-                left_out=str(path),
-            )
     return kept

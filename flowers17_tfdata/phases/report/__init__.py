@@ -1,1 +1,1 @@
-"""One page that shows a run."""
+"""The phase `report`: a self-contained page about a run."""

@@ -1,4 +1,4 @@
-"""Grad-CAM: which parts of a picture spoke for a class."""
+"""Grad-CAM: heat maps of the image regions that support a class."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import tensorflow as tf
 
 from flowers17_tfdata.models import classifier
 
-# How much of the picture the colours hide where the heat is 1.
+# Opacity of the colours where the heat is 1.
 _OPACITY = 0.65
 
 
 class NotExplainable(Exception):
-    """The model isn't a backbone, a pooling and a chain of layers."""
+    """The model isn't a backbone, a pooling layer and a chain of layers."""
 
 
 class GradCam:
@@ -26,14 +26,14 @@ class GradCam:
     the mean of dy/dA_k over its positions, and the heat is
     ReLU(sum over k of weight_k * A_k) (Selvaraju et al. 2017,
     https://arxiv.org/abs/1610.02391, equations 1 and 2). Gradients are float32
-    under every precision policy: the head is copied in float32.
+    under every precision policy, because the head is copied in float32.
 
     Args:
-      model: a classifier of ours, batch-norm folded or not.
-      preprocess: from float32 images in [0, 255] to what it takes.
+      model: a classifier built by this package, batch-norm folded or not.
+      preprocess: maps float32 images in [0, 255] to the model's input.
 
     Raises:
-      NotExplainable: the model is of another form.
+      NotExplainable: the model has another form.
     """
 
     def __init__(
@@ -50,7 +50,9 @@ class GradCam:
             ) from error
         if len(self._features.output.shape) != 4:
             raise NotExplainable("its backbone doesn't end in a feature map")
-        self._head = _float32_copy(classifier.get_head_layers(model))
+        self._head = [
+            _float32_copy(layer) for layer in classifier.get_head_layers(model)
+        ]
         self._preprocess = preprocess
 
     def feature_maps(self, images: np.ndarray) -> tf.Tensor:
@@ -66,15 +68,16 @@ class GradCam:
         return tf.cast(self._features(inputs, training=False), tf.float32)
 
     def heat(self, maps: tf.Tensor, class_id: int) -> np.ndarray:
-        """Returns where a picture speaks for a class.
+        """Returns how strongly each position supports a class.
 
         Args:
-          maps: float32 `[map height, map width, channels]`, of one picture.
-          class_id: of the logit that is explained.
+          maps: float32 `[map height, map width, channels]`, the feature maps
+            of one image.
+          class_id: index of the class.
 
         Returns:
-          float32 `[map height, map width]` in [0, 1]; the largest is 1 unless
-          nothing speaks for the class (all 0).
+          float32 `[map height, map width]` in [0, 1]. The largest value is 1,
+          or 0 if nothing supports the class.
         """
         with tf.GradientTape() as tape:
             tape.watch(maps)
@@ -88,37 +91,31 @@ class GradCam:
         return heat / peak if peak > 0 else heat
 
 
-def _float32_copy(layers: list[keras.layers.Layer]) -> list:
-    copies = []
-    for layer in layers:
-        copy = type(layer).from_config(
-            layer.get_config() | {"dtype": "float32"}
-        )
-        copy.build(layer.input.shape)
-        copy.set_weights(layer.get_weights())
-        copies.append(copy)
-    return copies
+def _float32_copy(layer: keras.layers.Layer) -> keras.layers.Layer:
+    copy = type(layer).from_config(layer.get_config() | {"dtype": "float32"})
+    copy.build(layer.input.shape)
+    copy.set_weights(layer.get_weights())
+    return copy
 
 
 def overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
-    """Paints heat over a picture.
+    """Paints heat over an image.
 
     Args:
       image: uint8 `[height, width, 3]`, RGB.
       heat: float32 `[map height, map width]` in [0, 1].
 
     Returns:
-      uint8 `[height, width, 3]`, RGB: the picture in gray where the heat is 0,
-      OpenCV's INFERNO (readable by the colour-blind) over it where it is 1.
+      uint8 `[height, width, 3]`, RGB: the image in gray, and over it OpenCV's
+      INFERNO colours (distinguishable by the colour-blind), the more opaque
+      the greater the heat.
     """
     height, width = image.shape[:2]
     heat = cv2.resize(heat, (width, height), interpolation=cv2.INTER_LINEAR)
-    heat = np.clip(heat, 0, 1)
     colours = cv2.applyColorMap(
         np.rint(heat * 255).astype(np.uint8), cv2.COLORMAP_INFERNO
     )
-    colours = cv2.cvtColor(colours, cv2.COLOR_BGR2RGB).astype(np.float32)
-    gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32)
+    colours = cv2.cvtColor(colours, cv2.COLOR_BGR2RGB)
+    gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., np.newaxis]
     alpha = _OPACITY * np.sqrt(heat)[..., np.newaxis]
-    mixed = gray[..., np.newaxis] * (1 - alpha) + colours * alpha
-    return np.clip(np.rint(mixed), 0, 255).astype(np.uint8)
+    return np.rint(gray * (1 - alpha) + colours * alpha).astype(np.uint8)

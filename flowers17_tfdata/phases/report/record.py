@@ -1,13 +1,16 @@
-"""What a workdir tells of its run, and what it doesn't."""
+"""Reads the files that training left in a workdir."""
 
 from __future__ import annotations
 
 import dataclasses
 import pathlib
+import statistics
 from typing import Any
 
-from flowers17_tfdata import files, timings
-from flowers17_tfdata.config import config as config_lib
+from flowers17_tfdata import files
+from flowers17_tfdata.config.config import STAGES
+
+_TITLES = {"transfer": "Transfer", "finetune": "Fine-tune", "refit": "Refit"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,9 +18,9 @@ class StageRecord:
     """One training stage.
 
     Attributes:
-      name: transfer or finetune.
-      epochs: lines of `metrics.jsonl`, in order.
-      best_epoch: the epoch whose weights were kept; None: not known.
+      name: transfer, finetune or refit.
+      epochs: the stage's lines of `metrics.jsonl`, in order.
+      best_epoch: the epoch whose weights were kept; None: unknown.
     """
 
     name: str
@@ -25,68 +28,54 @@ class StageRecord:
     best_epoch: int | None
 
     @property
+    def title(self) -> str:
+        return _TITLES[self.name]
+
+    @property
+    def best(self) -> dict[str, Any]:
+        """The line of the best epoch; empty if the epoch is unknown."""
+        lines = [x for x in self.epochs if x["epoch"] == self.best_epoch]
+        return lines[-1] if lines else {}
+
+    @property
     def seconds(self) -> float:
         return sum(line["seconds"] for line in self.epochs)
 
-    def best_line(self) -> dict[str, Any] | None:
-        """Returns the line of the best epoch, if there is one."""
-        lines = [x for x in self.epochs if x["epoch"] == self.best_epoch]
-        return lines[-1] if lines else None
+    @property
+    def images_per_sec(self) -> float:
+        """The median over the epochs."""
+        return statistics.median(line["images_per_sec"] for line in self.epochs)
+
+    @property
+    def data_wait(self) -> float:
+        """The fraction of the time spent waiting for data, in [0, 1]."""
+        return statistics.mean(x["data_wait_fraction"] for x in self.epochs)
 
 
-@dataclasses.dataclass(frozen=True)
-class RunRecord:
-    """The files that training and the audit left in a workdir.
+def read_if_there(path: pathlib.Path) -> Any:
+    """Returns the contents of a JSON file, or None if there is no file.
 
-    Attributes:
-      config: `config.json`; None: nothing was trained here.
-      stages: those of `metrics.jsonl`, in their order; may be empty.
-      audit: `audit.json`, if there is one.
-      parts: `{part: seconds}` of `timings.jsonl`.
+    Raises:
+      UserError: the file is damaged.
     """
-
-    config: dict[str, Any] | None
-    stages: list[StageRecord]
-    audit: dict[str, Any] | None
-    parts: dict[str, float]
+    return files.read_json(path) if path.exists() else None
 
 
-def read_record(workdir: pathlib.Path) -> RunRecord:
-    """Reads what there is.
+def read_stages(workdir: pathlib.Path) -> list[StageRecord]:
+    """Reads `metrics.jsonl` and the checkpoints' records of the best epochs.
+
+    Returns:
+      The stages that have a line, in the order in which they run.
 
     Raises:
       UserError: a file is damaged.
     """
-    stages = _read_stages(workdir)
-    return RunRecord(
-        config=_read_if_there(workdir / "config.json"),
-        stages=stages,
-        audit=_read_if_there(workdir / "audit.json"),
-        parts=_complete_parts(timings.read(workdir), stages),
-    )
-
-
-def _read_if_there(path: pathlib.Path) -> dict[str, Any] | None:
-    return files.read_json(path) if path.exists() else None
-
-
-def _read_stages(workdir: pathlib.Path) -> list[StageRecord]:
     lines = files.read_json_lines(workdir / "metrics.jsonl")
     stages = []
-    for name in config_lib.STAGES:
+    for name in STAGES:
         epochs = [line for line in lines if line["phase"] == name]
         if epochs:
-            done = _read_if_there(workdir / "checkpoints" / name / "done.json")
+            done = read_if_there(workdir / "checkpoints" / name / "done.json")
             best = done["best_epoch"] if done else None
             stages.append(StageRecord(name, epochs, best))
     return stages
-
-
-def _complete_parts(
-    parts: dict[str, float], stages: list[StageRecord]
-) -> dict[str, float]:
-    """Adds the epochs of a run from before there were timings."""
-    parts = dict(parts)
-    for stage in stages:
-        parts.setdefault(f"{stage.name}: epochs", stage.seconds)
-    return parts

@@ -1,75 +1,93 @@
-"""The phase: gathers what the workdir holds, writes `report.html`."""
+"""The phase `report`: reads the workdir, and writes `report.html`."""
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 import pathlib
 from typing import Any
 
 import flowers17_tfdata
-from flowers17_tfdata import files, terminal, trained_model
+from flowers17_tfdata import files, terminal, timings, trained_model
 from flowers17_tfdata.models import classifier
-from flowers17_tfdata.phases.report import cases, contents, page
-from flowers17_tfdata.phases.report.record import read_record
-from flowers17_tfdata.scoring import predictions as predictions_lib
-from flowers17_tfdata.scoring.predictions import Predictions
+from flowers17_tfdata.phases.report import (
+    augmented_views,
+    cases,
+    page,
+    pictures,
+    record,
+    reliability,
+    reproduce,
+    result_charts,
+    tables,
+)
+from flowers17_tfdata.phases.report.learning_curves import learning_charts
+from flowers17_tfdata.scoring.predictions import (
+    Predictions,
+    load,
+    predictions_path,
+)
 from flowers17_tfdata.session import Session
 from flowers17_tfdata.trained_model import TrainedModel
 
+_VIEWED_IMAGES = 4
+_VIEWS = 6
+_VIEW_SIDE = 160
+
 
 def write_report(session: Session) -> None:
-    """Writes `report.html`; evaluates the model first where that is due.
+    """Writes `report.html`; evaluates the model first if necessary.
 
     Raises:
-      UserError: no model, no such split, a damaged file in the workdir.
+      UserError: there is no model or no such split, or a file in the workdir
+        is damaged.
     """
     split = session.config.evaluation.split
     session.source.check_split(split)
     trained = trained_model.load_model_for(session)
     found = _load_evaluation(session, trained, split)
     # The chief may see a file before the others do: all evaluate, or none.
-    if not session.workers.all(found is not None):
+    if not session.workers.all(found is not None) or found is None:
         terminal.say(f"report: evaluating {trained.path} on {split}")
         found = trained_model.evaluate_split(session, trained, split)
     if session.workers.is_chief:
         path = session.output / "report.html"
-        text = page.render(_make_context(session, trained, *found))
-        files.write_text(path, text)
-        size = len(text.encode())
-        terminal.say(f"report: {path} ({size / 1e6:.1f} MB)", report=str(path))
+        files.write_text(
+            path, page.render(_make_context(session, trained, *found))
+        )
+        size = path.stat().st_size / 1e6
+        terminal.say(f"report: {path} ({size:.1f} MB)", report=str(path))
     session.workers.barrier()
 
 
 def _load_evaluation(
     session: Session, trained: TrainedModel, split: str
 ) -> tuple[dict[str, Any], Predictions] | None:
-    """Returns the workdir's evaluation, unless it is of something else.
+    """Returns the workdir's evaluation and predictions if they still hold.
 
-    Of another split, another model or data set, of other views, or older than
-    the model.
+    Returns None if they are missing, older than the model, or made with
+    another model, data set, split or number of views.
     """
-    path = session.workdir / "evaluation.json"
-    predicted = predictions_lib.predictions_path(session.workdir, split)
-    if not (path.exists() and predicted.exists()):
+    paths = (
+        session.workdir / "evaluation.json",
+        predictions_path(session.workdir, split),
+    )
+    if not all(path.exists() for path in paths):
         return None
-    evaluation = files.read_json(path)
-    changed = trained.path.stat().st_mtime
+    evaluation = files.read_json(paths[0])
+    expected = {
+        "split": split,
+        "dataset": session.source.name,
+        "views": session.config.evaluation.tta,
+        "class_names": list(session.source.class_names),
+    }
     if (
-        evaluation["split"] != split
-        or evaluation["dataset"] != session.source.name
-        # Before there were views, it didn't say.
-        or evaluation.get("views") != session.config.evaluation.tta
-        or evaluation["class_names"] != list(session.source.class_names)
-        or not _is_same_file(evaluation["model"], trained.path)
-        or min(p.stat().st_mtime for p in (path, predicted)) < changed
+        any(evaluation.get(name) != x for name, x in expected.items())
+        or pathlib.Path(evaluation["model"]).resolve() != trained.path.resolve()
+        or min(path.stat().st_mtime for path in paths)
+        < trained.path.stat().st_mtime
     ):
         return None
-    return evaluation, predictions_lib.load(predicted)
-
-
-def _is_same_file(recorded: str, path: pathlib.Path) -> bool:
-    return pathlib.Path(recorded).resolve() == path.resolve()
+    return evaluation, load(paths[1])
 
 
 def _make_context(
@@ -78,43 +96,64 @@ def _make_context(
     evaluation: dict[str, Any],
     predictions: Predictions,
 ) -> dict[str, Any]:
-    record = read_record(session.workdir)
-    if not trained.was_trained_in(session.workdir):
-        # Its flags, curves and times are another model's.
-        record = dataclasses.replace(record, config=None, stages=[], parts={})
-    flags = record.config["flags"] if record.config else {}
-    names, split = session.source.class_names, evaluation["split"]
-    backbone = classifier.get_backbone(trained.model).name
-    shown = cases.make_cases(session, trained, predictions, split)
+    """Returns the variables of `templates/report.html`."""
+    workdir, split = session.workdir, evaluation["split"]
+    # Otherwise the workdir's flags, curves and times are another model's.
+    trained_here = trained.was_trained_in(workdir)
+    config = record.read_if_there(workdir / "config.json")
+    if not trained_here:
+        config = None
+    stages = record.read_stages(workdir) if trained_here else []
+    flags = config["flags"] if config else {}
     seed = flags.get("seed", session.config.runtime.seed)
+    changed = reproduce.changed_flags(flags)
+    measured = reliability.measure(
+        predictions.probabilities.max(axis=1),
+        predictions.predicted == predictions.labels,
+        reliability.choose_num_bins(len(predictions.labels)),
+    )
     return {
         "dataset": session.source.name,
         "written": datetime.datetime.now().strftime("%Y-%m-%d %H:%M"),
         "version": flowers17_tfdata.__version__,
-        "headline": contents.headline(
-            evaluation, record, str(trained.path), backbone
-        ),
-        "learning": contents.learning(
-            record, flags.get("label_smoothing", 0.0)
-        ),
-        "confusions": contents.confusions(evaluation),
-        "per_class": contents.per_class(evaluation),
-        "cases": shown,
-        "calibration": contents.calibration(predictions),
-        "audit": contents.audit(record, names, session.source.name),
-        "augmentation": _augmentation(session, seed),
-        "time": contents.time_spent(record),
-        "reproduction": contents.reproduction(
-            record, str(session.config.workdir), split
-        ),
-        "workdir": str(session.workdir),
-    }
-
-
-def _augmentation(session: Session, seed: int) -> dict[str, Any]:
-    options = session.config.input
-    return {
-        "options": options,
+        "workdir": str(workdir),
+        "model": str(trained.path),
+        "backbone": classifier.get_backbone(trained.model).name,
+        "evaluation": evaluation,
+        "stages": stages,
+        "learning_charts": learning_charts(stages),
+        "label_smoothing": flags.get("label_smoothing", 0.0),
+        "confusion_chart": result_charts.confusion_chart(evaluation),
+        "confused": tables.most_confused(evaluation),
+        "per_class": tables.per_class(evaluation),
+        "cases": cases.make_cases(session, trained, predictions, split),
+        "reliability": measured,
+        "reliability_chart": result_charts.reliability_chart(measured),
+        "audit": record.read_if_there(workdir / "audit.json"),
+        "input": session.config.input,
         "seed": seed,
-        "rows": cases.make_view_rows(session, seed),
+        "views": _augmented_views(session, seed),
+        "times": timings.read(workdir) if trained_here else {},
+        "config": config,
+        "changed_flags": changed,
+        "training_command": reproduce.command(changed),
+        "report_command": reproduce.command(
+            {"phase": "report", "workdir": workdir, "split": split}
+        ),
     }
+
+
+def _augmented_views(session: Session, seed: int) -> list[list[str]]:
+    """Returns a row of data URIs for each image; none without a train split."""
+    if "train" not in session.source.split_sizes:
+        return []
+    rows = augmented_views.make_views(
+        session.source,
+        session.config.input,
+        num_images=_VIEWED_IMAGES,
+        num_views=_VIEWS,
+        seed=seed,
+    )
+    return [
+        [pictures.to_data_uri(view, _VIEW_SIDE) for view in row] for row in rows
+    ]

@@ -29,8 +29,6 @@
   }));
 
   function draw({ element, figure }) {
-    // Within a closed <details> there is no width to draw into.
-    if (!element.offsetWidth) return;
     const { data, layout } = resolve(figure, getComputedStyle(document.body));
     Plotly.react(element, data, layout, { displayModeBar: false, responsive: true });
   }
@@ -48,11 +46,6 @@
     const theme = root.dataset.theme === "dark" ? "light" : "dark";
     stored.set(theme);
     setTheme(theme);
-  });
-  document.querySelectorAll("details").forEach((details) => {
-    details.addEventListener("toggle", () => {
-      charts.filter((c) => details.contains(c.element)).forEach(draw);
-    });
   });
   // Paper is white.
   let before = null;

@@ -1,0 +1,101 @@
+"""Reliability: how well the model's confidence matches its accuracy."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+_MOST_BINS = 15
+_FEWEST_BINS = 5
+# With fewer examples per bin, on average, the bins show noise.
+_EXAMPLES_PER_BIN = 10
+
+
+class Bin(NamedTuple):
+    """The predictions whose confidence is in (low, high].
+
+    Attributes:
+      low: lower bound, in [0, 1].
+      high: upper bound, in [0, 1].
+      num_examples: at least 1.
+      correct: how many of them are classified correctly.
+      confidence: mean confidence, in [0, 1].
+    """
+
+    low: float
+    high: float
+    num_examples: int
+    correct: int
+    confidence: float
+
+    @property
+    def accuracy(self) -> float:
+        return self.correct / self.num_examples
+
+
+class Reliability(NamedTuple):
+    """Confidence and accuracy, in bins of equal width over [0, 1].
+
+    Attributes:
+      bins: the bins that contain examples, in increasing order.
+      num_bins: number of all bins.
+      ece: expected calibration error, in [0, 1].
+      confidence: mean confidence of all examples, in [0, 1].
+      accuracy: accuracy on all examples, in [0, 1].
+    """
+
+    bins: list[Bin]
+    num_bins: int
+    ece: float
+    confidence: float
+    accuracy: float
+
+
+def choose_num_bins(num_examples: int) -> int:
+    """Returns 15, or fewer for a small split, but at least 5."""
+    return max(_FEWEST_BINS, min(_MOST_BINS, num_examples // _EXAMPLES_PER_BIN))
+
+
+def measure(
+    confidences: np.ndarray, is_correct: np.ndarray, num_bins: int
+) -> Reliability:
+    """Bins the predictions by confidence.
+
+    The m-th of M bins holds confidences in ((m - 1) / M, m / M]. With n
+    examples, of which n_m are in bin m, ECE = sum over m of
+    n_m / n * |accuracy_m - confidence_m| (Naeini et al. 2015, "Obtaining well
+    calibrated probabilities using Bayesian binning"; Guo et al. 2017, "On
+    calibration of modern neural networks",
+    https://arxiv.org/abs/1706.04599).
+
+    Args:
+      confidences: float `[n]` in [0, 1], the probability of the predicted
+        class; n >= 1.
+      is_correct: bool `[n]`.
+      num_bins: M.
+    """
+    confidences = confidences.astype(np.float64)
+    index = np.ceil(confidences * num_bins).astype(int) - 1
+    # A confidence of 0 belongs to the first bin.
+    index = np.maximum(index, 0)
+    bins = []
+    for k in np.unique(index).tolist():
+        inside = index == k
+        bins.append(
+            Bin(
+                k / num_bins,
+                (k + 1) / num_bins,
+                int(inside.sum()),
+                int(is_correct[inside].sum()),
+                float(confidences[inside].mean()),
+            )
+        )
+    gaps = [b.num_examples * abs(b.accuracy - b.confidence) for b in bins]
+    return Reliability(
+        bins,
+        num_bins,
+        sum(gaps) / len(confidences),
+        float(confidences.mean()),
+        float(is_correct.mean()),
+    )

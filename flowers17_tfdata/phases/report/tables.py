@@ -1,0 +1,71 @@
+"""The page's tables of classes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from flowers17_tfdata.scoring.scores import wilson_interval
+
+
+class Confusion(NamedTuple):
+    """How often one class is taken for another.
+
+    Attributes:
+      label: name of the true class.
+      taken_for: name of the predicted class.
+      num_examples: how often.
+      fraction: of the true class's examples, in (0, 1].
+    """
+
+    label: str
+    taken_for: str
+    num_examples: int
+    fraction: float
+
+
+def most_confused(evaluation: Mapping[str, Any]) -> list[Confusion]:
+    """Returns all confused pairs of classes, the most frequent first.
+
+    Args:
+      evaluation: contents of `evaluation.json`.
+    """
+    names = evaluation["class_names"]
+    matrix = np.asarray(evaluation["confusion_matrix"])
+    fractions = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    pairs = [
+        Confusion(names[a], names[b], int(matrix[a, b]), fractions[a, b])
+        for a, b in np.argwhere(matrix)
+        if a != b
+    ]
+    return sorted(pairs, key=lambda pair: (-pair.num_examples, -pair.fraction))
+
+
+def per_class(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Returns a row for each class, the lowest F1 first.
+
+    Args:
+      evaluation: contents of `evaluation.json`.
+
+    Returns:
+      The scores of `evaluation.json`, and `name`, `interval` (of the recall;
+      None for a class without examples) and `taken_for`, the most frequent
+      `Confusion` or None.
+    """
+    taken_for: dict[str, Confusion] = {}
+    for pair in most_confused(evaluation):
+        taken_for.setdefault(pair.label, pair)
+    hits = np.diag(evaluation["confusion_matrix"]).tolist()
+    rows = []
+    for name, correct in zip(evaluation["class_names"], hits, strict=True):
+        scores = evaluation["per_class"][name]
+        support = scores["support"]
+        row = {
+            "name": name,
+            "interval": wilson_interval(correct, support) if support else None,
+            "taken_for": taken_for.get(name),
+        }
+        rows.append(row | scores)
+    return sorted(rows, key=lambda row: row["f1"])

@@ -324,9 +324,7 @@ def evaluate_split(
     predictions.save(
         predictions.predictions_path(session.output, split), predicted
     )
-    evaluation = scores.summarize(
-        scores.tally(predicted), split, session.source.class_names
-    )
+    evaluation = scores.summarize(predicted, split, session.source.class_names)
     evaluation |= {
         "model": predicted.model,
         "dataset": session.source.name,

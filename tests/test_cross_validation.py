@@ -314,7 +314,7 @@ def _write_fold(folder: pathlib.Path, labels, logits, total: int) -> None:
         np.asarray(logits, np.float32),
     )
     predictions.save(predictions.predictions_path(folder, "test"), part)
-    evaluation = scores.summarize(scores.tally(part), "test", ["a", "b"])
+    evaluation = scores.summarize(part, "test", ["a", "b"])
     files.write_json(
         folder / "evaluation.json", evaluation | {"dataset": "x@1"}
     )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import keras
 import numpy as np
 import pytest
 
 from flowers17_tfdata.scoring import scores
+from flowers17_tfdata.scoring.predictions import Predictions
 
 
 @pytest.mark.parametrize(
@@ -37,3 +39,22 @@ def test_per_class_scores():
         "f1": 0.0,
         "support": 1,
     }
+
+
+def test_scores_of_logits():
+    rng = np.random.default_rng(0)
+    labels, logits = rng.integers(0, 8, 50), rng.normal(size=[50, 8])
+    logits = logits.astype(np.float32)
+    result = scores.summarize(
+        Predictions((), labels, logits), "test", list("abcdefgh")
+    )
+    assert result["num_examples"] == 50
+    assert result["accuracy"] == np.mean(logits.argmax(axis=1) == labels)
+    ranks = (logits > logits[np.arange(50), labels][:, None]).sum(axis=1)
+    assert result["top_5_accuracy"] == np.mean(ranks < 5)
+    loss = keras.losses.sparse_categorical_crossentropy(
+        labels, logits, from_logits=True
+    )
+    assert result["loss"] == pytest.approx(float(np.mean(loss)), rel=1e-6)
+    assert np.sum(result["confusion_matrix"]) == 50
+    assert result["confusion_matrix"][labels[0]][logits[0].argmax()] > 0

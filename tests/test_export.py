@@ -579,13 +579,13 @@ def _make_card(workdir: pathlib.Path, formats=("keras",), **flags) -> str:
     report = {"image_size": 32, "written_by": "flowers17_tfdata 0.1.0"}
     report |= {"split": "test", "trained_precision": "float32"}
     report |= {"formats": rows, "versions": {"keras": "3.15.1"}}
-    confusion = np.array([[2, 0], [1, 1]])
-    totals = {"confusion": confusion, "accuracy": 0.75}
-    totals |= {"top_5_accuracy": 1.0, "loss": 0.1}
+    labels = np.array([0, 0, 1, 1])
+    logits = np.eye(2, dtype=np.float32)[[0, 0, 0, 1]]
+    predictions = Predictions((), labels, logits)
     return model_card.make_card(
         types.SimpleNamespace(source=source, workdir=workdir),
         trained,
-        scores.summarize(totals, "test", source.class_names),
+        scores.summarize(predictions, "test", source.class_names),
         report,
     )
 

@@ -52,9 +52,7 @@ def pool(workdir: pathlib.Path, num_folds: int) -> dict[str, Any]:
         _check_size(folder, len(pooled.ids))
     accuracies = [one["accuracy"] for one in evaluations]
     return {
-        **scores.summarize(
-            scores.tally(pooled), "test", evaluations[0]["class_names"]
-        ),
+        **scores.summarize(pooled, "test", evaluations[0]["class_names"]),
         "over_folds": {
             "mean": statistics.fmean(accuracies),
             "standard_deviation": statistics.stdev(accuracies),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -27,68 +27,32 @@ def wilson_interval(correct: int, total: int) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def evaluate(eval_step: Callable, batches: Iterable) -> dict[str, Any]:
-    """Runs the model over one pass of batches.
+def summarize(
+    predictions: Predictions, split: str, class_names: Sequence[str]
+) -> dict[str, Any]:
+    """Returns the scores of `evaluation.json`.
 
-    Args:
-      eval_step: `Trainer.eval_step`.
-      batches: `Batch`es, distributed over the trainer's strategy.
-
-    Returns:
-      `num_examples`, `accuracy`, `top_5_accuracy`, `loss` (cross-entropy
-      without label smoothing, nats) and `confusion` (int `[classes, classes]`,
-      true class by predicted class).
+    The loss is the cross-entropy without label smoothing, nats. The confusion
+    matrix counts the true class (row) by the predicted class (column).
     """
-    loss, top_5, confusion = 0.0, 0.0, np.zeros([], int)
-    for batch in batches:
-        totals = eval_step(batch)
-        loss += float(totals.loss)
-        top_5 += float(totals.top_5_correct)
-        confusion = confusion + np.rint(totals.confusion.numpy()).astype(int)
-    return _to_rates(confusion, top_5, loss)
-
-
-def tally(predictions: Predictions) -> dict[str, Any]:
-    """Returns the same as `evaluate`, computed from predictions."""
     labels, logits = predictions.labels, predictions.logits
-    num_classes = logits.shape[1]
+    num_classes, total = logits.shape[1], len(labels)
     confusion = np.zeros([num_classes, num_classes], np.int64)
     np.add.at(confusion, (labels, predictions.predicted), 1)
-    own = logits[np.arange(len(labels)), labels][:, np.newaxis]
+    correct = int(np.trace(confusion))
+    own = logits[np.arange(total), labels][:, np.newaxis]
     # Like tf.math.in_top_k, this counts ties with the fifth class.
     top_5 = (logits > own).sum(axis=1) < 5
     shifted = logits.astype(np.float64) - own
     peak = shifted.max(axis=1, keepdims=True)
     losses = peak[:, 0] + np.log(np.exp(shifted - peak).sum(axis=1))
-    return _to_rates(confusion, float(top_5.sum()), float(losses.sum()))
-
-
-def _to_rates(
-    confusion: np.ndarray, top_5_correct: float, loss_sum: float
-) -> dict[str, Any]:
-    total = int(confusion.sum())
-    return {
-        "num_examples": total,
-        "accuracy": float(np.trace(confusion)) / total,
-        "top_5_accuracy": top_5_correct / total,
-        "loss": loss_sum / total,
-        "confusion": confusion,
-    }
-
-
-def summarize(
-    result: dict[str, Any], split: str, class_names: Sequence[str]
-) -> dict[str, Any]:
-    """Turns the result of `evaluate` into the contents of `evaluation.json`."""
-    confusion, total = result["confusion"], result["num_examples"]
-    interval = wilson_interval(int(np.trace(confusion)), total)
     return {
         "split": split,
         "num_examples": total,
-        "accuracy": result["accuracy"],
-        "accuracy_interval": list(interval),
-        "top_5_accuracy": result["top_5_accuracy"],
-        "loss": result["loss"],
+        "accuracy": correct / total,
+        "accuracy_interval": list(wilson_interval(correct, total)),
+        "top_5_accuracy": float(top_5.sum()) / total,
+        "loss": float(losses.sum()) / total,
         "per_class": per_class_scores(confusion, class_names),
         "class_names": list(class_names),
         "confusion_matrix": confusion.tolist(),

@@ -217,7 +217,7 @@ def _describe(
         "versions": machine.versions(),
     }
     files.write_json(output / _REPORT, report)
-    evaluation = scores.summarize(scores.tally(predictions), split, names)
+    evaluation = scores.summarize(predictions, split, names)
     card = model_card.make_card(session, trained, evaluation, report)
     files.write_text(output / "README.md", card)
     labels = "".join(f"{one_line(name)}\n" for name in names)

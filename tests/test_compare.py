@@ -384,8 +384,8 @@ def test_lists_and_other_splits(compare, runs):
 @pytest.mark.parametrize(
     ("flags", "code", "expected"),
     [
-        (_BOTH[:1], 2, "--baseline must name workdirs of evaluated runs for "),
-        (_BOTH[1:], 2, "--compare must name workdirs of evaluated runs for "),
+        (_BOTH[:1], 2, "--baseline must be given for --phase=compare"),
+        (_BOTH[1:], 2, "--compare must be given for --phase=compare"),
         (
             (*_BOTH, "--launch_local=2"),
             2,

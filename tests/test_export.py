@@ -32,6 +32,7 @@ from flowers17_tfdata.phases.export import (
 )
 from flowers17_tfdata.phases.export.export import check_target
 from flowers17_tfdata.scoring import predictions, scores
+from flowers17_tfdata.scoring.predictions import Predictions
 from flowers17_tfdata.trained_model import TrainedModel
 from tests import fakes
 

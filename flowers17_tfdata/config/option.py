@@ -152,8 +152,9 @@ def _check_needs(flag: Flag, needs: Needs, values: Mapping[str, Any]) -> None:
         holds = value != flag.default
     if not holds or (other in needs.values) != needs.never:
         return
-    verb = "does not go with" if needs.never else "goes with"
-    allowed = ", ".join(map(str, needs.values))
+    verb, allowed = "goes with", ", ".join(map(str, needs.values))
+    if needs.never:
+        verb, allowed = "does not go with", other
     raise ConfigError(
         f"--{flag.name}{bound} {verb} --{needs.flag}={allowed}; got "
         f"--{flag.name}={value} and --{needs.flag}={other}"

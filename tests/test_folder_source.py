@@ -320,9 +320,7 @@ def test_why_a_class_is_empty_is_told(flat, open_folder):
 def test_a_class_of_which_nothing_decodes(flat, open_folder):
     (flat / "tulip").mkdir()
     (flat / "tulip" / "1.jpg").write_bytes(b"x")
-    with pytest.raises(
-        UserError, match="which leaves none for tulip"
-    ) as caught:
+    with pytest.raises(UserError, match="leaves none for tulip") as caught:
         open_folder(flat)
     assert "first tulip/1.jpg" in str(caught.value)
 

@@ -393,7 +393,7 @@ def test_grad_cam_declines_other_models():
 
 @pytest.fixture(scope="module")
 def source(data_dir, dummy_archive):
-    return open_source(
+    return session.open_source(
         DataConfig(archive=str(dummy_archive), data_dir=str(data_dir))
     )
 

@@ -34,9 +34,8 @@ def audit(source: Source, scan: Scan) -> dict[str, Any]:
         ids, splits, classes and dHash distance (None for a published pair that
         hashing doesn't find).
     """
-    counts = collections.Counter(
-        zip(scan.splits, scan.labels.tolist(), strict=True)
-    )
+    pairs = zip(scan.splits, scan.labels.tolist(), strict=True)
+    counts = collections.Counter(pairs)
     train = [n for (split, _), n in counts.items() if split == "train"]
     readable = np.delete(scan.images.sizes, list(scan.images.errors), axis=0)
     return {
@@ -75,7 +74,7 @@ def audit(source: Source, scan: Scan) -> dict[str, Any]:
 def _near_duplicates(source: Source, scan: Scan) -> dict[str, Any]:
     # Positions, because file names repeat across splits in some data sets.
     position = {image_id: k for k, image_id in enumerate(scan.ids)}
-    found = scans.find_pairs(scan.images.thumbnails, scan.pairs_cache)
+    found = scans.find_pairs(scan.images)
     distances: dict[tuple[int, ...], int | None] = {
         (first, second): distance for first, second, distance in found
     }
@@ -83,12 +82,11 @@ def _near_duplicates(source: Source, scan: Scan) -> dict[str, Any]:
         if position.keys() >= set(pair):
             ends = sorted(position[image_id] for image_id in pair)
             distances.setdefault(tuple(ends), None)
-    names = [source.class_names[label] for label in scan.labels]
     pairs = [
         {
             "ids": [scan.ids[k] for k in ends],
             "splits": [scan.splits[k] for k in ends],
-            "classes": [names[k] for k in ends],
+            "classes": [source.class_names[scan.labels[k]] for k in ends],
             "distance": distance,
         }
         for ends, distance in sorted(distances.items())

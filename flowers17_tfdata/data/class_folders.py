@@ -129,8 +129,7 @@ def _write_images(source: Source, root: pathlib.Path) -> None:
                     "PNG, GIF or BMP with a label; its label is "
                     f"{label}, and it starts with {data[:4]}"
                 )
-            stem = os.path.splitext(image_id.rpartition("/")[2])[0]
-            stem = _safe_name(stem)
+            stem = _safe_name(pathlib.PurePosixPath(image_id).stem)
             number, file = 1, folders[label] / f"{stem}{suffix}"
             # Some file systems ignore case.
             while str(file).lower() in taken:

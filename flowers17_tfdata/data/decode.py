@@ -133,9 +133,8 @@ def resize(image: tf.Tensor, image_size: int) -> tf.Tensor:
     image = tf.image.resize(image, [image_size, image_size], antialias=True)
     # Antialiasing stays in the input's range, except for rounding.
     image = tf.clip_by_value(tf.round(image), 0.0, 255.0)
-    return tf.ensure_shape(
-        tf.cast(image, tf.uint8), [image_size, image_size, 3]
-    )
+    image = tf.cast(image, tf.uint8)
+    return tf.ensure_shape(image, [image_size, image_size, 3])
 
 
 def resize_host(image: np.ndarray, image_size: int) -> np.ndarray:

@@ -105,11 +105,9 @@ def list_images(root: pathlib.Path) -> FolderListing:
     found.sort()
     listing = FolderListing(
         _names_of(root, list(label_of)),
-        [image_id for image_id, _, _ in found],
-        [label for _, label, _ in found],
-        [split for _, _, split in found],
-        tuple(split_folders),
-        _describe(skipped),
+        *([row[column] for row in found] for column in range(3)),
+        split_folders=tuple(split_folders),
+        skipped=_describe(skipped),
     )
     # An empty split folder must not be replaced by a part of train.
     empty = listing.first_empty()
@@ -150,16 +148,14 @@ def _split_folders(root: pathlib.Path) -> dict[str, pathlib.Path]:
     splits = [_SPLIT_NAMES.get(name.lower(), "") for name in folders]
     if not any(splits):
         return {}
-    if {"", "train"} & set(splits) != {"train"} or len(set(splits)) < len(
-        splits
-    ):
-        split_folders_first = sorted(
-            folders, key=lambda name: name.lower() not in _SPLIT_NAMES
-        )
+    is_once = len(set(splits)) == len(splits)
+    if "" in splits or "train" not in splits or not is_once:
+        # Split folders first, because the list may be cut.
+        folders = sorted(folders, key=lambda n: n.lower() not in _SPLIT_NAMES)
         raise ConfigError(
             f"--dataset=folder:{root} must hold class folders alone, or split "
             "folders (train, validation, test) alone, each once, with train; "
-            f"got {one_line(', '.join(split_folders_first), 100)}"
+            f"got {one_line(', '.join(folders), 100)}"
         )
     return dict(zip(splits, folders.values(), strict=True))
 

@@ -40,10 +40,8 @@ class FolderSource(Source):
         self.check_split(split)
         # Sorted by name they would come class by class, but the first batches,
         # from which batch-norm statistics are measured, must show all classes.
-        chosen = sorted(
-            self._positions(split),
-            key=lambda k: splitting.order_key(0, self._scan.ids[k]),
-        )
+        chosen = self._positions(split)
+        chosen.sort(key=lambda k: splitting.order_key(0, self._scan.ids[k]))
         ids = [self._scan.ids[k] for k in chosen]
         paths = [os.fsencode(self._root / image_id) for image_id in ids]
 
@@ -51,13 +49,9 @@ class FolderSource(Source):
             image = tf.io.read_file(path)
             return {"image": image, "label": label, "id": image_id}
 
-        examples = tf.data.Dataset.from_tensor_slices(
-            (
-                tf.constant(paths, tf.string),
-                self._scan.labels[chosen],
-                tf.constant(ids, tf.string),
-            )
-        )
+        labels = self._scan.labels[chosen]
+        columns = tf.constant(paths, tf.string), labels, tf.constant(ids)
+        examples = tf.data.Dataset.from_tensor_slices(columns)
         return examples.map(load, num_parallel_calls=tf.data.AUTOTUNE)
 
     def _positions(self, split: str) -> list[int]:
@@ -75,7 +69,6 @@ class FolderSource(Source):
         ]
 
     def scan(self, on_scanned=None):
-        del on_scanned
         return self._scan
 
 
@@ -109,11 +102,8 @@ def open_folder(
     states = {image_id: _state(path) for image_id, path in paths.items()}
     place = hashlib.sha256(os.fsencode(root)).hexdigest()[:12]
     cache = cache_dir / f"{root.name}-{place}.npz"
-    images = scan.scan_files(
-        cache,
-        {f"{i}\n{states[i]}": path for i, path in paths.items()},
-        on_scanned,
-    )
+    keyed = {f"{i}\n{states[i]}": path for i, path in paths.items()}
+    images = scan.scan_files(cache, keyed, on_scanned)
     notes = splitting.notes(config, fractions)
     if listing.skipped:
         notes.append(listing.skipped)
@@ -129,8 +119,7 @@ def open_folder(
         if empty or len(images.errors) > _MOST_UNDECODABLE * len(paths):
             raise UserError(f"--dataset=folder:{root}: {problem}")
         notes.append(f"{problem}: left out; audit.json lists them")
-    pairs_cache = cache.with_suffix(".pairs.npz")
-    splits = _split(listing, images, config, fractions, pairs_cache)
+    splits = _split(listing, images, config, fractions)
     # File sizes stand for the contents: modification times differ between
     # copies.
     sizes = [state.partition("\n")[0] for state in states.values()]
@@ -142,7 +131,7 @@ def open_folder(
         split_sizes={name: splits.count(name) for name in names},
         notes=tuple(notes),
         _root=root,
-        _scan=Scan(listing.ids, splits, labels, images, pairs_cache),
+        _scan=Scan(listing.ids, splits, labels, images),
         _file_sizes=tuple(sizes),
     )
 
@@ -162,20 +151,18 @@ def _split(
     images: ScannedImages,
     config: DataConfig,
     fractions: Mapping[str, float],
-    pairs_cache: pathlib.Path,
 ) -> list[str]:
     """Returns each image's split; '' for an image that can't be decoded."""
     good = [k for k in range(len(listing.ids)) if k not in images.errors]
     split_of = {listing.ids[k]: listing.splits[k] for k in good}
     if fractions:
         # Of all images, so that the audit finds their pairs in the cache.
-        groups = scan.find_groups(images.thumbnails, pairs_cache)
+        groups = scan.find_groups(images)
         train = [k for k in good if listing.splits[k] == "train"]
+        ids = [listing.ids[k] for k in train]
+        labels = [listing.labels[k] for k in train]
         pool = splitting.Pool(
-            [listing.ids[k] for k in train],
-            [listing.labels[k] for k in train],
-            groups[train].tolist(),
-            listing.class_names,
+            ids, labels, groups[train].tolist(), listing.class_names
         )
         split_of |= splitting.assign_splits(pool, config, fractions)
     return [split_of.get(image_id, "") for image_id in listing.ids]

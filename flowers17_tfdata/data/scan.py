@@ -8,7 +8,7 @@ import itertools
 import pathlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -30,6 +30,9 @@ _FORMAT = "thumbnails 1"
 # JPEGs are reduced while they are decoded, to no less than this, pixels.
 _LEAST_SIDE = 256
 
+# An encoded image, or its file.
+Image = bytes | pathlib.Path
+
 # Called with the number of images decoded so far.
 OnScanned = Callable[[int], None]
 
@@ -49,11 +52,13 @@ class ScannedImages(NamedTuple):
         can't be decoded.
       errors: `{position: message}` for the images that can't be decoded, one
         line each.
+      pairs_cache: the file that keeps the near-duplicates, if any.
     """
 
     thumbnails: np.ndarray
     sizes: np.ndarray
     errors: dict[int, str]
+    pairs_cache: pathlib.Path | None = None
 
 
 class Scan(NamedTuple):
@@ -64,14 +69,12 @@ class Scan(NamedTuple):
       splits: the split of each example, `[n]`; '' if it is left out.
       labels: int64 `[n]`.
       images: what was found in each example's image.
-      pairs_cache: see `find_pairs`.
     """
 
     ids: list[str]
     splits: list[str]
     labels: np.ndarray
     images: ScannedImages
-    pairs_cache: pathlib.Path | None = None
 
 
 def scan_images(
@@ -105,7 +108,7 @@ def scan_files(
     known = _load_rows(cache)
     missing = [key for key in paths if key not in known]
     done, saved_at = 0, time.monotonic()
-    for rows in _scan_chunks(_read(paths[key]) for key in missing):
+    for rows in _scan_chunks(paths[key] for key in missing):
         known |= zip(missing[done : done + len(rows)], rows, strict=True)
         done += len(rows)
         if on_scanned:
@@ -113,27 +116,21 @@ def scan_files(
         if done == len(missing) or time.monotonic() - saved_at > _SAVE_SECS:
             _save_rows(cache, {k: known[k] for k in paths if k in known})
             saved_at = time.monotonic()
-    return _to_arrays([known[key] for key in paths])
+    found = _to_arrays([known[key] for key in paths])
+    return found._replace(pairs_cache=cache.with_suffix(".pairs.npz"))
 
 
-def _read(path: pathlib.Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError:
-        # Decoding it reports that it is no image.
-        return b""
-
-
-def _scan_chunks(encoded: Iterable[bytes]) -> Iterator[list[_Row]]:
-    images = iter(encoded)
+def _scan_chunks(images: Iterable[Image]) -> Iterator[list[_Row]]:
+    images = iter(images)
     # TensorFlow decodes without holding Python's lock.
     with concurrent.futures.ThreadPoolExecutor(machine.num_cores()) as threads:
         while chunk := list(itertools.islice(images, _CHUNK)):
             yield list(threads.map(_scan_image, chunk))
 
 
-def _scan_image(encoded: bytes) -> _Row:
+def _scan_image(image: Image) -> _Row:
     try:
+        encoded = image if isinstance(image, bytes) else image.read_bytes()
         with tf.device("CPU:0"):
             encoded = decode.upright(encoded)
             if encoded.startswith(decode.JPEG_MAGIC):
@@ -141,13 +138,13 @@ def _scan_image(encoded: bytes) -> _Row:
                 # Decoding all of 12 megapixels for 272 gray levels takes five
                 # times as long. A truncated file is detected all the same.
                 ratio = decode.reduction(*size, _LEAST_SIDE)
-                image = decode.decode_reduced(encoded, ratio)
+                pixels = decode.decode_reduced(encoded, ratio)
             else:
-                image = decode.decode_reduced(encoded, 1)
-                size = np.array(image.shape[:2], np.int32)
-            gray = tf.image.rgb_to_grayscale(tf.cast(image, tf.float32))
+                pixels = decode.decode_reduced(encoded, 1)
+                size = np.array(pixels.shape[:2], np.int32)
+            gray = tf.image.rgb_to_grayscale(tf.cast(pixels, tf.float32))
             small = tf.image.resize(gray, [16, 17], method="area")[..., 0]
-    except (ValueError, tf.errors.InvalidArgumentError) as error:
+    except (OSError, ValueError, tf.errors.InvalidArgumentError) as error:
         nothing = np.zeros([16, 17], np.float16), np.zeros(2, np.int32)
         return *nothing, decode.decoder_message(error)
     # Rounded as in the cache file, so that cached images hash the same.
@@ -164,70 +161,52 @@ def _to_arrays(rows: list[_Row]) -> ScannedImages:
 
 def _load_rows(path: pathlib.Path) -> dict[str, _Row]:
     arrays = load_arrays(path, _FORMAT)
-    if arrays is None:
+    if not arrays:
         return {}
     rows = zip(*(arrays[name] for name in _COLUMNS), strict=True)
     return dict(zip(arrays["keys"].tolist(), rows, strict=True))
 
 
 def _save_rows(path: pathlib.Path, known: dict[str, _Row]) -> None:
-    columns = dict(
-        zip(_COLUMNS, zip(*known.values(), strict=True), strict=True)
-    )
-    save_arrays(path, _FORMAT, {"keys": list(known), **columns})
+    columns = zip(*known.values(), strict=True)
+    arrays = dict(zip(_COLUMNS, columns, strict=True))
+    save_arrays(path, _FORMAT, arrays | {"keys": list(known)})
 
 
-def find_pairs(
-    thumbnails: np.ndarray, cache: pathlib.Path | None = None
-) -> list[NearDuplicate]:
+def find_pairs(images: ScannedImages) -> list[NearDuplicate]:
     """Finds near-duplicates, or reads them from the file of an earlier run.
 
     For 50,000 images the search takes at least half a minute, in every phase.
-
-    Args:
-      thumbnails: float32 `[n, 16, 17]`, gray levels in [0, 255].
-      cache: the file that keeps the pairs of these very thumbnails, if any.
     """
-    if cache is None:
-        return near_duplicates.find_near_duplicates(thumbnails)
-    digest = hashlib.sha256(np.ascontiguousarray(thumbnails)).hexdigest()
-    stored = load_arrays(cache, digest)
-    if stored is not None:
+    if images.pairs_cache is None:
+        return near_duplicates.find_near_duplicates(images.thumbnails)
+    thumbnails = np.ascontiguousarray(images.thumbnails)
+    digest = hashlib.sha256(thumbnails).hexdigest()
+    stored = load_arrays(images.pairs_cache, digest)
+    if stored:
         return [NearDuplicate(*row) for row in stored["pairs"].tolist()]
     pairs = near_duplicates.find_near_duplicates(thumbnails)
     table = np.asarray(pairs, np.int64).reshape(-1, 3)
-    save_arrays(cache, digest, {"pairs": table})
+    save_arrays(images.pairs_cache, digest, {"pairs": table})
     return pairs
 
 
-def find_groups(
-    thumbnails: np.ndarray, pairs_cache: pathlib.Path | None = None
-) -> np.ndarray:
-    """Returns the near-duplicate group of each image, int `[n]`.
-
-    Args:
-      thumbnails: float32 `[n, 16, 17]`, gray levels in [0, 255].
-      pairs_cache: see `find_pairs`.
-    """
-    pairs = find_pairs(thumbnails, pairs_cache)
-    return splits.group_pairs(pairs, len(thumbnails))
+def find_groups(images: ScannedImages) -> np.ndarray:
+    """Returns the near-duplicate group of each image, int `[n]`."""
+    return splits.group_pairs(find_pairs(images), len(images.thumbnails))
 
 
-def load_arrays(
-    path: pathlib.Path, digest: str
-) -> dict[str, np.ndarray] | None:
-    """Reads what `save_arrays` wrote; None: nothing, or of another digest."""
+def load_arrays(path: pathlib.Path, digest: str) -> dict[str, np.ndarray]:
+    """Reads what `save_arrays` wrote; empty if it has another digest."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            return dict(arrays) if str(arrays["digest"]) == digest else None
+            return dict(arrays) if str(arrays["digest"]) == digest else {}
     # Missing, or damaged in any way: it can be computed again.
     except Exception:
-        return None
+        return {}
 
 
-def save_arrays(
-    path: pathlib.Path, digest: str, arrays: Mapping[str, Any]
-) -> None:
+def save_arrays(path: pathlib.Path, digest: str, arrays: Mapping) -> None:
     """Writes arrays to an `.npz` file, whole or not at all.
 
     Args:
@@ -238,8 +217,5 @@ def save_arrays(
     Raises:
       UserError: the file can't be written.
     """
-    files.write_arrays(
-        path,
-        {"digest": digest, **arrays},
-        f"the scan of the images, {path} in --data_dir,",
-    )
+    what = f"the scan of the images, {path} in --data_dir,"
+    files.write_arrays(path, {"digest": digest, **arrays}, what)

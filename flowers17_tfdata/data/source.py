@@ -60,7 +60,6 @@ class Source:
 
         Empty if the images can't be identified.
         """
-        del split
         return []
 
     def scan(self, on_scanned: OnScanned | None = None) -> Scan:

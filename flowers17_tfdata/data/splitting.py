@@ -134,15 +134,12 @@ def assign_fractions(
     trained_on: set[int] = set()
 
     def choose(first: str, need: Mapping[int, int]) -> str:
-        split = "train"
-        if trained_on.issuperset(need):
-            split = max(
-                fractions,
-                key=lambda s: (
-                    sum(lacks[label][s] for label in need),
-                    order_key(seed, first, s),
-                ),
-            )
+        def lack(split: str) -> tuple[float, str]:
+            missing = sum(lacks[label][split] for label in need)
+            return missing, order_key(seed, first, split)
+
+        all_trained_on = trained_on.issuperset(need)
+        split = max(fractions, key=lack) if all_trained_on else "train"
         if split == "train":
             trained_on.update(need)
         for label, count in need.items():
@@ -181,13 +178,11 @@ def assign_folds(pool: Pool, num_folds: int, seed: int) -> dict[str, int]:
     counts = [collections.Counter[int]() for _ in range(num_folds)]
 
     def choose(_: str, need: Mapping[int, int]) -> int:
-        fold = min(
-            range(num_folds),
-            key=lambda k: (
-                sum(counts[k][label] for label in need),
-                counts[k].total(),
-            ),
-        )
+        def size(fold: int) -> tuple[int, int]:
+            of_class = sum(counts[fold][label] for label in need)
+            return of_class, counts[fold].total()
+
+        fold = min(range(num_folds), key=size)
         counts[fold].update(need)
         return fold
 

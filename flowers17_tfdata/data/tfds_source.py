@@ -42,7 +42,7 @@ class TfdsSource(Source):
         after another.
     """
 
-    _builder: tfds.core.DatasetBuilder
+    _builder: Builder
     _divided: tuple[str, ...] = ()
     _split_of: tuple[str, ...] = ()
 
@@ -59,18 +59,17 @@ class TfdsSource(Source):
 
     def _read_prepared(self, split: str) -> tf.data.Dataset:
         image_key, label_key = self._builder.info.supervised_keys
+        # Stored order, whatever the number of files: augmentation is drawn by
+        # an example's position.
+        read_config = tfds.ReadConfig(
+            interleave_cycle_length=1, try_autocache=False, skip_prefetch=True
+        )
         examples = self._builder.as_dataset(
             split=split,
             # The input pipeline decodes the images, once.
             decoders={image_key: tfds.decode.SkipDecoding()},
             shuffle_files=False,
-            read_config=tfds.ReadConfig(
-                # Stored order, whatever the number of files: augmentation is
-                # drawn by an example's position.
-                interleave_cycle_length=1,
-                try_autocache=False,
-                skip_prefetch=True,
-            ),
+            read_config=read_config,
         )
 
         def select(position, example):
@@ -89,17 +88,11 @@ class TfdsSource(Source):
         # archive's digest. In other data sets they may repeat.
         contents = (self._builder.info.metadata or {}).get("content_digest")
         if contents:
-            names = self.read(split).map(lambda example: example["id"])
-            return [
-                fingerprint(contents, name.decode())
-                for name in names.as_numpy_iterator()
-            ]
+            ids = self.read(split).map(lambda e: e["id"]).as_numpy_iterator()
+            return [fingerprint(contents, name.decode()) for name in ids]
         whole = self._builder.info.full_name
-        return [
-            fingerprint(whole, *self._divided, str(k))
-            for k, own_split in enumerate(self._split_of)
-            if own_split == split
-        ]
+        places = [k for k, s in enumerate(self._split_of) if s == split]
+        return [fingerprint(whole, *self._divided, str(k)) for k in places]
 
 
 def open_tfds(
@@ -158,10 +151,10 @@ def _scan_train(
         digest.update(state.encode())
     path = cache_dir / f"{source.name.replace('/', '-')}.npz"
     found = scan.load_arrays(path, digest.hexdigest())
-    if found is None:
+    if not found:
         sizes = {"train": source.split_sizes["train"]}
         train = dataclasses.replace(source, split_sizes=sizes).scan(on_scanned)
-        groups = scan.find_groups(train.images.thumbnails)
+        groups = scan.find_groups(train.images)
         found = {"labels": train.labels, "groups": groups}
         scan.save_arrays(path, digest.hexdigest(), found)
     labels, groups = found["labels"].tolist(), found["groups"].tolist()
@@ -184,8 +177,7 @@ def _divide(
       pool: the examples of these splits, in the stored order.
       shares: see `splitting.assign_splits`.
     """
-    with _user_errors():
-        split_of = splitting.assign_splits(pool, config, shares)
+    split_of = splitting.assign_splits(pool, config, shares)
     divided = tuple(split for split in shares if split in source.split_sizes)
     new = tuple(split_of[image_id] for image_id in pool.ids)
     digest = hashlib.sha256("\n".join(new).encode()).hexdigest()[:8]
@@ -224,11 +216,10 @@ def _open_prepared(config: DataConfig) -> TfdsSource:
 
 
 def _make_builder(config: DataConfig) -> Builder:
-    kwargs = {"data_dir": config.data_dir or None}
-    if config.archive:
-        kwargs["archive"] = config.archive
+    data_dir = config.data_dir or None
+    kwargs = {"archive": config.archive} if config.archive else {}
     try:
-        return tfds.builder(config.dataset, **kwargs)
+        return tfds.builder(config.dataset, data_dir=data_dir, **kwargs)
     # TFDS raises any of these for an unknown name, config or version.
     except (ValueError, KeyError, AssertionError) as error:
         names = ", ".join(c.name for c in flowers17.Builder.BUILDER_CONFIGS)
@@ -284,16 +275,10 @@ def _check_same_archive(builder: Builder, archive: str):
 
 
 def _check_features(builder: Builder, dataset: str) -> None:
-    keys = builder.info.supervised_keys
-    features = builder.info.features
-    if not (
-        keys
-        and len(keys) == 2
-        and all(isinstance(key, str) for key in keys)
-        and isinstance(features[keys[0]], tfds.features.Image)
-        and isinstance(features[keys[1]], tfds.features.ClassLabel)
-    ):
+    keys, features = builder.info.supervised_keys or (), builder.info.features
+    kinds = [type(features[key]) for key in keys if isinstance(key, str)]
+    if kinds != [tfds.features.Image, tfds.features.ClassLabel]:
         raise errors.ConfigError(
             "--dataset must have an image and a class label as its supervised "
-            f"keys; {dataset} has {keys}"
+            f"keys; {dataset} has {keys or None}"
         )

@@ -163,13 +163,9 @@ def test_undecodable_image_does_not_stop_the_others(data):
     assert found.sizes.tolist() == [[120, 160], [0, 0], [120, 160]]
     assert not found.thumbnails[1].any()
     assert found.thumbnails[2].any()
-
-
-@pytest.mark.parametrize("data", [b"", b"not an image", _jpeg(A)[:300]])
-def test_decoder_message_is_without_the_op(data):
-    (message,) = scan.scan_images([data]).errors.values()
+    # The message is the decoder's, without the name of the op.
     for noise in ("__wrapped__", "job:localhost", "}}", "[Op:"):
-        assert noise not in message
+        assert noise not in found.errors[1]
 
 
 @pytest.fixture(scope="module")

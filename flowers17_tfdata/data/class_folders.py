@@ -186,8 +186,8 @@ def describe_changes(
             before = {row[0]: " in ".join(row[1:]) for row in rows if row[2]}
     except (OSError, ValueError, IndexError, csv.Error):
         return ""
-    rows = _rows(class_names, scan)
-    now = {row[0]: " in ".join(row[1:]) for row in rows if row[2]}
+    rows_now = _rows(class_names, scan)
+    now = {row[0]: " in ".join(row[1:]) for row in rows_now if row[2]}
     changes = {
         "moved": [f for f in now if before.get(f, now[f]) != now[f]],
         "added": [f for f in now if f not in before],

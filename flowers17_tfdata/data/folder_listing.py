@@ -105,9 +105,11 @@ def list_images(root: pathlib.Path) -> FolderListing:
     found.sort()
     listing = FolderListing(
         _names_of(root, list(label_of)),
-        *([row[column] for row in found] for column in range(3)),
-        split_folders=tuple(split_folders),
-        skipped=_describe(skipped),
+        [image_id for image_id, _, _ in found],
+        [label for _, label, _ in found],
+        [split for _, _, split in found],
+        tuple(split_folders),
+        _describe(skipped),
     )
     # An empty split folder must not be replaced by a part of train.
     empty = listing.first_empty()
@@ -133,7 +135,7 @@ def _folders_in(path: pathlib.Path) -> dict[str, pathlib.Path]:
         child.name: child for child in sorted(children) if child.is_dir()
     }
     for name in folders:
-        # False for bytes that aren't UTF-8, too.
+        # isprintable() is also False for bytes that aren't UTF-8.
         if not name.isprintable():
             raise ConfigError(
                 f"--dataset=folder:{path}: a class folder's name must be UTF-8 "
@@ -151,11 +153,11 @@ def _split_folders(root: pathlib.Path) -> dict[str, pathlib.Path]:
     is_once = len(set(splits)) == len(splits)
     if "" in splits or "train" not in splits or not is_once:
         # Split folders first, because the list may be cut.
-        folders = sorted(folders, key=lambda n: n.lower() not in _SPLIT_NAMES)
+        names = sorted(folders, key=lambda n: n.lower() not in _SPLIT_NAMES)
         raise ConfigError(
             f"--dataset=folder:{root} must hold class folders alone, or split "
             "folders (train, validation, test) alone, each once, with train; "
-            f"got {one_line(', '.join(folders), 100)}"
+            f"got {one_line(', '.join(names), 100)}"
         )
     return dict(zip(splits, folders.values(), strict=True))
 

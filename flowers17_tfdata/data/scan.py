@@ -121,10 +121,10 @@ def scan_files(
 
 
 def _scan_chunks(images: Iterable[Image]) -> Iterator[list[_Row]]:
-    images = iter(images)
+    remaining = iter(images)
     # TensorFlow decodes without holding Python's lock.
     with concurrent.futures.ThreadPoolExecutor(machine.num_cores()) as threads:
-        while chunk := list(itertools.islice(images, _CHUNK)):
+        while chunk := list(itertools.islice(remaining, _CHUNK)):
             yield list(threads.map(_scan_image, chunk))
 
 

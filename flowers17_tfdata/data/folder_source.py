@@ -78,14 +78,13 @@ def open_folder(
     """Lists, decodes and divides the images below a folder.
 
     Args:
-      config: its `dataset` names a folder of class folders, or of split folders
-        that hold class folders; other flags divide what isn't divided.
+      config: `dataset` names a folder with a layout of `list_images`.
       cache_dir: the folder that keeps what was found by decoding the images.
       on_scanned: called with the number of images decoded so far.
 
     Raises:
-      ConfigError: the layout is neither of these, or a flag would divide images
-        that are divided on disk.
+      ConfigError: the layout is another one, or a flag would divide images that
+        are divided on disk.
       UserError: there are too few images, or most can't be decoded.
     """
     root = pathlib.Path(config.dataset.removeprefix(PREFIX))
@@ -120,8 +119,7 @@ def open_folder(
             raise UserError(f"--dataset=folder:{root}: {problem}")
         notes.append(f"{problem}: left out; audit.json lists them")
     splits = _split(listing, images, config, fractions)
-    # File sizes stand for the contents: modification times differ between
-    # copies.
+    # Sizes stand for the contents: modification times differ between copies.
     sizes = [state.partition("\n")[0] for state in states.values()]
     names = [s for s in (*splitting.SPLITS, "unused") if s in splits]
     labels = np.asarray(listing.labels, np.int64)

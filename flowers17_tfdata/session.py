@@ -18,8 +18,8 @@ from flowers17_tfdata.config import rules
 from flowers17_tfdata.config.config import Config, all_flags, to_values
 from flowers17_tfdata.config.input import InputConfig
 from flowers17_tfdata.config.option import Kind
-from flowers17_tfdata.data import class_folders, folder_source, sources
-from flowers17_tfdata.data.source import Source
+from flowers17_tfdata.data import class_folders, folder_source
+from flowers17_tfdata.data.source import Source, open_source
 from flowers17_tfdata.errors import UserError, one_line
 from flowers17_tfdata.input import examples, input_pipeline
 from flowers17_tfdata.models import backbones, saved_models, summary
@@ -161,7 +161,7 @@ def _open_source(config: Config, output: pathlib.Path) -> Source:
         terminal.other_output_as_details(),
         terminal.ScanProgress(None) as bar,
     ):
-        source = sources.open_source(config.data, bar.scanned)
+        source = open_source(config.data, bar.scanned)
     for note in source.notes:
         terminal.say(note)
     return source

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from flowers17_tfdata.data.source import Source
 from flowers17_tfdata.input.examples import (
     DecodedImages,
     EncodedImages,
@@ -155,3 +156,26 @@ def train_step(trainer: Trainer, batch: Batch) -> TrainTotals:
     """Trains on one batch, which the replicas share."""
     batches = iterate(trainer.strategy, [batch])
     return trainer.train_steps(batches, tf.constant(1))
+
+
+class FakeSource(Source):
+    """A data set in memory: `{split: [(id, label, encoded image)]}`."""
+
+    def __init__(self, class_names, examples, **attributes):
+        super().__init__(
+            name=attributes.pop("name", "fake/config/1.0.0"),
+            class_names=tuple(class_names),
+            split_sizes={s: len(rows) for s, rows in examples.items()},
+            **attributes,
+        )
+        object.__setattr__(self, "_examples", examples)
+
+    def read(self, split):
+        ids, labels, images = zip(*self._examples[split], strict=True)
+        return tf.data.Dataset.from_tensor_slices(
+            {
+                "image": list(images),
+                "label": np.array(labels, np.int64),
+                "id": list(ids),
+            }
+        )

@@ -15,7 +15,7 @@ PACKAGE = pathlib.Path(flowers17_tfdata.__file__).parent
 IMPORTS = {
     "__main__": {"cli"},
     "cli": {"config", "launcher", "phases.cross_validation", "phases.registry"},
-    "data": {"config", "files"},
+    "data": {"config", "files", "machine"},
     "input": {"config", "data", "files", "machine"},
     "models": {"config", "files", "terminal"},
     "phases.benchmark": {

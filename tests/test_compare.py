@@ -9,8 +9,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from flowers17_tfdata import cli, terminal
-from flowers17_tfdata.data import sources
+from flowers17_tfdata import cli, session, terminal
 from flowers17_tfdata.scoring import comparison, predictions
 from flowers17_tfdata.scoring.comparison import PairedAnswers
 from flowers17_tfdata.scoring.predictions import Predictions
@@ -227,7 +226,7 @@ _BOTH = ("--compare=runs/ours_*", "--baseline=runs/notebook_*")
 
 
 def test_two_recipes_over_two_runs(compare, runs, monkeypatch):
-    monkeypatch.setattr(sources, "open_source", None)
+    monkeypatch.setattr(session, "open_source", None)
     monkeypatch.setenv("COLUMNS", "80")
     code, out, err = compare(*_BOTH)
     assert code == 0, err

@@ -14,33 +14,34 @@ import pytest
 
 from flowers17_tfdata import cli, files, flags, launcher
 from flowers17_tfdata.config.data import DataConfig
-from flowers17_tfdata.data import division, sources
+from flowers17_tfdata.data import splitting
 from flowers17_tfdata.data.oxford_flowers17 import archive, splits
 from flowers17_tfdata.data.oxford_flowers17 import (
     oxford_flowers17_dataset_builder as flowers17,
 )
+from flowers17_tfdata.data.source import open_source
 from flowers17_tfdata.errors import ConfigError, UserError
 from flowers17_tfdata.scoring import pooling, predictions, scores
 from flowers17_tfdata.scoring.predictions import Predictions
-from tests.test_carving import TwoToned, TwoTonedTested  # noqa: F401
 from tests.test_folder_source import write_classes
+from tests.test_splitting import TwoToned, TwoTonedTested  # noqa: F401
 
 ROOT = pathlib.Path(__file__).parents[1]
 
 
-def _pool(labels, groups=None) -> division.Pool:
+def _pool(labels, groups=None) -> splitting.Pool:
     ids = [f"{k:04d}" for k in range(len(labels))]
     groups = list(range(len(labels))) if groups is None else groups
     names = [f"class {k}" for k in range(max(labels) + 1)]
-    return division.Pool(ids, labels, groups, names)
+    return splitting.Pool(ids, labels, groups, names)
 
 
 @pytest.fixture(scope="module")
-def flowers() -> division.Pool:
+def flowers() -> splitting.Pool:
     """The archive's names, labels and published duplicate groups."""
     numbers = range(1, 1361)
     pairs = [(a - 1, b - 1) for a, b in flowers17.known_near_duplicates()]
-    return division.Pool(
+    return splitting.Pool(
         [archive.image_name(n) for n in numbers],
         [flowers17.CLASS_NAMES.index(flowers17.class_name(n)) for n in numbers],
         splits.group_pairs(pairs, 1360).tolist(),
@@ -50,7 +51,7 @@ def flowers() -> division.Pool:
 
 @pytest.mark.parametrize("num_folds", [3, 5, 10, 20])
 def test_folds_of_flowers_are_stratified_and_keep_groups(flowers, num_folds):
-    fold_of = division.assign_folds(flowers, num_folds, 0)
+    fold_of = splitting.assign_folds(flowers, num_folds, 0)
     assert sorted(fold_of) == list(flowers.ids)
     counts = collections.Counter(
         (fold_of[i], label)
@@ -69,23 +70,25 @@ def test_folds_of_flowers_are_stratified_and_keep_groups(flowers, num_folds):
 
 
 def test_folds_depend_on_the_seed_alone(flowers):
-    fold_of = division.assign_folds(flowers, 5, 0)
+    fold_of = splitting.assign_folds(flowers, 5, 0)
     order = np.random.default_rng(0).permutation(1360)
-    shuffled = division.Pool(
+    shuffled = splitting.Pool(
         [flowers.ids[k] for k in order],
         [flowers.labels[k] for k in order],
         [5000 - flowers.groups[k] for k in order],
         flowers.class_names,
     )
-    assert division.assign_folds(shuffled, 5, 0) == fold_of
-    other = division.assign_folds(flowers, 5, 1)
+    assert splitting.assign_folds(shuffled, 5, 0) == fold_of
+    other = splitting.assign_folds(flowers, 5, 1)
     assert sum(other[i] != fold_of[i] for i in flowers.ids) > 800
 
 
 def test_each_image_is_test_once_and_validation_once(flowers):
     seen = collections.Counter()
     for fold in range(5):
-        split_of = division.by_fold(flowers, DataConfig(folds=5, fold=fold))
+        split_of = splitting.assign_splits(
+            flowers, DataConfig(folds=5, fold=fold), {}
+        )
         seen.update(split_of.items())
     for image_id in flowers.ids:
         assert seen[image_id, "test"] == seen[image_id, "validation"] == 1
@@ -94,7 +97,7 @@ def test_each_image_is_test_once_and_validation_once(flowers):
 
 def test_validation_is_the_next_fold(flowers):
     splits_of = [
-        division.by_fold(flowers, DataConfig(folds=3, fold=fold))
+        splitting.assign_splits(flowers, DataConfig(folds=3, fold=fold), {})
         for fold in range(3)
     ]
     for fold, split_of in enumerate(splits_of):
@@ -105,7 +108,7 @@ def test_validation_is_the_next_fold(flowers):
 
 def test_plain_folds_part_near_duplicates(flowers):
     config = DataConfig(folds=5, fold=0, near_duplicates="anywhere")
-    split_of = division.by_fold(flowers, config)
+    split_of = splitting.assign_splits(flowers, config, {})
     parted = [
         (a, b)
         for a, b in flowers17.known_near_duplicates()
@@ -123,9 +126,9 @@ def test_plain_folds_part_near_duplicates(flowers):
     ],
 )
 def test_a_class_too_small_gets_one_line(labels, groups):
-    division.assign_folds(_pool(labels, groups), 4, 0)
+    splitting.assign_folds(_pool(labels, groups), 4, 0)
     with pytest.raises(ConfigError) as caught:
-        division.assign_folds(_pool(labels, groups), 5, 0)
+        splitting.assign_folds(_pool(labels, groups), 5, 0)
     message = str(caught.value)
     assert message.startswith("--folds must be at most 4")
     assert "class 1" in message
@@ -157,7 +160,7 @@ def _tested(open_fold, num_folds: int) -> collections.Counter:
 
 def test_folds_of_the_prepared_flowers(data_dir, dummy_archive, flowers):
     def open_fold(**options):
-        return sources.open_source(
+        return open_source(
             DataConfig(
                 archive=str(dummy_archive), data_dir=str(data_dir), **options
             )
@@ -166,7 +169,7 @@ def test_folds_of_the_prepared_flowers(data_dir, dummy_archive, flowers):
     assert _tested(open_fold, 3) == dict.fromkeys(flowers.ids, 1)
     # What the archive's file names alone lead to.
     config = {"folds": 3, "fold": 1, "split_seed": 4}
-    expected = division.by_fold(flowers, DataConfig(**config))
+    expected = splitting.assign_splits(flowers, DataConfig(**config), {})
     source = open_fold(**config)
     for split in source.split_sizes:
         for row in source.read(split).as_numpy_iterator():
@@ -179,7 +182,7 @@ def test_folds_of_class_folders_and_of_a_carved_set(tmp_path):
     for name, count in ((f"folder:{root}", 21), ("two_toned", 40)):
 
         def open_fold(name=name, **options):
-            return sources.open_source(
+            return open_source(
                 DataConfig(
                     dataset=name, data_dir=str(tmp_path / "data"), **options
                 )
@@ -211,7 +214,7 @@ def test_a_given_test_split_is_not_mixed_in(
     }[name]
     values = vars(config) | {"folds": 3, "fold": 0}
     with pytest.raises(ConfigError, match="--folds goes with data sets that"):
-        sources.open_source(DataConfig(**values))
+        open_source(DataConfig(**values))
 
 
 @pytest.mark.parametrize(

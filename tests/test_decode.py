@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image, ImageOps
 
-from flowers17_tfdata.data import decode
+from flowers17_tfdata.data import decode, scan
 from tests import fakes
 
 PIXELS = np.array(fakes.make_smooth_image(40, 56))
@@ -68,7 +68,7 @@ def test_malformed_exif_turns_nothing():
 
 
 def test_thumbnails_are_of_the_upright_image():
-    found = decode.make_thumbnails([_turned(1), _turned(6)])
+    found = scan.scan_images([_turned(1), _turned(6)])
     assert found.sizes.tolist() == [[40, 56], [56, 40]]
 
 
@@ -105,7 +105,7 @@ def _declaring(kind: str) -> bytes:
 def test_absurd_declared_size_is_refused_before_decoding(kind):
     with pytest.raises(ValueError, match=r"400000000 pixels\) exceeds limit"):
         decode.upright(_declaring(kind))
-    found = decode.make_thumbnails([_declaring(kind)])
+    found = scan.scan_images([_declaring(kind)])
     assert "400000000 pixels" in found.errors[0]
 
 

@@ -12,7 +12,8 @@ import tensorflow as tf
 
 from flowers17_tfdata import machine
 from flowers17_tfdata.config.input import InputConfig
-from flowers17_tfdata.data import decode, sources
+from flowers17_tfdata.data import decode
+from flowers17_tfdata.data.source import Source
 from flowers17_tfdata.errors import UserError
 from flowers17_tfdata.input import augmentation, examples
 from tests import fakes
@@ -224,7 +225,7 @@ class _Source:
     """A source with the given encoded images in its split train."""
 
     name = "fake"
-    check_split = sources.Source.check_split
+    check_split = Source.check_split
 
     class_names = tuple("abcdefghijklmnopqrst")
 
@@ -329,7 +330,7 @@ def test_split_without_examples_is_refused(cache):
 
 
 def test_a_split_without_labels_is_refused():
-    class Unlabelled(sources.Source):
+    class Unlabelled(Source):
         def read(self, split):
             image = tf.io.encode_jpeg(tf.zeros([8, 8, 3], tf.uint8))
             return tf.data.Dataset.from_tensors(

@@ -10,7 +10,8 @@ import pytest
 import tensorflow as tf
 
 from flowers17_tfdata import files
-from flowers17_tfdata.config.config import InputConfig, ModelConfig
+from flowers17_tfdata.config.input import InputConfig
+from flowers17_tfdata.config.model import ModelConfig
 from flowers17_tfdata.input import feature_cache, input_pipeline
 from flowers17_tfdata.input.feature_cache import Features
 from flowers17_tfdata.models import classifier

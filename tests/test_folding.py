@@ -12,7 +12,8 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
-from flowers17_tfdata.config.config import ModelConfig, OptimizationConfig
+from flowers17_tfdata.config.model import ModelConfig
+from flowers17_tfdata.config.optimization import OptimizationConfig
 from flowers17_tfdata.models import batch_norm, classifier, folding, freezing
 from flowers17_tfdata.training import optimizers
 from flowers17_tfdata.training.trainer import Trainer

@@ -19,7 +19,7 @@ from PIL import Image
 
 from flowers17_tfdata import flags
 from flowers17_tfdata.config.config import Config
-from flowers17_tfdata.data import decode
+from flowers17_tfdata.data import decode, scan
 from flowers17_tfdata.data.oxford_flowers17 import archive
 from flowers17_tfdata.data.oxford_flowers17.errors import ArchiveError
 from flowers17_tfdata.errors import ConfigError
@@ -59,7 +59,7 @@ def damaged(draw, originals):
 @many
 @given(damaged(IMAGES) | st.binary(max_size=300))
 def test_images(data):
-    found = decode.make_thumbnails([data])
+    found = scan.scan_images([data])
     for message in found.errors.values():
         assert message
         assert "\n" not in message

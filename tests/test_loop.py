@@ -13,13 +13,11 @@ import tensorflow as tf
 
 from flowers17_tfdata import files
 from flowers17_tfdata.config import config as config_lib
-from flowers17_tfdata.config.config import (
-    Config,
-    InputConfig,
-    ModelConfig,
-    OptimizationConfig,
-    RuntimeConfig,
-)
+from flowers17_tfdata.config.config import Config
+from flowers17_tfdata.config.input import InputConfig
+from flowers17_tfdata.config.model import ModelConfig
+from flowers17_tfdata.config.optimization import OptimizationConfig
+from flowers17_tfdata.config.runtime import RuntimeConfig
 from flowers17_tfdata.errors import ConfigError, Preempted, UserError
 from flowers17_tfdata.input import input_pipeline
 from flowers17_tfdata.models import classifier

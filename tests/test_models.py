@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from flowers17_tfdata.config.config import InputConfig, ModelConfig
+from flowers17_tfdata.config.input import InputConfig
+from flowers17_tfdata.config.model import ModelConfig
 from flowers17_tfdata.errors import ConfigError, UserError
 from flowers17_tfdata.models import (
     backbones,

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from flowers17_tfdata.data import decode, near_duplicates
+from flowers17_tfdata.data import near_duplicates, scan
 from flowers17_tfdata.data.oxford_flowers17 import splits
 from flowers17_tfdata.errors import UserError
 
@@ -58,7 +58,7 @@ def test_planted_duplicates_are_found_and_nothing_else():
         *(_jpeg(_picture(seed)) for seed in range(10, 22)),
     ]
     pairs = near_duplicates.find_near_duplicates(
-        decode.make_thumbnails(encoded).thumbnails
+        scan.scan_images(encoded).thumbnails
     )
     assert _positions(pairs) == [(0, 2), (1, 4), (3, 6), (5, 7)]
     assert pairs[0].distance == 0
@@ -92,15 +92,11 @@ def test_nothing_but_blank_images():
     assert near_duplicates.find_near_duplicates(_blank_images()) == []
 
 
-@pytest.mark.parametrize(
-    ("flipped", "max_distance", "found"),
-    [(32, None, True), (33, None, False), (33, 33, True), (1, 0, False)],
-)
-def test_largest_distance_of_a_pair(flipped, max_distance, found):
+@pytest.mark.parametrize(("flipped", "found"), [(32, True), (33, False)])
+def test_largest_distance_of_a_pair(flipped, found):
     bits = _random_bits(1)[0]
     thumbnails = np.stack([_thumbnail(bits), _thumbnail(_flip(bits, flipped))])
-    limit = {} if max_distance is None else {"max_distance": max_distance}
-    pairs = near_duplicates.find_near_duplicates(thumbnails, **limit)
+    pairs = near_duplicates.find_near_duplicates(thumbnails)
     assert pairs == ([(0, 1, flipped)] if found else [])
 
 

@@ -61,7 +61,7 @@ def _splits(path) -> dict[str, tuple[str, str]]:
 def test_own_images_from_folders_to_evaluation(run, tmp_path, photos):
     code, out, err = run("--phase=train", "--class_weights=balanced")
     assert code == 0, err
-    assert "1 image(s) can't be decoded and are left out" in out
+    assert "1 of 71 images can't be decoded" in out
     assert "consider --class_weights=balanced" in out
     work = tmp_path / "work"
     splits = _splits(work / "splits.csv")
@@ -109,22 +109,36 @@ def test_class_weights_are_part_of_what_is_resumed(run):
     assert "--class_weights" in err
 
 
-@pytest.mark.parametrize("feature_views", [0, 1])
-def test_class_weights_change_the_loss_alone(run, tmp_path, feature_views):
-    lines = {}
-    for weights in ("none", "balanced"):
+@pytest.fixture
+def transfer(run, tmp_path):
+    """Returns `transfer(class_weights, *flags) -> workdir`."""
+
+    def transfer(weights, *flags):
         work = tmp_path / weights
         code, _, err = run(
             "--phase=transfer",
             f"--workdir={work}",
             f"--class_weights={weights}",
+            *flags,
+        )
+        assert code == 0, err
+        return work
+
+    return transfer
+
+
+@pytest.mark.parametrize("feature_views", [0, 1])
+def test_class_weights_change_the_loss_alone(transfer, feature_views):
+    lines = {}
+    for weights in ("none", "balanced"):
+        work = transfer(
+            weights,
             f"--feature_views={feature_views}",
             *("--transfer_optimizer=adamw", "--transfer_epochs=1"),
             "--head_units=16",
-            # The same model throughout: accuracy tells of the counting.
+            # The same model throughout, so that accuracy shows the counting.
             "--transfer_learning_rate=1e-12",
         )
-        assert code == 0, err
         (lines[weights],) = files.read_json_lines(work / "metrics.jsonl")
     none, balanced = lines["none"], lines["balanced"]
     assert none["train_loss"] != pytest.approx(balanced["train_loss"], rel=1e-4)
@@ -132,17 +146,11 @@ def test_class_weights_change_the_loss_alone(run, tmp_path, feature_views):
         assert none[name] == pytest.approx(balanced[name], rel=1e-4)
 
 
-def test_class_weights_reach_a_solved_head(run, tmp_path):
-    """Rare classes cost less then, the others more."""
+def test_class_weights_reach_a_solved_head(run, transfer):
+    """Mistakes on the largest class cost less, those on the smallest more."""
     losses = {}
     for weights in ("none", "balanced"):
-        work = tmp_path / weights
-        code, _, err = run(
-            "--phase=transfer",
-            f"--workdir={work}",
-            f"--class_weights={weights}",
-        )
-        assert code == 0, err
+        work = transfer(weights)
         code, _, err = run(
             "--phase=evaluate", "--split=train", f"--workdir={work}"
         )

@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from flowers17_tfdata import cli, flags
-from flowers17_tfdata.config.config import DataConfig, InputConfig
-from flowers17_tfdata.data import sources
+from flowers17_tfdata import cli, flags, session
+from flowers17_tfdata.config.data import DataConfig
+from flowers17_tfdata.config.input import InputConfig
 from flowers17_tfdata.input.examples import load_examples
 from flowers17_tfdata.input.input_pipeline import make_eval_dataset
 from flowers17_tfdata.models import classifier
@@ -179,14 +179,14 @@ def test_page_loads_nothing(trained):
 
 
 def test_names_are_text_and_never_markup(workdir, command, monkeypatch):
-    open_source = sources.open_source
+    open_source = session.open_source
 
     def renamed(config, on_scanned):
         source = open_source(config, on_scanned)
         names = (NASTY, "</script><script>bad()", *source.class_names[2:])
         return dataclasses.replace(source, class_names=names)
 
-    monkeypatch.setattr(sources, "open_source", renamed)
+    monkeypatch.setattr(session, "open_source", renamed)
     monkeypatch.setattr(classifier, "read_extras", lambda path: {})
     (workdir / "audit.json").unlink()
     assert command(workdir, "--phase=prepare") == 0
@@ -409,7 +409,7 @@ def test_grad_cam_declines_other_models():
 
 @pytest.fixture(scope="module")
 def source(data_dir, dummy_archive):
-    return sources.open_source(
+    return session.open_source(
         DataConfig(archive=str(dummy_archive), data_dir=str(data_dir))
     )
 

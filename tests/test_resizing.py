@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from flowers17_tfdata.config.config import InputConfig, ModelConfig
+from flowers17_tfdata.config.input import InputConfig
+from flowers17_tfdata.config.model import ModelConfig
 from flowers17_tfdata.errors import ConfigError
 from flowers17_tfdata.models import classifier, freezing, training_size
 from flowers17_tfdata.training.trainer import Trainer

@@ -13,11 +13,9 @@ import pytest
 import tensorflow as tf
 
 from flowers17_tfdata import cli, files, machine
-from flowers17_tfdata.config.config import (
-    ModelConfig,
-    OptimizationConfig,
-    RuntimeConfig,
-)
+from flowers17_tfdata.config.model import ModelConfig
+from flowers17_tfdata.config.optimization import OptimizationConfig
+from flowers17_tfdata.config.runtime import RuntimeConfig
 from flowers17_tfdata.input import input_pipeline
 from flowers17_tfdata.models import (
     batch_norm,

@@ -13,7 +13,8 @@ import keras
 import pytest
 
 from flowers17_tfdata import cli, flags, terminal
-from flowers17_tfdata.config.config import PHASES, Config, ModelConfig
+from flowers17_tfdata.config.config import PHASES, Config
+from flowers17_tfdata.config.model import ModelConfig
 from flowers17_tfdata.errors import ConfigError, UserError, did_you_mean
 from flowers17_tfdata.models import backbones, summary
 from tests import fakes

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from flowers17_tfdata.config.config import OptimizationConfig
+from flowers17_tfdata.config.optimization import OptimizationConfig
 from flowers17_tfdata.training import optimizers
 from flowers17_tfdata.training.trainer import Trainer
 from tests import fakes

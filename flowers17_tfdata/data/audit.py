@@ -1,4 +1,4 @@
-"""Looks at a prepared data set the way a careful person would."""
+"""Summarises a prepared data set and what is wrong with it."""
 
 from __future__ import annotations
 
@@ -7,117 +7,99 @@ from typing import Any
 
 import numpy as np
 
-from flowers17_tfdata.data import scan as scan_lib
+from flowers17_tfdata.data import scan as scans
 from flowers17_tfdata.data.oxford_flowers17 import splits
 from flowers17_tfdata.data.scan import Scan
 from flowers17_tfdata.data.source import Source
 
 
 def audit(source: Source, scan: Scan) -> dict[str, Any]:
-    """Counts, sizes, undecodable files and near-duplicates of all splits.
+    """Counts images, sizes, undecodable files and near-duplicates.
 
     Args:
       source: the data set.
-      scan: what `source.scan()` returned.
+      scan: the result of `source.scan()`.
 
     Returns:
       A JSON-serializable summary:
         `dataset`, `num_examples`;
         `splits`: `{split: {"num_examples", "per_class": {name: count}}}`;
-        `imbalance`: images of train's largest class over those of its
-        smallest that has any;
-        `image_sizes`: minimum, median, maximum of height and width, pixels;
-        `undecodable`: `[{"split", "id", "error"}]`, split '' where it is left
-        out of all of them;
+        `imbalance`: the number of train's images in its largest class over
+        that in its smallest class that has any;
+        `image_sizes`: minimum, median and maximum height and width, pixels;
+        `undecodable`: `[{"split", "id", "error"}]`, split '' if the image is
+        left out of all splits;
         `near_duplicates`: `num_pairs`, `num_pairs_across_splits`,
         `num_pairs_across_classes`, `num_groups`, and the `pairs` with their
         ids, splits, classes and dHash distance (None for a published pair that
         hashing doesn't find).
     """
-    readable = np.array(
-        [size for k, size in enumerate(scan.sizes) if k not in scan.errors]
-    ).reshape(-1, 2)
+    pairs = zip(scan.splits, scan.labels.tolist(), strict=True)
+    counts = collections.Counter(pairs)
+    train = [n for (split, _), n in counts.items() if split == "train"]
+    readable = np.delete(scan.images.sizes, list(scan.images.errors), axis=0)
     return {
         "dataset": source.name,
         "num_examples": len(scan.ids),
-        "splits": _count_splits(source, scan),
-        "imbalance": _imbalance(scan),
-        "image_sizes": _summarize_sizes(readable),
+        "splits": {
+            split: {
+                "num_examples": size,
+                "per_class": {
+                    name: counts[split, label]
+                    for label, name in enumerate(source.class_names)
+                },
+            }
+            for split, size in source.split_sizes.items()
+        },
+        "imbalance": max(train) / min(train) if train else 1.0,
+        "image_sizes": {
+            side: {
+                "minimum": int(column.min()),
+                "median": float(np.median(column)),
+                "maximum": int(column.max()),
+            }
+            for side, column in zip(
+                ("height", "width"), readable.T, strict=True
+            )
+            if len(column)
+        },
         "undecodable": [
             {"split": scan.splits[k], "id": scan.ids[k], "error": message}
-            for k, message in sorted(scan.errors.items())
+            for k, message in sorted(scan.images.errors.items())
         ],
         "near_duplicates": _near_duplicates(source, scan),
     }
 
 
-def _count_splits(source: Source, scan: Scan) -> dict[str, Any]:
-    counts = collections.Counter(
-        zip(scan.splits, scan.labels.tolist(), strict=True)
-    )
-    return {
-        split: {
-            "num_examples": size,
-            "per_class": {
-                name: counts[split, label]
-                for label, name in enumerate(source.class_names)
-            },
-        }
-        for split, size in source.split_sizes.items()
-    }
-
-
-def _imbalance(scan: Scan) -> float:
-    train = scan.labels[np.array(scan.splits) == "train"]
-    counts = np.bincount(train, minlength=1)
-    counts = counts[counts > 0]
-    return float(counts.max() / counts.min()) if len(counts) else 1.0
-
-
-def _summarize_sizes(sizes: np.ndarray) -> dict[str, Any]:
-    if not len(sizes):
-        return {}
-    return {
-        name: {
-            "minimum": int(column.min()),
-            "median": float(np.median(column)),
-            "maximum": int(column.max()),
-        }
-        for name, column in zip(("height", "width"), sizes.T, strict=True)
-    }
-
-
 def _near_duplicates(source: Source, scan: Scan) -> dict[str, Any]:
-    # File names repeat across splits in some data sets; positions do not.
+    # Positions, because file names repeat across splits in some data sets.
     position = {image_id: k for k, image_id in enumerate(scan.ids)}
-    distance = {
-        (pair.first, pair.second): pair.distance
-        for pair in scan_lib.find_pairs(scan.thumbnails, scan.pairs_cache)
+    found = scans.find_pairs(scan.images)
+    distances: dict[tuple[int, ...], int | None] = {
+        (first, second): distance for first, second, distance in found
     }
     for pair in source.known_near_duplicates:
-        if all(image_id in position for image_id in pair):
-            ends = tuple(sorted(position[image_id] for image_id in pair))
-            distance.setdefault(ends, None)
-    names = [source.class_names[label] for label in scan.labels]
+        if position.keys() >= set(pair):
+            ends = sorted(position[image_id] for image_id in pair)
+            distances.setdefault(tuple(ends), None)
     pairs = [
         {
-            "ids": [scan.ids[a], scan.ids[b]],
-            "splits": [scan.splits[a], scan.splits[b]],
-            "classes": [names[a], names[b]],
-            "distance": bits,
+            "ids": [scan.ids[k] for k in ends],
+            "splits": [scan.splits[k] for k in ends],
+            "classes": [source.class_names[scan.labels[k]] for k in ends],
+            "distance": distance,
         }
-        for (a, b), bits in sorted(distance.items())
+        for ends, distance in sorted(distances.items())
     ]
-
-    def num_across(what: str) -> int:
-        return sum(len(set(pair[what])) > 1 for pair in pairs)
-
-    groups = splits.group_pairs(distance, len(scan.ids))
-    group_sizes = np.bincount(groups, minlength=1)
+    groups = splits.group_pairs(distances, len(scan.ids))
     return {
         "num_pairs": len(pairs),
-        "num_pairs_across_splits": num_across("splits"),
-        "num_pairs_across_classes": num_across("classes"),
-        "num_groups": int((group_sizes > 1).sum()),
+        "num_pairs_across_splits": _count_differing(pairs, "splits"),
+        "num_pairs_across_classes": _count_differing(pairs, "classes"),
+        "num_groups": int((np.bincount(groups, minlength=1) > 1).sum()),
         "pairs": pairs,
     }
+
+
+def _count_differing(pairs: list[dict[str, Any]], key: str) -> int:
+    return sum(len(set(pair[key])) > 1 for pair in pairs)

@@ -16,29 +16,29 @@ import numpy as np
 
 from flowers17_tfdata.errors import UserError
 
-# Of 256 bits. Between the pairs of Oxford Flowers-17 that are copies (0 to 4;
-# with a border, 27) and the nearest pair of different photographs (69).
+# Out of 256 bits. Lies between the distances of copies in Oxford Flowers-17 (0
+# to 4; with a border, 27) and that of its most similar pair of different
+# photographs (69).
 MAX_DISTANCE = 32
 
 # A thumbnail with fewer sloping pixel pairs has no shape to compare: a blank
 # image would match every other blank image.
 _MIN_SLOPES = 64
 
-# Distances are looked at in blocks of this many images by that many: 64 MB.
+# Distances are computed in blocks of this many images by that many: 64 MB.
 _ROWS, _COLUMNS = 1024, 16384
 
-# Of more images than this with one and the same hash (a camera that did not
-# move), only neighbours are paired: the group is the same, and a thousand
-# copies are not half a million pairs.
+# If more images than this have the same hash (a camera that did not move), only
+# neighbours are paired: the group is the same, and a thousand copies do not
+# become half a million pairs.
 _MOST_COPIES = 32
 
-
-# More than these, and their list would fill the memory.
+# A longer list of pairs would fill the memory.
 _MOST_PAIRS = 1_000_000
 
 
 class NearDuplicate(NamedTuple):
-    """Positions of two near-identical images, and how they differ in bits."""
+    """The positions of two near-identical images, and their distance, bits."""
 
     first: int
     second: int
@@ -58,17 +58,13 @@ def difference_hashes(thumbnails: np.ndarray) -> np.ndarray:
     return bits.reshape(len(thumbnails), 256)
 
 
-def find_near_duplicates(
-    thumbnails: np.ndarray, max_distance: int = MAX_DISTANCE
-) -> list[NearDuplicate]:
-    """Finds all pairs within `max_distance` bits, as they are or mirrored.
+def find_near_duplicates(thumbnails: np.ndarray) -> list[NearDuplicate]:
+    """Finds all pairs within `MAX_DISTANCE` bits, as they are or mirrored.
 
-    Of a crowd of images with one and the same hash, neighbours alone are
-    paired.
+    If very many images have the same hash, only neighbours are paired.
 
     Args:
       thumbnails: float32 `[n, 16, 17]`, gray levels in [0, 255].
-      max_distance: largest Hamming distance of a pair, of 256 bits.
 
     Returns:
       Pairs with `first < second`, sorted.
@@ -77,13 +73,10 @@ def find_near_duplicates(
     slopes = np.abs(np.diff(thumbnails, axis=2)) >= 1
     textured = np.flatnonzero(slopes.sum(axis=(1, 2)) >= _MIN_SLOPES)
     bits = difference_hashes(thumbnails[textured])
-    chosen, crowd = _without_crowds(np.packbits(bits, axis=1))
-    plain = _signs(bits[chosen])
-    mirrored = _signs(
-        difference_hashes(thumbnails[textured[chosen]][:, :, ::-1])
-    )
-    best = dict.fromkeys(zip(*crowd, strict=True), 0)
-    for first, second, distance in _close_pairs(plain, mirrored, max_distance):
+    chosen, links = _without_crowds(bits)
+    mirrored = difference_hashes(thumbnails[textured[chosen]][:, :, ::-1])
+    best = dict.fromkeys(links, 0)
+    for first, second, distance in _close_pairs(bits[chosen], mirrored):
         if len(best) > _MOST_PAIRS:
             raise UserError(
                 f"more than {_MOST_PAIRS} pairs of images are nearly identical "
@@ -99,11 +92,17 @@ def find_near_duplicates(
 
 
 def _close_pairs(
-    plain: np.ndarray, mirrored: np.ndarray, max_distance: int
+    plain: np.ndarray, mirrored: np.ndarray
 ) -> Iterator[tuple[int, int, int]]:
-    """Yields (first, second, distance), a pair once or twice."""
-    # The product of two rows of signs is 256 - 2 * distance.
-    least = 256 - 2 * max_distance
+    """Yields (first, second, distance), each pair once or twice.
+
+    Args:
+      plain: bool `[n, 256]`, the images' hashes.
+      mirrored: bool `[n, 256]`, the hashes of their mirror images.
+    """
+    # The product of two rows of -1 and 1 is 256 - 2 * distance.
+    plain, mirrored = (np.float32(2) * h - 1 for h in (plain, mirrored))
+    least = 256 - 2 * MAX_DISTANCE
     for top in range(0, len(plain), _ROWS):
         rows = plain[top : top + _ROWS]
         for left in range(top, len(plain), _COLUMNS):
@@ -116,32 +115,26 @@ def _close_pairs(
                         yield first, second, bits
 
 
-def _signs(bits: np.ndarray) -> np.ndarray:
-    """Returns bits as -1 and 1, float32 `[n, 256]`."""
-    return bits.astype(np.float32) * 2 - 1
-
-
-def _without_crowds(packed: np.ndarray):
-    """Leaves one of each crowd of equal hashes.
+def _without_crowds(
+    bits: np.ndarray,
+) -> tuple[np.ndarray, Iterator[tuple[int, int]]]:
+    """Keeps one image of each crowd of equal hashes.
 
     Args:
-      packed: uint8 `[n, 32]`.
+      bits: bool `[n, 256]`.
 
     Returns:
-      positions of those that are left, and the (first, second) of the pairs
-      that link each of the others to the one before it: int `[k]` each.
+      The positions of the images kept, int `[k]`, and the (first, second) that
+      link each other image to the one before it in its crowd.
     """
-    if not len(packed):
-        return np.arange(0), (np.arange(0), np.arange(0))
-    values = np.ascontiguousarray(packed).view("V32").ravel()
+    hashes = np.packbits(bits, axis=1).view("V32").ravel()
     _, value_of, counts = np.unique(
-        values, return_inverse=True, return_counts=True
+        hashes, return_inverse=True, return_counts=True
     )
     order = np.argsort(value_of, kind="stable")
-    crowded = counts[value_of[order]] > _MOST_COPIES
-    links = np.flatnonzero(
-        crowded[1:] & (value_of[order[1:]] == value_of[order[:-1]])
-    )
+    values = value_of[order]
+    crowded = counts[values[1:]] > _MOST_COPIES
+    links = np.flatnonzero(crowded & (values[1:] == values[:-1]))
     linked = order[links + 1]
-    left = np.setdiff1d(np.arange(len(packed)), linked)
-    return left, (order[links], linked)
+    kept = np.setdiff1d(np.arange(len(bits)), linked)
+    return kept, zip(order[links], linked, strict=True)

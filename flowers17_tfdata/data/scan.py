@@ -1,213 +1,221 @@
-"""One look at every image of a data set: size, thumbnail, errors."""
+"""Decodes every image of a data set once: size, thumbnail, errors."""
 
 from __future__ import annotations
 
+import concurrent.futures
 import hashlib
 import itertools
 import pathlib
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
+import tensorflow as tf
 
-from flowers17_tfdata import files
+from flowers17_tfdata import files, machine
 from flowers17_tfdata.data import decode, near_duplicates
 from flowers17_tfdata.data.near_duplicates import NearDuplicate
+from flowers17_tfdata.data.oxford_flowers17 import splits
 
-# Decoded at once: enough for all cores, little memory.
+# Images decoded at once: enough to keep all cores busy, little memory.
 _CHUNK = 256
 
-# A scan that is killed has lost no more than this.
+# The most work that a scan loses when it is killed.
 _SAVE_SECS = 30.0
 
-# Of the file of thumbnails: another, and all images are looked at again.
+# The format of the cache file. Another format means decoding all images anew.
 _FORMAT = "thumbnails 1"
 
-# Called with how many images have been looked at.
+# JPEGs are reduced while they are decoded, to no less than this, pixels.
+_LEAST_SIDE = 256
+
+# An encoded image, or its file.
+Image = bytes | pathlib.Path
+
+# Called with the number of images decoded so far.
 OnScanned = Callable[[int], None]
 
+# A thumbnail, float16 `[16, 17]`; height and width, int32 `[2]`; the error, or
+# ''. The cache file has an array for each.
+_Row = tuple[np.ndarray, np.ndarray, str]
+_COLUMNS = ("thumbnails", "sizes", "errors")
 
-class Scan(NamedTuple):
-    """What a look at a data set found, an entry an example.
+
+class ScannedImages(NamedTuple):
+    """What was found by decoding images.
 
     Attributes:
-      ids: names, `[n]`.
-      splits: the split of each, `[n]`; '' for one that is left out.
-      labels: int64 `[n]`.
-      thumbnails: float32 `[n, 16, 17]`, gray levels in [0, 255]; zeros where
-        the image can't be decoded.
-      sizes: int32 `[n, 2]`, height and width, pixels; zeros likewise.
-      errors: `{position: one line}` of the images that can't be decoded.
-      pairs_cache: see `find_pairs`.
+      thumbnails: float32 `[n, 16, 17]`, gray levels in [0, 255]; zeros if the
+        image can't be decoded.
+      sizes: int32 `[n, 2]`, height and width in pixels; zeros if the image
+        can't be decoded.
+      errors: `{position: message}` for the images that can't be decoded, one
+        line each.
+      pairs_cache: the file that keeps the near-duplicates, if any.
     """
 
-    ids: list[str]
-    splits: list[str]
-    labels: np.ndarray
     thumbnails: np.ndarray
     sizes: np.ndarray
     errors: dict[int, str]
     pairs_cache: pathlib.Path | None = None
 
 
+class Scan(NamedTuple):
+    """What was found by decoding a data set of n examples.
+
+    Attributes:
+      ids: `[n]`.
+      splits: the split of each example, `[n]`; '' if it is left out.
+      labels: int64 `[n]`.
+      images: what was found in each example's image.
+    """
+
+    ids: list[str]
+    splits: list[str]
+    labels: np.ndarray
+    images: ScannedImages
+
+
 def scan_images(
     encoded: Iterable[bytes], on_scanned: OnScanned | None = None
-) -> decode.Thumbnails:
-    """Decodes images to thumbnails, holding only some of them at a time.
-
-    Thumbnails are rounded to half precision, as they are kept on disk: the
-    same hashes whether they were.
-    """
-    parts, errors, done = [], {}, 0
-    encoded = iter(encoded)
-    while chunk := list(itertools.islice(encoded, _CHUNK)):
-        part = decode.make_thumbnails(chunk)
-        errors |= {done + k: text for k, text in part.errors.items()}
-        parts.append((part.thumbnails.astype(np.float16), part.sizes))
-        done += len(chunk)
+) -> ScannedImages:
+    """Decodes images to thumbnails, holding only some images at a time."""
+    rows: list[_Row] = []
+    for chunk in _scan_chunks(encoded):
+        rows += chunk
         if on_scanned:
-            on_scanned(done)
-    if not parts:
-        return decode.Thumbnails(
-            np.zeros([0, 16, 17], np.float32), np.zeros([0, 2], np.int32), {}
-        )
-    thumbnails, sizes = (
-        np.concatenate(column) for column in zip(*parts, strict=True)
-    )
-    return decode.Thumbnails(thumbnails.astype(np.float32), sizes, errors)
+            on_scanned(len(rows))
+    return _to_arrays(rows)
 
 
-def scan_with_cache(
-    path: pathlib.Path,
-    keys: list[str],
-    read: Callable[[int], bytes],
+def scan_files(
+    cache: pathlib.Path,
+    paths: Mapping[str, pathlib.Path],
     on_scanned: OnScanned | None = None,
-) -> decode.Thumbnails:
-    """Scans what a cache file doesn't know, and keeps it there.
+) -> ScannedImages:
+    """Decodes the files that a cache file doesn't know, and adds them to it.
 
     Args:
-      path: of the .npz.
-      keys: what identifies each image and its contents, `[n]`, unique.
-      read: from a position to the encoded image; an `OSError` it raises counts
-        as an image that can't be decoded.
-      on_scanned: progress.
+      cache: the `.npz` file.
+      paths: `{key: image file}`; the key identifies the file and its contents.
+        A file that can't be read counts as one that can't be decoded.
+      on_scanned: called with the number of images decoded so far.
 
     Raises:
       UserError: the cache can't be written.
     """
-    known = _load(path)
-    missing = [k for k, key in enumerate(keys) if key not in known]
-
-    def read_or_nothing(position: int) -> bytes:
-        try:
-            return read(position)
-        except OSError:
-            # Decoding nothing says that it is no image.
-            return b""
-
+    known = _load_rows(cache)
+    missing = [key for key in paths if key not in known]
     done, saved_at = 0, time.monotonic()
-    for start in range(0, len(missing), _CHUNK):
-        chunk = missing[start : start + _CHUNK]
-        found = scan_images(map(read_or_nothing, chunk))
-        for k, position in enumerate(chunk):
-            known[keys[position]] = (
-                found.thumbnails[k],
-                found.sizes[k],
-                found.errors.get(k, ""),
-            )
-        done += len(chunk)
+    for rows in _scan_chunks(paths[key] for key in missing):
+        known |= zip(missing[done : done + len(rows)], rows, strict=True)
+        done += len(rows)
         if on_scanned:
             on_scanned(done)
         if done == len(missing) or time.monotonic() - saved_at > _SAVE_SECS:
-            _save(path, {key: known[key] for key in keys if key in known})
+            _save_rows(cache, {k: known[k] for k in paths if k in known})
             saved_at = time.monotonic()
-    rows = [known[key] for key in keys]
-    return decode.Thumbnails(
-        np.array([r[0] for r in rows], np.float32).reshape(-1, 16, 17),
-        np.array([r[1] for r in rows], np.int32).reshape(-1, 2),
-        {k: str(r[2]) for k, r in enumerate(rows) if r[2]},
+    found = _to_arrays([known[key] for key in paths])
+    return found._replace(pairs_cache=cache.with_suffix(".pairs.npz"))
+
+
+def _scan_chunks(images: Iterable[Image]) -> Iterator[list[_Row]]:
+    remaining = iter(images)
+    # TensorFlow decodes without holding Python's lock.
+    with concurrent.futures.ThreadPoolExecutor(machine.num_cores()) as threads:
+        while chunk := list(itertools.islice(remaining, _CHUNK)):
+            yield list(threads.map(_scan_image, chunk))
+
+
+def _scan_image(image: Image) -> _Row:
+    try:
+        encoded = image if isinstance(image, bytes) else image.read_bytes()
+        with tf.device("CPU:0"):
+            encoded = decode.upright(encoded)
+            if encoded.startswith(decode.JPEG_MAGIC):
+                size = tf.io.extract_jpeg_shape(encoded)[:2].numpy()
+                # Decoding all of 12 megapixels for 272 gray levels takes five
+                # times as long. A truncated file is detected all the same.
+                ratio = decode.reduction(*size, _LEAST_SIDE)
+                pixels = decode.decode_reduced(encoded, ratio)
+            else:
+                pixels = decode.decode_reduced(encoded, 1)
+                size = np.array(pixels.shape[:2], np.int32)
+            gray = tf.image.rgb_to_grayscale(tf.cast(pixels, tf.float32))
+            small = tf.image.resize(gray, [16, 17], method="area")[..., 0]
+    except (OSError, ValueError, tf.errors.InvalidArgumentError) as error:
+        nothing = np.zeros([16, 17], np.float16), np.zeros(2, np.int32)
+        return *nothing, decode.decoder_message(error)
+    # Rounded as in the cache file, so that cached images hash the same.
+    return small.numpy().astype(np.float16), size, ""
+
+
+def _to_arrays(rows: list[_Row]) -> ScannedImages:
+    return ScannedImages(
+        np.array([row[0] for row in rows], np.float32).reshape(-1, 16, 17),
+        np.array([row[1] for row in rows], np.int32).reshape(-1, 2),
+        {k: str(row[2]) for k, row in enumerate(rows) if row[2]},
     )
 
 
-def find_pairs(
-    thumbnails: np.ndarray, cache: pathlib.Path | None = None
-) -> list[NearDuplicate]:
+def _load_rows(path: pathlib.Path) -> dict[str, _Row]:
+    arrays = load_arrays(path, _FORMAT)
+    if not arrays:
+        return {}
+    rows = zip(*(arrays[name] for name in _COLUMNS), strict=True)
+    return dict(zip(arrays["keys"].tolist(), rows, strict=True))
+
+
+def _save_rows(path: pathlib.Path, known: dict[str, _Row]) -> None:
+    columns = zip(*known.values(), strict=True)
+    arrays = dict(zip(_COLUMNS, columns, strict=True))
+    save_arrays(path, _FORMAT, arrays | {"keys": list(known)})
+
+
+def find_pairs(images: ScannedImages) -> list[NearDuplicate]:
     """Finds near-duplicates, or reads them from the file of an earlier run.
 
-    Of 50,000 images it takes half a minute or more, in every phase.
-
-    Args:
-      thumbnails: float32 `[n, 16, 17]`, gray levels in [0, 255].
-      cache: file for the pairs of these very thumbnails; None: not kept.
+    For 50,000 images the search takes at least half a minute, in every phase.
     """
-    if cache is None:
-        return near_duplicates.find_near_duplicates(thumbnails)
-    digest = hashlib.sha256(np.ascontiguousarray(thumbnails)).hexdigest()
-    stored = load_arrays(cache, digest)
-    if stored is not None:
+    if images.pairs_cache is None:
+        return near_duplicates.find_near_duplicates(images.thumbnails)
+    thumbnails = np.ascontiguousarray(images.thumbnails)
+    digest = hashlib.sha256(thumbnails).hexdigest()
+    stored = load_arrays(images.pairs_cache, digest)
+    if stored:
         return [NearDuplicate(*row) for row in stored["pairs"].tolist()]
     pairs = near_duplicates.find_near_duplicates(thumbnails)
     table = np.asarray(pairs, np.int64).reshape(-1, 3)
-    save_arrays(cache, digest, {"pairs": table})
+    save_arrays(images.pairs_cache, digest, {"pairs": table})
     return pairs
 
 
-def load_arrays(
-    path: pathlib.Path, digest: str
-) -> dict[str, np.ndarray] | None:
-    """Reads what `save_arrays` kept; None: nothing, or of another digest."""
+def find_groups(images: ScannedImages) -> np.ndarray:
+    """Returns the near-duplicate group of each image, int `[n]`."""
+    return splits.group_pairs(find_pairs(images), len(images.thumbnails))
+
+
+def load_arrays(path: pathlib.Path, digest: str) -> dict[str, np.ndarray]:
+    """Reads what `save_arrays` wrote; empty if it has another digest."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            if str(arrays["digest"]) == digest:
-                return {name: arrays[name] for name in arrays.files}
-    # Missing or damaged, however: the images are at hand.
+            return dict(arrays) if str(arrays["digest"]) == digest else {}
+    # Missing, or damaged in any way: it can be computed again.
     except Exception:
-        pass
-    return None
+        return {}
 
 
-def save_arrays(
-    path: pathlib.Path, digest: str, arrays: dict[str, np.ndarray]
-) -> None:
-    """Keeps arrays in a file that is whole or absent.
+def save_arrays(path: pathlib.Path, digest: str, arrays: Mapping) -> None:
+    """Writes arrays to an `.npz` file, whole or not at all.
 
     Args:
-      path: of the .npz.
-      digest: of all that they depend on.
-      arrays: to be kept.
+      path: the file.
+      digest: a hash of everything that the arrays depend on.
+      arrays: the arrays by name.
 
     Raises:
-      UserError: it can't be written.
+      UserError: the file can't be written.
     """
-    files.write_arrays(
-        path,
-        {"digest": np.asarray(digest), **arrays},
-        f"the scan of the images, {path} in --data_dir,",
-    )
-
-
-def _load(path: pathlib.Path) -> dict[str, tuple]:
-    arrays = load_arrays(path, _FORMAT)
-    if arrays is None:
-        return {}
-    columns = [arrays[name] for name in ("keys", "thumbnails", "sizes")]
-    errors = map(str, arrays["errors"])
-    return {
-        str(key): (thumbnail.astype(np.float32), size, error)
-        for key, thumbnail, size, error in zip(*columns, errors, strict=True)
-    }
-
-
-def _save(path: pathlib.Path, known: dict[str, tuple]) -> None:
-    thumbnails, sizes, errors = zip(*known.values(), strict=True)
-    save_arrays(
-        path,
-        _FORMAT,
-        {
-            "keys": np.asarray(list(known), np.str_),
-            "thumbnails": np.asarray(thumbnails, np.float16),
-            "sizes": np.asarray(sizes, np.int32),
-            "errors": np.asarray(errors, np.str_),
-        },
-    )
+    what = f"the scan of the images, {path} in --data_dir,"
+    files.write_arrays(path, {"digest": digest, **arrays}, what)

@@ -1,14 +1,18 @@
-"""What the rest of the package knows of a data set."""
+"""A data set as the rest of the package sees it, and how to open one."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import hashlib
+import pathlib
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import tensorflow as tf
+import tensorflow_datasets as tfds
 
-from flowers17_tfdata.data import scan as scan_lib
+from flowers17_tfdata.config.data import DataConfig
+from flowers17_tfdata.data.scan import OnScanned, Scan, scan_images
 from flowers17_tfdata.errors import UserError, did_you_mean
 
 
@@ -17,12 +21,12 @@ class Source:
     """A prepared image classification data set.
 
     Attributes:
-      name: `name/config/version`, or `folder:NAME@DIGEST`.
+      name: `name/config/version` or `folder:NAME@DIGEST`.
       class_names: in the order of the labels.
       split_sizes: `{split: number of examples}`.
-      known_near_duplicates: pairs of example ids known to show one picture,
-        beyond what hashing finds.
-      notes: what a user should know of how it was read, a line each.
+      known_near_duplicates: pairs of ids of examples that are known to show the
+        same picture, in addition to those that hashing finds.
+      notes: what to show the user about how it was read, one line each.
     """
 
     name: str
@@ -52,35 +56,59 @@ class Source:
         raise NotImplementedError
 
     def fingerprints(self, split: str) -> list[str]:
-        """Returns what tells the split's images in another data set, too.
+        """Returns hashes that identify the split's images in other data sets.
 
-        Empty where nothing does.
+        Empty if the images can't be identified.
         """
-        del split
         return []
 
-    def scan(
-        self, on_scanned: scan_lib.OnScanned | None = None
-    ) -> scan_lib.Scan:
-        """Looks at every image of every split."""
-        return scan_splits(self, on_scanned)
+    def scan(self, on_scanned: OnScanned | None = None) -> Scan:
+        """Decodes every image of every split."""
+        ids: list[str] = []
+        splits: list[str] = []
+        labels: list[int] = []
+
+        def images() -> Iterator[bytes]:
+            for split in self.split_sizes:
+                for example in self.read(split).as_numpy_iterator():
+                    ids.append(example["id"].decode())
+                    splits.append(split)
+                    labels.append(int(example["label"]))
+                    yield example["image"]
+
+        found = scan_images(images(), on_scanned)
+        return Scan(ids, splits, np.asarray(labels, np.int64), found)
 
 
-def scan_splits(
-    source: Source, on_scanned: scan_lib.OnScanned | None = None
-) -> scan_lib.Scan:
-    """Looks at every image of every split, by reading them."""
-    ids: list[str] = []
-    splits: list[str] = []
-    labels: list[int] = []
+def fingerprint(*parts: str) -> str:
+    """Returns a hash of what identifies an image."""
+    text = "\n".join(parts)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
-    def images():
-        for split in source.split_sizes:
-            for example in source.read(split).as_numpy_iterator():
-                ids.append(example["id"].decode())
-                splits.append(split)
-                labels.append(int(example["label"]))
-                yield example["image"]
 
-    found = scan_lib.scan_images(images(), on_scanned)
-    return scan_lib.Scan(ids, splits, np.asarray(labels, np.int64), *found)
+def open_source(
+    config: DataConfig, on_scanned: OnScanned | None = None
+) -> Source:
+    """Opens the data set of `--dataset`: prepares, checks and divides it.
+
+    Splits that the data set lacks are taken out of train. Data sets that can be
+    divided anew are, if the flags ask for it.
+
+    Args:
+      config: the flags.
+      on_scanned: called with the number of images decoded so far, if all
+        images have to be decoded to divide them.
+
+    Raises:
+      ConfigError: there is no such data set, it has no labelled images, or a
+        flag would divide a data set that comes with its splits.
+      UserError: the data set can't be read, downloaded or divided.
+    """
+    # Imported here because both build on this module.
+    from flowers17_tfdata.data import folder_source, tfds_source
+
+    data_dir = pathlib.Path(config.data_dir or tfds.core.constants.DATA_DIR)
+    cache_dir = data_dir.expanduser() / "folders"
+    if config.dataset.startswith(folder_source.PREFIX):
+        return folder_source.open_folder(config, cache_dir, on_scanned)
+    return tfds_source.open_tfds(config, cache_dir, on_scanned)

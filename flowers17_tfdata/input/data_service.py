@@ -19,7 +19,7 @@ import numpy as np
 import tensorflow as tf
 
 from flowers17_tfdata import files
-from flowers17_tfdata.config.config import InputConfig
+from flowers17_tfdata.config.input import InputConfig
 from flowers17_tfdata.data import decode
 from flowers17_tfdata.data.source import Source
 from flowers17_tfdata.errors import UserError, one_line

@@ -13,7 +13,7 @@ import keras
 import numpy as np
 
 from flowers17_tfdata import files
-from flowers17_tfdata.config.config import ModelConfig
+from flowers17_tfdata.config.model import ModelConfig
 from flowers17_tfdata.errors import ConfigError, UserError, one_line
 from flowers17_tfdata.models import backbones
 

@@ -8,7 +8,7 @@ import shutil
 import keras
 
 from flowers17_tfdata import terminal
-from flowers17_tfdata.config.config import ModelConfig
+from flowers17_tfdata.config.model import ModelConfig
 from flowers17_tfdata.errors import UserError, one_line
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import keras
 
-from flowers17_tfdata.config.config import InputConfig
+from flowers17_tfdata.config.input import InputConfig
 from flowers17_tfdata.errors import ConfigError
 from flowers17_tfdata.models import classifier, folding
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import keras
 import numpy as np
 
-from flowers17_tfdata.config.config import OptimizationConfig
+from flowers17_tfdata.config.optimization import OptimizationConfig
 
 _MOMENTUM = 0.9
 _WARMUP_EPOCHS = 1

@@ -8,7 +8,7 @@ import threading
 
 import tensorflow as tf
 
-from flowers17_tfdata.config.config import RuntimeConfig
+from flowers17_tfdata.config.runtime import RuntimeConfig
 from flowers17_tfdata.errors import ConfigError, one_line
 from flowers17_tfdata.training import cluster, preemption
 

@@ -11,7 +11,8 @@ import numpy as np
 import tensorflow as tf
 
 from flowers17_tfdata import machine
-from flowers17_tfdata.config.config import SOLVER, InputConfig
+from flowers17_tfdata.config.input import InputConfig
+from flowers17_tfdata.config.optimization import SOLVER
 from flowers17_tfdata.data import decode
 from flowers17_tfdata.input import augmentation, feature_cache, input_pipeline
 from flowers17_tfdata.input.examples import Examples

@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection
 
 import psutil
 
-from flowers17_tfdata.config.config import InputConfig
+from flowers17_tfdata.config.input import InputConfig
 from flowers17_tfdata.errors import UserError, one_line
 from flowers17_tfdata.phases.benchmark import timing
 

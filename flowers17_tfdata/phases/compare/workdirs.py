@@ -7,7 +7,7 @@ import os
 import pathlib
 
 from flowers17_tfdata import terminal
-from flowers17_tfdata.config.config import CompareConfig
+from flowers17_tfdata.config.phases import CompareConfig
 from flowers17_tfdata.errors import ConfigError, UserError
 from flowers17_tfdata.scoring.predictions import predictions_path
 

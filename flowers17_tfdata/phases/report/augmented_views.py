@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import tensorflow as tf
 
-from flowers17_tfdata.config.config import InputConfig
+from flowers17_tfdata.config.input import InputConfig
 from flowers17_tfdata.data.source import Source
 from flowers17_tfdata.input import input_pipeline
 from flowers17_tfdata.input.examples import load_examples

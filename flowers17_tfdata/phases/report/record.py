@@ -8,7 +8,7 @@ import statistics
 from typing import Any
 
 from flowers17_tfdata import files
-from flowers17_tfdata.config.config import STAGES
+from flowers17_tfdata.config.optimization import STAGES
 
 _TITLES = {"transfer": "Transfer", "finetune": "Fine-tune", "refit": "Refit"}
 

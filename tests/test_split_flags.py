@@ -9,12 +9,11 @@ import pytest
 from flowers17_tfdata import cli
 from flowers17_tfdata.config.data import DataConfig
 from flowers17_tfdata.data import audit as audit_lib
-from flowers17_tfdata.data import sources
 from flowers17_tfdata.data.oxford_flowers17 import archive, splits
 from flowers17_tfdata.data.oxford_flowers17 import (
     oxford_flowers17_dataset_builder as flowers17,
 )
-from flowers17_tfdata.data.source import Source
+from flowers17_tfdata.data.source import Source, open_source
 from flowers17_tfdata.errors import ConfigError
 from tests.test_folder_source import write_classes
 
@@ -28,7 +27,7 @@ def open_flowers(data_dir, dummy_archive):
 
     def open_flowers(config_name="seeded", **options) -> Source:
         drawn = config_name == "synthetic"
-        return sources.open_source(
+        return open_source(
             DataConfig(
                 dataset=f"oxford_flowers17/{config_name}",
                 archive="" if drawn else str(dummy_archive),
@@ -71,7 +70,6 @@ def _make_splits(seed: int, pairs) -> dict[str, str]:
 def test_seed_0_is_the_prepared_data_set_itself(open_flowers):
     source = open_flowers(split_seed=0)
     assert source.name == "oxford_flowers17/seeded/1.0.0"
-    assert type(source) is sources.TfdsSource
     pairs = flowers17.known_near_duplicates()
     assert _split_of(source) == _make_splits(0, pairs)
 
@@ -182,7 +180,7 @@ def test_what_comes_divided_is_not_divided(
         write_classes(root / split, {"a": 3, "b": 3})
     for opened in (
         lambda: open_flowers("official_1", **options),
-        lambda: sources.open_source(
+        lambda: open_source(
             DataConfig(
                 dataset=f"folder:{root}", data_dir=str(tmp_path), **options
             )
@@ -200,7 +198,7 @@ def test_twins_of_a_folder_lie_anywhere_if_so_asked(tmp_path):
         (root / "a" / f"twin_{k:03d}.jpg").write_bytes(data)
     found = {}
     for how in ("together", "anywhere"):
-        source = sources.open_source(
+        source = open_source(
             DataConfig(
                 dataset=f"folder:{root}",
                 data_dir=str(tmp_path / "data"),

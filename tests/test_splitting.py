@@ -1,4 +1,4 @@
-"""Tests of the splits that are carved out of train."""
+"""Tests of dividing a data set's train split."""
 
 from __future__ import annotations
 
@@ -10,16 +10,18 @@ import pytest
 import tensorflow_datasets as tfds
 
 from flowers17_tfdata.config.data import DataConfig
-from flowers17_tfdata.data import carving, decode, sources
+from flowers17_tfdata.data import splitting
+from flowers17_tfdata.data.source import Source, open_source
 from flowers17_tfdata.errors import UserError
 
 THIRDS = {"train": 0.7, "validation": 0.15, "test": 0.15}
 
 
-def _carve(labels, groups=None, fractions=THIRDS, seed=0):
+def _assign(labels, groups=None, fractions=THIRDS, seed=0):
     ids = [f"{k:03d}" for k in range(len(labels))]
     groups = list(range(len(labels))) if groups is None else groups
-    return carving.carve(ids, labels, groups, fractions, seed)
+    pool = splitting.Pool(ids, labels, groups, class_names=())
+    return splitting.assign_fractions(pool, fractions, seed)
 
 
 @pytest.mark.parametrize(
@@ -32,7 +34,8 @@ def _carve(labels, groups=None, fractions=THIRDS, seed=0):
     ],
 )
 def test_fractions_of_what_is_missing(present, expected):
-    got = carving.fractions_to_carve(present, [0.6, 0.3, 0.1])
+    config = DataConfig(split_fractions="0.6,0.3,0.1")
+    got = splitting.fractions_of_train(config, present)
     assert got == pytest.approx(expected)
     assert list(got) == list(expected)
 
@@ -40,7 +43,7 @@ def test_fractions_of_what_is_missing(present, expected):
 def test_every_class_is_divided_in_proportion():
     labels = [0] * 100 + [1] * 40 + [2] * 20
     counts = collections.Counter(
-        (labels[int(i)], split) for i, split in _carve(labels).items()
+        (labels[int(i)], split) for i, split in _assign(labels).items()
     )
     assert sum(counts.values()) == 160
     for label, size in ((0, 100), (1, 40), (2, 20)):
@@ -53,7 +56,7 @@ def test_groups_stay_together_also_across_classes():
     labels = rng.integers(0, 4, 200).tolist()
     groups = rng.integers(0, 80, 200).tolist()
     for seed in range(5):
-        split_of = _carve(labels, groups, seed=seed)
+        split_of = _assign(labels, groups, seed=seed)
         splits = collections.defaultdict(set)
         for image_id, split in split_of.items():
             splits[groups[int(image_id)]].add(split)
@@ -62,8 +65,8 @@ def test_groups_stay_together_also_across_classes():
 
 def test_another_seed_is_another_split_and_the_same_is_the_same():
     labels = [0, 1] * 50
-    assert _carve(labels) == _carve(labels)
-    assert _carve(labels) != _carve(labels, seed=1)
+    assert _assign(labels) == _assign(labels)
+    assert _assign(labels) != _assign(labels, seed=1)
 
 
 def test_the_order_of_listing_does_not_matter():
@@ -71,26 +74,27 @@ def test_the_order_of_listing_does_not_matter():
     labels = [k % 3 for k in range(100)]
     groups = [k // 2 for k in range(100)]
     order = np.random.default_rng(0).permutation(100)
-    shuffled = carving.carve(
-        *([column[k] for k in order] for column in (ids, labels, groups)),
-        THIRDS,
-        0,
+    pool = splitting.Pool(ids, labels, groups, class_names=())
+    shuffled = splitting.Pool(
+        *([column[k] for k in order] for column in pool[:3]), class_names=()
     )
-    assert shuffled == carving.carve(ids, labels, groups, THIRDS, 0)
+    assert splitting.assign_fractions(
+        shuffled, THIRDS, 0
+    ) == splitting.assign_fractions(pool, THIRDS, 0)
 
 
 @pytest.mark.parametrize("fractions", [THIRDS, {"train": 0.2, "test": 0.8}])
 def test_train_gets_one_of_every_class(fractions):
     labels = [0] * 60 + [1] * 60 + [2] + [3] * 2 + [4] * 3
     for seed in range(20):
-        split_of = _carve(labels, fractions=fractions, seed=seed)
+        split_of = _assign(labels, fractions=fractions, seed=seed)
         trained = {labels[int(i)] for i, s in split_of.items() if s == "train"}
         assert trained == {0, 1, 2, 3, 4}
 
 
 def test_a_split_without_images_is_an_error():
     with pytest.raises(UserError, match="--split_fractions") as caught:
-        _carve([0, 1])
+        _assign([0, 1])
     assert "\n" not in str(caught.value)
 
 
@@ -138,18 +142,26 @@ def tfds_dir(tmp_path_factory):
     return tmp_path_factory.mktemp("tfds")
 
 
-def _open(tfds_dir, name, **options) -> sources.Source:
-    return sources.open_source(
-        DataConfig(dataset=name, data_dir=str(tfds_dir), **options)
-    )
+def _open(tfds_dir, name, on_scanned=None, **options) -> Source:
+    config = DataConfig(dataset=name, data_dir=str(tfds_dir), **options)
+    return open_source(config, on_scanned)
+
+
+def _rows(source, split) -> list[dict]:
+    return list(source.read(split).as_numpy_iterator())
 
 
 def test_a_tfds_set_of_train_alone_gets_the_other_splits(tfds_dir):
     source = _open(tfds_dir, "two_toned")
     assert set(source.split_sizes) == {"train", "validation", "test"}
     assert source.name.startswith("two_toned/1.0.0@")
-    assert any("carved out of train" in note for note in source.notes)
-    whole = _rows(source._whole, "train")
+    assert "divided here into train, validation, test" in source.notes[0]
+    builder = tfds.builder("two_toned", data_dir=tfds_dir)
+    whole = tfds.as_numpy(
+        builder.as_dataset(
+            split="train", decoders={"image": tfds.decode.SkipDecoding()}
+        )
+    )
     seen = {}
     for split, size in source.split_sizes.items():
         rows = _rows(source, split)
@@ -157,9 +169,9 @@ def test_a_tfds_set_of_train_alone_gets_the_other_splits(tfds_dir):
         assert len({row["label"] for row in rows}) == 2
         for row in rows:
             seen[row["id"]] = (row["image"], row["label"], split)
-    assert {r["id"]: (r["image"], r["label"]) for r in whole} == {
-        name: row[:2] for name, row in seen.items()
-    }
+    assert sorted((row["image"], row["label"]) for row in whole) == sorted(
+        row[:2] for row in seen.values()
+    )
     split_of_picture = collections.defaultdict(set)
     for image, _, split in seen.values():
         split_of_picture[image].add(split)
@@ -174,25 +186,21 @@ def test_a_tfds_test_split_is_left_as_it_is(tfds_dir):
     assert len(_rows(source, "test")) == 40
 
 
-def test_tfds_images_are_looked_at_once(tfds_dir, monkeypatch):
+def test_tfds_images_are_decoded_once(tfds_dir):
     name = _open(tfds_dir, "two_toned").name
     other = _open(tfds_dir, "two_toned", split_seed=1).name
     assert other != name
-    monkeypatch.setattr(decode, "make_thumbnails", pytest.fail)
-    assert _open(tfds_dir, "two_toned").name == name
-    assert _open(tfds_dir, "two_toned", split_seed=1).name == other
+    scanned = []
+    assert _open(tfds_dir, "two_toned", scanned.append).name == name
+    again = _open(tfds_dir, "two_toned", scanned.append, split_seed=1)
+    assert again.name == other
+    assert scanned == []
 
 
-def test_a_tfds_set_prepared_anew_is_looked_at_again(tfds_dir, monkeypatch):
-    source = _open(tfds_dir, "two_toned")
-    for file in source._whole.data_path.iterdir():
+def test_a_tfds_set_prepared_anew_is_decoded_again(tfds_dir):
+    _open(tfds_dir, "two_toned")
+    for file in (tfds_dir / "two_toned" / "1.0.0").iterdir():
         file.touch()
-    monkeypatch.setattr(
-        decode, "make_thumbnails", lambda encoded: pytest.fail("looked")
-    )
-    with pytest.raises(pytest.fail.Exception, match="looked"):
-        _open(tfds_dir, "two_toned")
-
-
-def _rows(source, split) -> list[dict]:
-    return list(source.read(split).as_numpy_iterator())
+    scanned = []
+    _open(tfds_dir, "two_toned", scanned.append)
+    assert scanned == [40]

@@ -1,0 +1,264 @@
+"""Lists the images in class folders, with their classes and splits."""
+
+from __future__ import annotations
+
+import collections
+import json
+import os
+import pathlib
+import re
+from collections.abc import Collection, Iterator
+from typing import Any, NamedTuple
+
+from flowers17_tfdata.data import decode
+from flowers17_tfdata.errors import ConfigError, one_line
+
+# Names of split folders, including those that other tools write.
+_SPLIT_NAMES = {
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "test": "test",
+    "testing": "test",
+    "unused": "unused",
+}
+
+# The file that marks class folders written by this package and describes them.
+MARK = ".flowers17_tfdata.json"
+
+_NUMBERED = re.compile(r"(\d+)_(.+)", re.DOTALL)
+
+# Python's stand-ins for the bytes of a file name that isn't UTF-8.
+_NOT_UTF8 = re.compile("[\ud800-\udfff]")
+
+_KINDS = ", ".join(decode.SUFFIXES)
+
+
+class FolderListing(NamedTuple):
+    """The images below a folder, sorted by id.
+
+    Attributes:
+      class_names: in the order of the labels: folder names, sorted by code
+        points, without the numbers that `--phase=folders` puts before them.
+      ids: paths relative to the folder, with `/`, `[n]`.
+      labels: the class of each image, `[n]`.
+      splits: the split folder of each image, `[n]`; all `train` if there are no
+        split folders.
+      split_folders: the splits that have folders.
+      skipped: which files are not used, one line; '' if all are.
+    """
+
+    class_names: tuple[str, ...]
+    ids: list[str]
+    labels: list[int]
+    splits: list[str]
+    split_folders: tuple[str, ...]
+    skipped: str
+
+    def first_empty(self, left_out: Collection[int] = ()) -> str:
+        """Returns a class without images to train on, or a split without any.
+
+        Args:
+          left_out: the positions of images that don't count.
+
+        Returns:
+          The name of the first one; '' if there is none.
+        """
+        pairs = zip(self.labels, self.splits, strict=True)
+        used = {pair for k, pair in enumerate(pairs) if k not in left_out}
+        for label, name in enumerate(self.class_names):
+            if (label, "train") not in used:
+                return name
+        left = {*self.split_folders} - {"unused", *(split for _, split in used)}
+        return min(left, default="")
+
+
+def list_images(root: pathlib.Path) -> FolderListing:
+    """Lists PATH/CLASS/*.jpg, or PATH/{train,validation,test}/CLASS/*.jpg.
+
+    Classes may have folders inside. Hidden files and folders are skipped.
+
+    Raises:
+      ConfigError: there is no such folder, or its layout is neither of these.
+      OSError: a folder can't be listed.
+    """
+    if not root.is_dir():
+        raise ConfigError(f"--dataset=folder:{root} must name a folder")
+    split_folders = _split_folders(root)
+    folder_of = split_folders or {"train": root}
+    classes_of = {s: _folders_in(folder) for s, folder in folder_of.items()}
+    _check_classes(root, classes_of)
+    label_of = {name: label for label, name in enumerate(classes_of["train"])}
+    skipped: collections.Counter[str] = collections.Counter()
+    found = []
+    for split, classes in classes_of.items():
+        for name, folder in classes.items():
+            for image in _images_below(folder, skipped):
+                image_id = image.relative_to(root).as_posix()
+                found.append((image_id, label_of[name], split))
+    for folder in {root, *folder_of.values()}:
+        for path in folder.iterdir():
+            if path.is_file() and not _kind_if_no_image(path):
+                skipped["image(s) in no class folder"] += 1
+    found.sort()
+    listing = FolderListing(
+        _names_of(root, list(label_of)),
+        [image_id for image_id, _, _ in found],
+        [label for _, label, _ in found],
+        [split for _, _, split in found],
+        tuple(split_folders),
+        _describe(skipped),
+    )
+    # An empty split folder must not be replaced by a part of train.
+    empty = listing.first_empty()
+    if empty:
+        why = f" ({listing.skipped})" if listing.skipped else ""
+        raise ConfigError(
+            f"--dataset=folder:{root}: every class must hold images to train "
+            f"on, and every split folder images ({_KINDS}); {empty} holds none"
+            f"{why}"
+        )
+    return listing
+
+
+def _is_hidden(name: str) -> bool:
+    # macOS puts folders of the second name into archives.
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def _folders_in(path: pathlib.Path) -> dict[str, pathlib.Path]:
+    """Returns the folders in a folder by name, sorted."""
+    children = (c for c in path.iterdir() if not _is_hidden(c.name))
+    folders = {
+        child.name: child for child in sorted(children) if child.is_dir()
+    }
+    for name in folders:
+        # isprintable() is also False for bytes that aren't UTF-8.
+        if not name.isprintable():
+            raise ConfigError(
+                f"--dataset=folder:{path}: a class folder's name must be UTF-8 "
+                f"without control characters; got {os.fsencode(name)!r}"
+            )
+    return folders
+
+
+def _split_folders(root: pathlib.Path) -> dict[str, pathlib.Path]:
+    """Returns the folder of each split; empty if the folders are classes."""
+    folders = _folders_in(root)
+    splits = [_SPLIT_NAMES.get(name.lower(), "") for name in folders]
+    if not any(splits):
+        return {}
+    is_once = len(set(splits)) == len(splits)
+    if "" in splits or "train" not in splits or not is_once:
+        # Split folders first, because the list may be cut.
+        names = sorted(folders, key=lambda n: n.lower() not in _SPLIT_NAMES)
+        raise ConfigError(
+            f"--dataset=folder:{root} must hold class folders alone, or split "
+            "folders (train, validation, test) alone, each once, with train; "
+            f"got {one_line(', '.join(names), 100)}"
+        )
+    return dict(zip(splits, folders.values(), strict=True))
+
+
+def _check_classes(
+    root: pathlib.Path, classes_of: dict[str, dict[str, pathlib.Path]]
+) -> None:
+    """Refuses fewer than 2 classes, and classes that differ between splits.
+
+    Args:
+      root: the data set's folder.
+      classes_of: `{split: {name: class folder}}`.
+    """
+    train = classes_of["train"]
+    if len(train) < 2:
+        below = [f for f in train.values() if len(_folders_in(f)) > 1]
+        hint = f" (did you mean folder:{below[0]}?)" if below else ""
+        raise ConfigError(
+            f"--dataset=folder:{root} must hold a folder for each of at least "
+            f"2 classes; got {len(train)}{hint}"
+        )
+    for split, classes in classes_of.items():
+        differing = classes.keys() ^ train.keys()
+        if split == "unused":
+            # A class may have no image left over.
+            differing -= train.keys()
+        if differing:
+            raise ConfigError(
+                f"--dataset=folder:{root} must hold the same class folders in "
+                f"each split (they may be empty); train and {split} differ in "
+                f"{min(differing)}"
+            )
+
+
+def _images_below(
+    folder: pathlib.Path, skipped: collections.Counter[str]
+) -> Iterator[pathlib.Path]:
+    """Yields the image files; counts the others in `skipped` by kind."""
+
+    def stop(error: OSError):
+        # os.walk would pass over a folder that it can't list.
+        raise error
+
+    seen = set()
+    # Collections are often made of links. They may form a circle.
+    for path, folders, files in os.walk(folder, onerror=stop, followlinks=True):
+        real = os.path.realpath(path)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(f for f in folders if not _is_hidden(f))
+        for name in files:
+            image = pathlib.Path(path, name)
+            kind = _kind_if_no_image(image)
+            if kind:
+                skipped[kind] += 1
+            else:
+                yield image
+
+
+def _kind_if_no_image(path: pathlib.Path) -> str:
+    """Returns what kind of file is skipped; '' for an image."""
+    if _is_hidden(path.name):
+        return "hidden file(s)"
+    if path.suffix.lower() not in decode.SUFFIXES:
+        return path.suffix.lower() or "(none)"
+    # A pipe, for example: reading it would wait for ever. A dangling link is
+    # reported with the images that can't be decoded.
+    if path.exists() and not path.is_file():
+        return "(no regular file)"
+    if _NOT_UTF8.search(f"{path.parent.name}/{path.name}"):
+        return "image(s) whose names are not UTF-8"
+    return ""
+
+
+def _describe(skipped: collections.Counter[str]) -> str:
+    if not skipped:
+        return ""
+    kinds = ", ".join(f"{n} {kind}" for kind, n in skipped.most_common())
+    return (
+        f"skipped: {kinds}; only files named {_KINDS} are read: convert or "
+        "rename other images to use them"
+    )
+
+
+def read_mark(root: pathlib.Path) -> dict[str, Any]:
+    """Returns the contents of `MARK` in a folder; empty if there is none."""
+    try:
+        mark = json.loads((root / MARK).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return mark if isinstance(mark, dict) else {}
+
+
+def _names_of(root: pathlib.Path, folders: list[str]) -> tuple[str, ...]:
+    """Returns the class names for which the folders were written."""
+    name_of = read_mark(root).get("class_folders")
+    if isinstance(name_of, dict) and set(name_of) == set(folders):
+        return tuple(str(name_of[folder]) for folder in folders)
+    # Take off numbers that only keep the names in order.
+    matches = [_NUMBERED.fullmatch(folder) for folder in folders]
+    bare = [m[2] for k, m in enumerate(matches) if m and int(m[1]) == k]
+    return tuple(bare if len(set(bare)) == len(folders) else folders)

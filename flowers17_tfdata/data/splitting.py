@@ -1,0 +1,260 @@
+"""Divides images into splits or folds, stratified, with groups kept whole."""
+
+from __future__ import annotations
+
+import collections
+import hashlib
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from flowers17_tfdata.config.data import DataConfig
+from flowers17_tfdata.data.oxford_flowers17 import splits
+from flowers17_tfdata.errors import ConfigError, UserError
+
+SPLITS = ("train", "validation", "test")
+
+
+class Pool(NamedTuple):
+    """The images to divide.
+
+    Attributes:
+      ids: unique names, `[n]`.
+      labels: the class of each image, `[n]`.
+      groups: the near-duplicate group of each image, `[n]`; see
+        `splits.group_pairs`.
+      class_names: in the order of the labels.
+    """
+
+    ids: Sequence[str]
+    labels: Sequence[int]
+    groups: Sequence[int]
+    class_names: Sequence[str]
+
+
+def fractions_of_train(
+    config: DataConfig, present: Collection[str]
+) -> dict[str, float]:
+    """Returns how to divide the train split, if other splits are missing.
+
+    Args:
+      config: its `split_fractions` are the fractions of the whole data set.
+      present: the splits that the data set comes with.
+
+    Returns:
+      `{split: fraction of train}` for train and the missing splits, summing to
+      1; empty if no split is missing.
+
+    Raises:
+      ConfigError: there is no train split, or a flag would divide a data set
+        that comes with its splits.
+    """
+    others = sorted(set(present) - {"train"})
+    if config.folds and others:
+        raise ConfigError(
+            "--folds goes with data sets that are divided here; "
+            f"{config.dataset} comes with a split {others[0]}, not to be mixed "
+            f"with train; got {config.folds}"
+        )
+    shares = dict(zip(SPLITS, config.fractions, strict=True))
+    for split in set(others) & set(SPLITS):
+        del shares[split]
+    if len(shares) > 1:
+        if "train" not in present:
+            raise ConfigError(
+                f"--dataset must have a split train; {config.dataset} has "
+                f"{', '.join(present)}"
+            )
+        total = sum(shares.values())
+        return {split: share / total for split, share in shares.items()}
+    for flag, default in (("split_seed", 0), ("near_duplicates", "together")):
+        value = getattr(config, flag)
+        if value != default:
+            raise ConfigError(
+                f"--{flag} must be {default} for {config.dataset}, which comes "
+                f"with its splits; got {value}"
+            )
+    return {}
+
+
+def assign_splits(
+    pool: Pool, config: DataConfig, shares: Mapping[str, float]
+) -> dict[str, str]:
+    """Assigns every image to a split, as the flags ask.
+
+    With `--folds`, fold `--fold` is test and the next one is validation, which
+    chooses the epoch; the rest is train.
+
+    Args:
+      pool: the images.
+      config: the flags.
+      shares: `{split: share}` without `--folds`. As in scikit-learn, floats are
+        fractions (see `assign_fractions`), and integers are numbers of images,
+        met exactly (see `splits.make_splits`).
+
+    Returns:
+      `{id: split}`.
+    """
+    if config.near_duplicates == "anywhere":
+        pool = pool._replace(groups=range(len(pool.ids)))
+    if config.folds:
+        validation = (config.fold + 1) % config.folds
+        split_of = {config.fold: "test", validation: "validation"}
+        fold_of = assign_folds(pool, config.folds, config.split_seed)
+        return {i: split_of.get(fold, "train") for i, fold in fold_of.items()}
+    if isinstance(shares["train"], int):
+        return splits.make_splits(*pool[:3], shares, config.split_seed)
+    return assign_fractions(pool, shares, config.split_seed)
+
+
+def assign_fractions(
+    pool: Pool, fractions: Mapping[str, float], seed: int
+) -> dict[str, str]:
+    """Divides images into splits of given fractions; see `_assign`.
+
+    Each group goes to the split that lacks most of its class's share; the
+    first group of a class goes to train. So the number of a class's images in
+    a split differs from its share by less than the class's largest group, and
+    a class of one or two images is trained on.
+
+    Args:
+      pool: the images.
+      fractions: `{split: fraction}`, summing to 1; train must be a key.
+      seed: any integer.
+
+    Returns:
+      `{id: split}`.
+
+    Raises:
+      UserError: a split would be empty.
+    """
+    lacks = {
+        label: {split: count * f for split, f in fractions.items()}
+        for label, count in collections.Counter(pool.labels).items()
+    }
+    trained_on: set[int] = set()
+
+    def choose(first: str, need: Mapping[int, int]) -> str:
+        def lack(split: str) -> tuple[float, str]:
+            missing = sum(lacks[label][split] for label in need)
+            return missing, order_key(seed, first, split)
+
+        all_trained_on = trained_on.issuperset(need)
+        split = max(fractions, key=lack) if all_trained_on else "train"
+        if split == "train":
+            trained_on.update(need)
+        for label, count in need.items():
+            lacks[label][split] -= count
+        return split
+
+    split_of = _assign(pool, seed, choose)
+    for split in fractions:
+        if split not in split_of.values():
+            raise UserError(
+                f"--split_fractions leaves no image for {split}: "
+                f"{len(split_of)} images (near-duplicates kept together) are "
+                "too few; add images, or raise its fraction"
+            )
+    return split_of
+
+
+def assign_folds(pool: Pool, num_folds: int, seed: int) -> dict[str, int]:
+    """Divides images into folds of equal size; see `_assign`.
+
+    Each group goes to the fold with the fewest images of its class, and among
+    those to the smallest fold. So the numbers of a class's images in two folds
+    differ by at most the class's largest group.
+
+    Args:
+      pool: the images.
+      num_folds: the number of folds.
+      seed: any integer.
+
+    Returns:
+      `{id: fold}`, folds counted from 0.
+
+    Raises:
+      ConfigError: a class would be missing from a fold.
+    """
+    counts = [collections.Counter[int]() for _ in range(num_folds)]
+
+    def choose(_: str, need: Mapping[int, int]) -> int:
+        def size(fold: int) -> tuple[int, int]:
+            of_class = sum(counts[fold][label] for label in need)
+            return of_class, counts[fold].total()
+
+        fold = min(range(num_folds), key=size)
+        counts[fold].update(need)
+        return fold
+
+    fold_of = _assign(pool, seed, choose)
+    most, label = min(
+        (sum(label in count for count in counts), label)
+        for label in set(pool.labels)
+    )
+    if most < num_folds:
+        raise ConfigError(
+            f"--folds must be at most {most} for this data set: class "
+            f"{pool.class_names[label]} has no more images (near-duplicates "
+            f"count as one); got {num_folds}"
+        )
+    return fold_of
+
+
+def _assign(
+    pool: Pool, seed: int, choose: Callable[[str, Mapping[int, int]], Any]
+) -> dict[str, Any]:
+    """Assigns whole groups, the largest first, in an order drawn by hashes.
+
+    The result depends on the set of (id, label, group members) and the seed
+    alone, not on the order of the ids.
+
+    Args:
+      pool: the images.
+      seed: any integer.
+      choose: called with a group's first id and its `{label: count}`; returns
+        where the group goes.
+    """
+    label_of = dict(zip(pool.ids, pool.labels, strict=True))
+    members = collections.defaultdict(list)
+    for image_id, group in zip(pool.ids, pool.groups, strict=True):
+        members[group].append(image_id)
+    units = [sorted(unit) for unit in members.values()]
+    units.sort(key=lambda unit: (-len(unit), order_key(seed, unit[0])))
+    assigned = {}
+    for unit in units:
+        need = collections.Counter(label_of[i] for i in unit)
+        assigned |= dict.fromkeys(unit, choose(unit[0], need))
+    return assigned
+
+
+def order_key(seed: int, *parts: str) -> str:
+    """Returns a sort key for an order drawn by a seed."""
+    text = ":".join((str(seed), *parts))
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def notes(config: DataConfig, new_splits: Iterable[str]) -> list[str]:
+    """Returns what to show the user about the division, one line each.
+
+    Args:
+      config: the flags.
+      new_splits: the names of the splits made here, if any.
+    """
+    lines = []
+    if config.folds:
+        lines.append(
+            f"all images divided into {config.folds} folds (--split_seed="
+            f"{config.split_seed}): fold {config.fold} is test, fold "
+            f"{(config.fold + 1) % config.folds} validation, the rest train"
+        )
+    elif new_splits:
+        lines.append(
+            f"divided here into {', '.join(new_splits)} (--split_seed="
+            f"{config.split_seed})"
+        )
+    if config.near_duplicates == "anywhere":
+        lines.append(
+            "near-duplicates may be in different splits "
+            "(--near_duplicates=anywhere): the test also measures memory"
+        )
+    return lines

@@ -67,25 +67,21 @@ def mirrored(half: np.ndarray) -> np.ndarray:
     return np.concatenate((half, half[-2:0:-1].conj()))
 
 
-def paint_polygon(
+def draw_polygon(
     canvas: np.ndarray, outline: np.ndarray, colour: np.ndarray
 ) -> None:
     """Fills an outline, int32 [points, 2], fixed-point pixels, in place."""
     cv2.fillPoly(canvas, [outline], colour, cv2.LINE_AA, SHIFT)
 
 
-def paint_lines(
-    canvas: np.ndarray,
-    lines: np.ndarray,
-    colour: np.ndarray,
-    thickness: int = 1,
+def draw_lines(
+    canvas: np.ndarray, lines: np.ndarray, colour: np.ndarray, thickness: int
 ) -> None:
-    """Paints open lines, int32 [lines, points, 2], in place."""
-    aa = cv2.LINE_AA
-    cv2.polylines(canvas, lines, False, colour, thickness, aa, SHIFT)
+    """Paints open lines, int32 [lines, points, 2], fixed-point, in place."""
+    cv2.polylines(canvas, lines, False, colour, thickness, cv2.LINE_AA, SHIFT)
 
 
-def paint_dots(
+def draw_dots(
     canvas: np.ndarray, centres: np.ndarray, radius: float, colours: np.ndarray
 ) -> None:
     """Paints dots in place.
@@ -102,50 +98,44 @@ def paint_dots(
         cv2.circle(canvas, centre, size, colour, -1, cv2.LINE_AA, SHIFT)
 
 
-def paint_flower(
-    canvas: np.ndarray,
-    rng: np.random.Generator,
-    kind: FlowerKind,
-    pose: Pose,
-    tint: np.ndarray,
-    shades: int,
-) -> None:
-    """Paints a whole flower onto an image, in place.
+@dataclass(frozen=True)
+class Flower:
+    """One flower to be painted onto an image, in place.
 
-    Args:
+    Attributes:
         canvas: uint8 [height, width, 3], the image.
         rng: the image's random generator.
         kind: traits of the flower's class.
         pose: where the flower lies.
-        tint: float [3], factors on the petals' red, green and blue.
-        shades: steps of the colour gradient along each petal.
     """
-    flower = _Flower(canvas, rng, kind, pose)
-    # Flowers with many petals have narrow or hidden ones, where more steps of
-    # the gradient would cost time without being seen.
-    if kind.petals * kind.rings > 15:
-        shades = min(shades, 3)
-    for ring in range(kind.rings):
-        flower.paint_ring(ring, tint, shades)
-    paint_centre = {
-        "disc": flower.paint_disc,
-        "stamens": flower.paint_stamens,
-        "trumpet": flower.paint_trumpet,
-        "eye": flower.paint_eye,
-    }
-    # OpenCV takes colours as floats or Python ints, not as NumPy ints.
-    colours = np.array((kind.centre_rgb, kind.accent_rgb), float)
-    paint_centre[kind.centre](*colours)
-
-
-@dataclass(frozen=True)
-class _Flower:
-    """Paints the parts of one flower; see `paint_flower` for the attributes."""
 
     canvas: np.ndarray
     rng: np.random.Generator
     kind: FlowerKind
     pose: Pose
+
+    def paint(self, tint: np.ndarray, shades: int) -> None:
+        """Paints the whole flower.
+
+        Args:
+            tint: float [3], factors on the petals' red, green and blue.
+            shades: steps of the colour gradient along each petal.
+        """
+        kind = self.kind
+        # Where petals are many, they are narrow or hidden: more steps would
+        # cost time without being seen.
+        if kind.petals * kind.rings > 15:
+            shades = min(shades, 3)
+        for ring in range(kind.rings):
+            self.paint_ring(ring, tint, shades)
+        paint_centre = {
+            "disc": self.paint_disc,
+            "stamens": self.paint_stamens,
+            "trumpet": self.paint_trumpet,
+            "eye": self.paint_eye,
+        }[kind.centre]
+        # OpenCV takes colours as floats or Python ints, not as NumPy ints.
+        paint_centre(*np.array((kind.centre_rgb, kind.accent_rgb), float))
 
     def project(self, points: np.ndarray, lift: float = 0.0) -> np.ndarray:
         """Maps flower-plane points to fixed-point pixels.
@@ -204,9 +194,9 @@ class _Flower:
         spots = self.project((along + 1j * across) * turns, lift)
         for i in range(count):
             for outline, colour in zip(outlines[:, i], shaded[i], strict=True):
-                paint_polygon(self.canvas, outline, colour)
-            paint_lines(self.canvas, veins[i], vein_rgb[i])
-            paint_dots(self.canvas, spots[i], 0.022 * pose.radius, _FRECKLE_RGB)
+                draw_polygon(self.canvas, outline, colour)
+            draw_lines(self.canvas, veins[i], vein_rgb[i], 1)
+            draw_dots(self.canvas, spots[i], 0.022 * pose.radius, _FRECKLE_RGB)
 
     def paint_disc(self, main: np.ndarray, accent: np.ndarray) -> None:
         """Paints a domed disc of florets in a spiral, the order they grow in.
@@ -222,13 +212,11 @@ class _Flower:
         # A small picture of the flower has no room for all the florets.
         number = int(min(30 + 120 * radius, self.pose.radius))
         rank = np.arange(number)
-        spiral = np.sqrt((rank + 0.5) / number) * np.exp(
-            1j * rank * _GOLDEN_ANGLE
-        )
-        florets = self.project(radius * 0.92 * spiral)
+        distance = radius * 0.92 * np.sqrt((rank + 0.5) / number)
+        florets = self.project(distance * np.exp(1j * rank * _GOLDEN_ANGLE))
         size = 0.30 * radius * self.pose.radius / math.sqrt(number)
         colours = accent * np.linspace(0.75, 1.10, number)[:, None]
-        paint_dots(self.canvas, florets, size, colours)
+        draw_dots(self.canvas, florets, size, colours)
 
     def paint_stamens(self, main: np.ndarray, accent: np.ndarray) -> None:
         """Paints a button ringed by stamens that reach to `centre_radius`."""
@@ -243,29 +231,25 @@ class _Flower:
         thickness = max(1, round(self.pose.radius * 0.02))
         filaments = np.stack((roots, ends), axis=1)
         colour = 0.5 * (main + accent)
-        paint_lines(self.canvas, filaments, colour, thickness)
+        draw_lines(self.canvas, filaments, colour, thickness)
         button = min(0.14, 0.45 * radius)
         self.fill_circle(button, main * 0.7)
         self.fill_circle(button * 0.8, main)
         colours = accent * (0.85 + 0.125 * (np.arange(number) % 3))[:, None]
-        paint_dots(self.canvas, ends, 0.032 * self.pose.radius, colours)
+        draw_dots(self.canvas, ends, 0.032 * self.pose.radius, colours)
 
     def paint_trumpet(self, main: np.ndarray, pit: np.ndarray) -> None:
         """Paints a frilled trumpet that stands out towards the viewer."""
         radius = self.kind.centre_radius
+        scales = (1.00, 0.92, 0.76, 0.52, 0.28)
+        colours = (main * 0.78, main, 0.5 * (main + pit), pit, pit * 0.7)
         # The bowl-shaped lift moves rings of one radius alike, so the rim, the
         # wall and the pit drift apart under a tilt as those of a tube would.
-        for scale, colour in (
-            (1.00, main * 0.78),
-            (0.92, main),
-            (0.76, main * 0.5 + pit * 0.5),
-            (0.52, pit),
-            (0.28, pit * 0.7),
-        ):
+        for scale, colour in zip(scales, colours, strict=True):
             self.fill_circle(radius * scale, colour, 12, 0.07 * scale, 1.2)
         angles = np.arange(5) * 2.0 * math.pi / 5
         anthers = self.project(radius * 0.2 * np.exp(1j * angles))
-        paint_dots(self.canvas, anthers, 0.03 * self.pose.radius, _ANTHER_RGB)
+        draw_dots(self.canvas, anthers, 0.03 * self.pose.radius, _ANTHER_RGB)
 
     def paint_eye(self, main: np.ndarray, pit: np.ndarray) -> None:
         """Paints a flat eye, one lobe to a petal, with a pit in its middle."""
@@ -281,11 +265,19 @@ class _Flower:
         depth: float = 0.0,
         lift: float = 0.0,
     ) -> None:
-        """Fills a flower-plane circle whose edge has waves of relative depth."""
+        """Fills a flower-plane circle whose edge may be wavy.
+
+        Args:
+            radius: in petal lengths.
+            colour: RGB [3].
+            waves: number of waves along the edge.
+            depth: amplitude of the waves, relative to the radius.
+            lift: see `project`.
+        """
         angles = np.linspace(0.0, 2.0 * math.pi, 48, endpoint=False)
         distance = radius * (1.0 + depth * np.sin(waves * angles))
         outline = self.project(distance * np.exp(1j * angles), lift)
-        paint_polygon(self.canvas, outline, colour)
+        draw_polygon(self.canvas, outline, colour)
 
 
 def _petal_outline(kind: FlowerKind) -> np.ndarray:

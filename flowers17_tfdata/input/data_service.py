@@ -22,7 +22,7 @@ from flowers17_tfdata.data import decode
 from flowers17_tfdata.data.source import Source
 from flowers17_tfdata.errors import UserError, one_line
 from flowers17_tfdata.input import augmentation, input_pipeline
-from flowers17_tfdata.input import examples as examples_lib
+from flowers17_tfdata.input.examples import undecodable
 from flowers17_tfdata.input.input_pipeline import Batch
 
 _CONNECT_SECS = 10.0
@@ -69,29 +69,31 @@ def write_images(source: Source, split: str, folder: pathlib.Path) -> None:
             try:
                 data = decode.upright(example["image"].numpy())
             except ValueError as error:
-                raise examples_lib.undecodable(
-                    source, split, example
-                ) from error
-            (temporary / f"{int(position):07d}").write_bytes(data)
+                raise undecodable(source, split, example) from error
+            _path(temporary, int(position)).write_bytes(data)
 
 
-def find_images(folder: pathlib.Path) -> list[str]:
+def find_images(folder: pathlib.Path, num_images: int) -> list[str]:
     """Returns the absolute paths of the files of `write_images`, in order.
 
     Raises:
       UserError: this worker does not see the folder.
     """
-    try:
-        return sorted(str(path) for path in folder.resolve().iterdir())
-    except OSError as error:
+    if not folder.exists():
         raise UserError(
             f"{folder} is missing: --workdir must be a folder that all workers "
             "share"
-        ) from error
+        )
+    folder = folder.resolve()
+    return [str(_path(folder, k)) for k in range(num_images)]
+
+
+def _path(folder: pathlib.Path, position: int) -> pathlib.Path:
+    return folder / f"{position:07d}"
 
 
 def make_train_dataset(
-    files: ImageFiles,
+    images: ImageFiles,
     config: InputConfig,
     preprocess: Callable[[tf.Tensor], tf.Tensor],
     *,
@@ -112,20 +114,22 @@ def make_train_dataset(
     batches it was making are skipped and the others go on.
 
     The arguments and the result are those of
-    `input_pipeline.make_train_dataset`, but for `files`, the train split.
+    `input_pipeline.make_train_dataset`, but for `images`, the train split.
     """
     plan = input_pipeline.make_epoch_plan(
-        len(files.labels),
+        len(images.labels),
         config,
         global_batch_size=global_batch_size,
         seed=seed,
         input_context=input_context,
     )
-    steps = input_pipeline.steps_per_epoch(len(files.labels), global_batch_size)
+    steps = input_pipeline.steps_per_epoch(
+        len(images.labels), global_batch_size
+    )
     replicas = input_pipeline.local_replicas(input_context)
     per_epoch = steps * replicas
     first = initial_epoch * per_epoch + initial_step * replicas
-    make_batch = _batch_maker(files, config, preprocess, compute_dtype)
+    make_batch = _batch_maker(images, config, preprocess, compute_dtype)
 
     def make(number: tf.Tensor) -> Batch:
         # Each call plans the whole epoch for one batch of it, since a data
@@ -145,27 +149,27 @@ def make_train_dataset(
     return input_pipeline.prefetch(input_pipeline.endless(batches))
 
 
-def _batch_maker(files, config, preprocess, compute_dtype):
+def _batch_maker(images, config, preprocess, compute_dtype):
     """Returns `make_batch(indices, weights, transforms) -> Batch`."""
     size, reduced = config.image_size, config.train_image_size
-    paths, labels = tf.constant(files.paths), tf.constant(files.labels)
+    paths, labels = tf.constant(images.paths), tf.constant(images.labels)
     affine = augmentation.make_affine(config)
     on_device = input_pipeline.resolve_augment_on(config) == "device"
-    pixels = tf.TensorSpec([size, size, 3], tf.uint8)
+    spec = tf.TensorSpec([size, size, 3], tf.uint8)
 
     def read(path):
         return decode.decode_and_resize(tf.io.read_file(path), size)
 
     def make_batch(indices, weights, transforms) -> Batch:
-        images = tf.map_fn(
-            read, tf.gather(paths, indices), fn_output_signature=pixels
+        pixels = tf.map_fn(
+            read, tf.gather(paths, indices), fn_output_signature=spec
         )
         if not on_device:
-            images = tf.cast(images, tf.float32)
+            pixels = tf.cast(pixels, tf.float32)
             if transforms.shape[1]:
-                images = affine(images, transforms)[:, :reduced, :reduced]
-            images = tf.cast(preprocess(images), compute_dtype)
+                pixels = affine(pixels, transforms)[:, :reduced, :reduced]
+            pixels = tf.cast(preprocess(pixels), compute_dtype)
             transforms = tf.zeros([indices.shape[0], 0])
-        return Batch(images, tf.gather(labels, indices), weights, transforms)
+        return Batch(pixels, tf.gather(labels, indices), weights, transforms)
 
     return make_batch

@@ -94,7 +94,9 @@ def _write_files(
                 session.source, split, session.output / name
             )
         session.workers.barrier()
-        paths += data_service.find_images(session.workdir / name)
+        paths += data_service.find_images(
+            session.workdir / name, examples[split].num_examples
+        )
     labels = np.concatenate([examples[split].labels for split in splits])
     return data_service.ImageFiles(paths, labels)
 

@@ -51,7 +51,7 @@ def fixed(pixels: np.ndarray) -> np.ndarray:
 
     The integers have SHIFT fractional bits.
     """
-    positions = np.stack((pixels.real, pixels.imag), -1)
+    positions = pixels.view(np.float64).reshape(*pixels.shape, 2)
     return np.rint(positions * (1 << SHIFT)).astype(np.int32)
 
 
@@ -70,21 +70,21 @@ def mirrored(half: np.ndarray) -> np.ndarray:
 def draw_polygon(
     canvas: np.ndarray, outline: np.ndarray, colour: np.ndarray
 ) -> None:
-    """Fills an outline, int32 [points, 2], fixed-point pixels, in place."""
+    """Fills an outline, int32 [points, 2], fixed-point, in place."""
     cv2.fillPoly(canvas, [outline], colour, cv2.LINE_AA, SHIFT)
 
 
 def draw_lines(
     canvas: np.ndarray, lines: np.ndarray, colour: np.ndarray, thickness: int
 ) -> None:
-    """Paints open lines, int32 [lines, points, 2], fixed-point, in place."""
+    """Draws open lines, int32 [lines, points, 2], fixed-point, in place."""
     cv2.polylines(canvas, lines, False, colour, thickness, cv2.LINE_AA, SHIFT)
 
 
 def draw_dots(
     canvas: np.ndarray, centres: np.ndarray, radius: float, colours: np.ndarray
 ) -> None:
-    """Paints dots in place.
+    """Draws dots in place.
 
     Args:
         canvas: uint8 [height, width, 3].
@@ -151,11 +151,12 @@ class Flower:
         pose = self.pose
         spun = points * cmath.exp(1j * (pose.spin - pose.tilt_axis))
         # A tilt shortens distances across its axis and shifts raised points.
-        across = spun.imag * math.cos(pose.tilt)
+        spun.imag *= math.cos(pose.tilt)
         if lift:
-            across -= lift * math.sin(pose.tilt) * np.abs(points) ** 2
+            squared = (points * points.conj()).real
+            spun.imag -= lift * math.sin(pose.tilt) * squared
         scale = pose.radius * cmath.exp(1j * pose.tilt_axis)
-        return fixed((spun.real + 1j * across) * scale + pose.centre)
+        return fixed(spun * scale + pose.centre)
 
     def paint_ring(self, ring: int, tint: np.ndarray, shades: int) -> None:
         """Paints one ring of petals, 0 being the outermost."""

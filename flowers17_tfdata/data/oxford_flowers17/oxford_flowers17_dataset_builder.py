@@ -131,8 +131,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager):
         images = self._read_images(dl_manager)
-        digest = archive.content_digest(images)
-        self.info.metadata["content_digest"] = digest
+        self.info.metadata["content_digest"] = archive.content_digest(images)
         if self.builder_config.official_split:
             split_of = self._official_split(dl_manager)
         else:

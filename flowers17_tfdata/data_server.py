@@ -5,89 +5,83 @@ One dispatcher, and a worker on each machine that decodes and augments:
     flowers17-data-server dispatcher --port=5050
     flowers17-data-server worker --dispatcher=HOST:5050
 
-They run until SIGTERM or Ctrl-C. Whoever reaches their ports can use them:
-keep them on a network of your own.
+They run until SIGTERM or Ctrl-C. Anyone who can reach their ports can use them:
+keep them on a private network.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import socket
 import sys
-import time
+import threading
 
-_LOCAL = ("localhost", "127.0.0.1")
+from flowers17_tfdata.errors import one_line
 
 
-def main(argv: list[str]) -> int:
-    """Runs one server; returns its exit code."""
-    options = _parse(argv)
+def main() -> int:
+    """Runs the server that the command line asks for; returns its exit code."""
+    options = _parse()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     # Imported here: --help must not wait for TensorFlow.
     import tensorflow as tf
 
+    service = tf.data.experimental.service
     try:
-        server = _start(options)
+        if options.role == "dispatcher":
+            server = service.DispatchServer(
+                service.DispatcherConfig(port=options.port)
+            )
+            print(f"dispatcher: {server.target}", flush=True)
+        else:
+            host = options.host or _host_name(options.dispatcher)
+            server = service.WorkerServer(
+                service.WorkerConfig(
+                    dispatcher_address=options.dispatcher,
+                    worker_address=f"{host}:%port%",
+                    port=options.port,
+                )
+            )
+            print(f"worker: {host}, of {options.dispatcher}", flush=True)
     except (tf.errors.OpError, RuntimeError) as error:
-        text = " ".join(str(error).split())
-        print(f"error: {options.role}: {text}", file=sys.stderr)
+        print(f"error: {options.role}: {one_line(error)}", file=sys.stderr)
         return 1
-    try:
-        # Not join(): Ctrl-C does not reach Python within it.
-        while True:
-            time.sleep(1)
-    except KeyboardInterrupt:
-        return 0
-    finally:
-        del server
+    # Not server.join(): Ctrl-C does not reach Python during it.
+    with contextlib.suppress(KeyboardInterrupt):
+        threading.Event().wait()
+    return 0
 
 
-def _parse(argv: list[str]) -> argparse.Namespace:
+def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="flowers17-data-server",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     roles = parser.add_subparsers(dest="role", required=True)
-    dispatcher = roles.add_parser("dispatcher", help="One for all workers.")
+    dispatcher = roles.add_parser(
+        "dispatcher", help="Hands out work; one for all data workers."
+    )
     dispatcher.add_argument("--port", type=int, default=5050)
     worker = roles.add_parser("worker", help="Decodes and augments.")
     worker.add_argument("--dispatcher", required=True, metavar="HOST:PORT")
-    worker.add_argument("--port", type=int, default=0, help="0: any.")
     worker.add_argument(
-        "--host", default="", help="This machine, as the trainers know it."
+        "--port", type=int, default=0, help="0 takes any free port."
     )
-    return parser.parse_args(argv[1:])
-
-
-def _start(options: argparse.Namespace):
-    import tensorflow as tf
-
-    service = tf.data.experimental.service
-    if options.role == "dispatcher":
-        server = service.DispatchServer(
-            service.DispatcherConfig(port=options.port)
-        )
-        print(f"dispatcher: {server.target}", flush=True)
-        return server
-    local = options.dispatcher.rpartition(":")[0] in _LOCAL
-    host = options.host or ("localhost" if local else socket.gethostname())
-    server = service.WorkerServer(
-        service.WorkerConfig(
-            dispatcher_address=options.dispatcher,
-            worker_address=f"{host}:%port%",
-            port=options.port,
-        )
+    worker.add_argument(
+        "--host", default="", help="This machine's name for the trainers."
     )
-    print(f"worker: {host}, of {options.dispatcher}", flush=True)
-    return server
+    return parser.parse_args()
 
 
-def run() -> None:
-    """The console script."""
-    sys.exit(main(sys.argv))
+def _host_name(dispatcher: str) -> str:
+    """Returns the name by which trainers reach this machine."""
+    if dispatcher.rpartition(":")[0] in ("localhost", "127.0.0.1"):
+        return "localhost"
+    return socket.gethostname()
 
 
 if __name__ == "__main__":
-    run()
+    sys.exit(main())

@@ -194,4 +194,4 @@ def test_images_are_written_whole_or_not_at_all(tmp_path):
         data_service.write_images(_Full(), "train", folder)
     assert list((tmp_path / "images").iterdir()) == []
     with pytest.raises(UserError, match="all workers share"):
-        data_service.find_images(folder, np.arange(2))
+        data_service.find_images(folder, 2)

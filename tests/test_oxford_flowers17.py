@@ -31,6 +31,8 @@ REPOSITORY = pathlib.Path(__file__).parents[1]
 DUMMY_DATA = pathlib.Path(flowers17.__file__).parent / "dummy_data"
 ARCHIVE = DUMMY_DATA / "17flowers.tgz"
 SPLITS = DUMMY_DATA / "datasplits.mat"
+ARCHIVE_DIGEST = hashlib.sha256(ARCHIVE.read_bytes()).hexdigest()
+SPLITS_DIGEST = hashlib.md5(SPLITS.read_bytes()).hexdigest()
 SEEDED_SIZES = {"train": 800, "validation": 260, "test": 260, "unused": 40}
 OFFICIAL_SIZES = {"train": 680, "validation": 340, "test": 340}
 OFFICIAL_KEYS = {"train": "trn", "validation": "val", "test": "tst"}
@@ -59,10 +61,11 @@ def dummy_digests(monkeypatch) -> None:
 
 
 def _set_dummy_digests(setattr_) -> None:
-    archive_digest = hashlib.sha256(ARCHIVE.read_bytes()).hexdigest()
-    splits_digest = hashlib.md5(SPLITS.read_bytes()).hexdigest()
-    setattr_(archive, "ARCHIVE_SHA256", archive_digest)
-    setattr_(archive, "SPLITS_MD5", splits_digest)
+    digests = {
+        "17flowers.tgz": ("sha256", ARCHIVE_DIGEST),
+        "datasplits.mat": ("md5", SPLITS_DIGEST),
+    }
+    setattr_(archive, "DIGESTS", digests)
 
 
 def _prepare(
@@ -263,17 +266,31 @@ def test_unreachable_host_is_told_at_once(download, monkeypatch, tmp_path):
 def test_replaced_archive_is_refused(download, tmp_path):
     # The published digest stays: the dummy archive is not that file.
     message = _error_line("seeded", tmp_path)
-    assert hashlib.sha256(ARCHIVE.read_bytes()).hexdigest() in message
-    assert archive.ARCHIVE_SHA256 in message
+    assert ARCHIVE_DIGEST in message
+    assert archive.DIGESTS["17flowers.tgz"][1] in message
+    assert "--archive" in message
 
 
 def test_replaced_splits_file_is_refused(
     download, dummy_digests, monkeypatch, tmp_path
 ):
-    monkeypatch.setattr(archive, "SPLITS_MD5", "0" * 32)
+    other = ("md5", "0" * 32)
+    monkeypatch.setitem(archive.DIGESTS, "datasplits.mat", other)
     message = _error_line("official_1", tmp_path)
-    assert hashlib.md5(SPLITS.read_bytes()).hexdigest() in message
+    assert SPLITS_DIGEST in message
+    assert "0" * 32 in message
     assert "datasplits.mat" in message
+
+
+def test_published_digests_are_those_of_a_sha256_and_an_md5():
+    sizes = {
+        name: (algorithm, len(bytes.fromhex(digest)))
+        for name, (algorithm, digest) in archive.DIGESTS.items()
+    }
+    assert sizes == {
+        "17flowers.tgz": ("sha256", 32),
+        "datasplits.mat": ("md5", 16),
+    }
 
 
 def test_corrupt_photograph_is_named(tmp_path):
@@ -293,14 +310,17 @@ def test_corrupt_photograph_is_named(tmp_path):
     [
         b"not MATLAB's",
         b"<html>404 Not Found</html>" * 50,
-        pytest.param(b"another_key", id="without_the_key"),
+        {"another_key": np.arange(3)},
+        # Image 1 is in two splits, image 1360 in none.
+        {"trn1": [1, 2], "val1": [1], "tst1": np.arange(3, 1360)},
     ],
+    ids=["not_mat", "web_page", "without_the_key", "image_twice"],
 )
 def test_unreadable_splits_file_is_named(tmp_path, content):
     local = shutil.copy(ARCHIVE, tmp_path)
     mat = tmp_path / "datasplits.mat"
-    if content == b"another_key":
-        scipy_io.savemat(mat, {"another_key": np.arange(3)})
+    if isinstance(content, dict):
+        scipy_io.savemat(mat, content)
     else:
         mat.write_bytes(content)
     message = _error_line("official_1", tmp_path / "data", local)

@@ -1,17 +1,15 @@
 """Training batches made by other machines: the tf.data service.
 
-A worker of the service runs TensorFlow's graph of the pipeline and none of our
-Python. So the OpenCV resampling and the memory cache, which are Python, stay
-in the training process; the service reads one file an image, decodes, resizes
-and augments by the layer's Keras ops, which agree with OpenCV to within
-rounding.
+Data workers run TensorFlow's graph of the pipeline and no Python, so they have
+neither the OpenCV resampler nor the memory cache. They read one file per image,
+decode, resize and augment it with TensorFlow and Keras ops, which agree with
+OpenCV to within rounding.
 """
 
 from __future__ import annotations
 
 import pathlib
 import socket
-import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -24,7 +22,7 @@ from flowers17_tfdata.data import decode
 from flowers17_tfdata.data.source import Source
 from flowers17_tfdata.errors import UserError, one_line
 from flowers17_tfdata.input import augmentation, input_pipeline
-from flowers17_tfdata.input import examples as examples_lib
+from flowers17_tfdata.input.examples import undecodable
 from flowers17_tfdata.input.input_pipeline import Batch
 
 _CONNECT_SECS = 10.0
@@ -34,7 +32,7 @@ class ImageFiles(NamedTuple):
     """A split as files that every data worker can read.
 
     Attributes:
-      paths: `[n]`, absolute; encoded images.
+      paths: `[n]`, the absolute paths of the encoded images.
       labels: int64 `[n]`.
     """
 
@@ -55,12 +53,12 @@ def check_reachable(address: str) -> None:
 
 
 def write_images(source: Source, split: str, folder: pathlib.Path) -> None:
-    """Writes a split's encoded images, one a file, unless they are there.
+    """Writes a split's encoded images, one per file, unless the folder exists.
 
     The folder is whole or absent, whenever the process is killed.
 
     Raises:
-      UserError: it can't be written, or an image is none.
+      UserError: the folder can't be written, or an image can't be decoded.
     """
     if folder.exists():
         return
@@ -71,17 +69,15 @@ def write_images(source: Source, split: str, folder: pathlib.Path) -> None:
             try:
                 data = decode.upright(example["image"].numpy())
             except ValueError as error:
-                raise examples_lib.undecodable(
-                    source, split, example
-                ) from error
+                raise undecodable(source, split, example) from error
             _path(temporary, int(position)).write_bytes(data)
 
 
-def find_images(folder: pathlib.Path, labels: np.ndarray) -> ImageFiles:
-    """Returns what `write_images` wrote.
+def find_images(folder: pathlib.Path, num_images: int) -> list[str]:
+    """Returns the absolute paths of the files of `write_images`, in order.
 
     Raises:
-      UserError: it is not there: another worker's folder.
+      UserError: this worker does not see the folder.
     """
     if not folder.exists():
         raise UserError(
@@ -89,8 +85,7 @@ def find_images(folder: pathlib.Path, labels: np.ndarray) -> ImageFiles:
             "share"
         )
     folder = folder.resolve()
-    paths = [str(_path(folder, k)) for k in range(len(labels))]
-    return ImageFiles(paths, labels)
+    return [str(_path(folder, k)) for k in range(num_images)]
 
 
 def _path(folder: pathlib.Path, position: int) -> pathlib.Path:
@@ -98,7 +93,7 @@ def _path(folder: pathlib.Path, position: int) -> pathlib.Path:
 
 
 def make_train_dataset(
-    files: ImageFiles,
+    images: ImageFiles,
     config: InputConfig,
     preprocess: Callable[[tf.Tensor], tf.Tensor],
     *,
@@ -110,74 +105,71 @@ def make_train_dataset(
     input_context: tf.distribute.InputContext | None = None,
     class_weights: np.ndarray | None = None,
 ) -> tf.data.Dataset:
-    """Makes the endless training pipeline, its pixels on `--data_service`.
+    """Makes the endless training pipeline with `--data_service`.
 
-    A data worker asks for one batch's number at a time and makes it. So the
-    run gets the batches of `input_pipeline.make_train_dataset`, each once: in
-    their order from one data worker, as they get ready from several, at most
-    some batches early or late. What a data worker had in the making when it
-    was lost is left out, and the others go on.
+    Each data worker takes the number of the next batch and makes that batch. So
+    the run gets the batches of `input_pipeline.make_train_dataset`, each once:
+    from one data worker in the same order, from several in the order in which
+    they are ready, a few places early or late. If a data worker is lost, the
+    batches it was making are skipped and the others go on.
 
-    Args and result as `input_pipeline.make_train_dataset`.
+    The arguments and the result are those of
+    `input_pipeline.make_train_dataset`, but for `images`, the train split.
     """
     plan = input_pipeline.make_epoch_plan(
-        len(files.labels),
+        len(images.labels),
         config,
         global_batch_size=global_batch_size,
         seed=seed,
         input_context=input_context,
     )
-    per_epoch = input_pipeline.local_replicas(
-        input_context
-    ) * input_pipeline.steps_per_epoch(len(files.labels), global_batch_size)
-    first = initial_epoch * per_epoch
-    first += initial_step * input_pipeline.local_replicas(input_context)
-    make_batch = _batch_maker(files, config, preprocess, compute_dtype)
+    steps = input_pipeline.steps_per_epoch(
+        len(images.labels), global_batch_size
+    )
+    replicas = input_pipeline.local_replicas(input_context)
+    per_epoch = steps * replicas
+    first = initial_epoch * per_epoch + initial_step * replicas
+    make_batch = _batch_maker(images, config, preprocess, compute_dtype)
 
     def make(number: tf.Tensor) -> Batch:
-        # The whole epoch's order, for one batch of it: a data worker may be
-        # given any batch, and this takes microseconds a thousand images.
+        # Each call plans the whole epoch for one batch of it, since a data
+        # worker may be given any batch. This takes microseconds per thousand
+        # images.
         share = plan(number // per_epoch)
         batch = make_batch(*(part[number % per_epoch] for part in share))
         return input_pipeline.weigh_classes(batch, class_weights)
 
-    # Of an endless job nobody waits for the end, which a lost worker's share
-    # would never reach.
+    # Endless: at an end, the run would wait for a lost worker's share.
     numbers = tf.data.Dataset.range(first, np.iinfo(np.int64).max)
     batches = numbers.map(make, num_parallel_calls=tf.data.AUTOTUNE)
     service = tf.data.experimental.service
-    with warnings.catch_warnings():
-        # It looks options up that none are set of.
-        warnings.filterwarnings("ignore", "To make it possible to preserve")
-        batches = batches.apply(
-            service.distribute(
-                service.ShardingPolicy.DYNAMIC, config.data_service
-            )
-        )
+    batches = batches.apply(
+        service.distribute(service.ShardingPolicy.DYNAMIC, config.data_service)
+    )
     return input_pipeline.prefetch(input_pipeline.endless(batches))
 
 
-def _batch_maker(files, config, preprocess, compute_dtype):
+def _batch_maker(images, config, preprocess, compute_dtype):
     """Returns `make_batch(indices, weights, transforms) -> Batch`."""
     size, reduced = config.image_size, config.train_image_size
-    paths, labels = tf.constant(files.paths), tf.constant(files.labels)
+    paths, labels = tf.constant(images.paths), tf.constant(images.labels)
     affine = augmentation.make_affine(config)
     on_device = input_pipeline.resolve_augment_on(config) == "device"
+    spec = tf.TensorSpec([size, size, 3], tf.uint8)
 
     def read(path):
         return decode.decode_and_resize(tf.io.read_file(path), size)
 
     def make_batch(indices, weights, transforms) -> Batch:
-        images = tf.map_fn(
-            read, tf.gather(paths, indices), fn_output_signature=tf.uint8
+        pixels = tf.map_fn(
+            read, tf.gather(paths, indices), fn_output_signature=spec
         )
-        images = tf.ensure_shape(images, [indices.shape[0], size, size, 3])
         if not on_device:
-            images = tf.cast(images, tf.float32)
+            pixels = tf.cast(pixels, tf.float32)
             if transforms.shape[1]:
-                images = affine(images, transforms)[:, :reduced, :reduced]
-            images = tf.cast(preprocess(images), compute_dtype)
+                pixels = affine(pixels, transforms)[:, :reduced, :reduced]
+            pixels = tf.cast(preprocess(pixels), compute_dtype)
             transforms = tf.zeros([indices.shape[0], 0])
-        return Batch(images, tf.gather(labels, indices), weights, transforms)
+        return Batch(pixels, tf.gather(labels, indices), weights, transforms)
 
     return make_batch

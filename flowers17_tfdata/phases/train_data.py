@@ -81,7 +81,7 @@ def _write_files(
 ) -> data_service.ImageFiles:
     """Writes the images of splits to files, for data workers."""
     data_service.check_reachable(session.config.input.data_service)
-    paths, labels = [], []
+    paths = []
     for split in splits:
         name = f"images/{session.source.name}/{split}"
         if session.workers.is_chief:
@@ -89,12 +89,11 @@ def _write_files(
                 session.source, split, session.output / name
             )
         session.workers.barrier()
-        files = data_service.find_images(
-            session.workdir / name, examples[split].labels
+        paths += data_service.find_images(
+            session.workdir / name, examples[split].num_examples
         )
-        paths += files.paths
-        labels.append(files.labels)
-    return data_service.ImageFiles(paths, np.concatenate(labels))
+    labels = np.concatenate([examples[split].labels for split in splits])
+    return data_service.ImageFiles(paths, labels)
 
 
 def class_weights(session: Session, labels: np.ndarray) -> np.ndarray | None:

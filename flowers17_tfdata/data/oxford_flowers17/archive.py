@@ -1,35 +1,40 @@
-"""Reads the Oxford Flowers-17 archive: a .tgz or its extracted folder."""
+"""Reads the Oxford Flowers-17 archive and the publishers' splits."""
 
 from __future__ import annotations
 
+import collections
 import hashlib
-import lzma
+import io
 import os
 import pathlib
 import re
 import tarfile
-import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+
+from PIL import Image
+from scipy import io as scipy_io
 
 from .errors import ArchiveError, DatasetError, one_line
 
 NUM_IMAGES = 1360
 IMAGES_PER_CLASS = 80
 
-BASE_URL = "https://www.robots.ox.ac.uk/~vgg/data/flowers/17/"
-ARCHIVE_URL = BASE_URL + "17flowers.tgz"
-ARCHIVE_SHA256 = (
-    "fe38a60f8b4a95e657551247d3e7d799a3fafcdbc595be504b12839967823d70"
-)
-SPLITS_URL = BASE_URL + "datasplits.mat"
-SPLITS_MD5 = "4828cddfd0d803c5abbdebcb1e148a1e"
+HOMEPAGE = "https://www.robots.ox.ac.uk/~vgg/data/flowers/17/"
+DIGESTS = {
+    "17flowers.tgz": (
+        "sha256",
+        "fe38a60f8b4a95e657551247d3e7d799a3fafcdbc595be504b12839967823d70",
+    ),
+    "datasplits.mat": ("md5", "4828cddfd0d803c5abbdebcb1e148a1e"),
+}
 
-# Part of messages to users of a command line and of `tfds.load` alike.
-HOW_TO_PASS = 'with --archive=PATH (in code: builder_kwargs={"archive": PATH})'
-
+# Each split's prefix in datasplits.mat.
+_OFFICIAL_KEYS = {"train": "trn", "validation": "val", "test": "tst"}
 _IMAGE_NAME = re.compile(r"image_(\d{4})\.jpg")
 # The largest photograph has 0.12 MB; a member far above that is not one.
 _MAX_IMAGE_BYTES = 32 * 2**20
+# The formats that TensorFlow decodes, whatever the file's name.
+_FORMATS = ("JPEG", "PNG", "GIF", "BMP")
 
 
 def image_name(number: int) -> str:
@@ -53,47 +58,36 @@ def read_archive(path: str | pathlib.Path) -> dict[str, bytes]:
       `{file name: JPEG bytes}` for image_0001.jpg to image_1360.jpg, sorted.
 
     Raises:
-      ArchiveError: not readable, not an archive, or not these 1360 images.
+      ArchiveError: the file is missing, unreadable or not an archive, or it
+        does not hold exactly these 1360 images.
     """
     path = pathlib.Path(os.path.expanduser(path))
     if not path.exists():
         raise ArchiveError(f"archive {path} does not exist")
-    images: dict[str, bytes] = {}
+    expected = [image_name(number + 1) for number in range(NUM_IMAGES)]
     try:
-        entries = _folder_images(path) if path.is_dir() else _tar_images(path)
-        for name, data in entries:
-            if name in images:
-                raise ArchiveError(f"archive {path} holds {name} twice")
-            images[name] = data
-    # tarfile lets ValueError out for some malformed headers.
-    except (
-        tarfile.TarError,
-        OSError,
-        EOFError,
-        ValueError,
-        zlib.error,
-        lzma.LZMAError,
-    ) as error:
+        read = _folder_images if path.is_dir() else _tar_images
+        images = sorted(read(path))
+        found = collections.Counter(name for name, _ in images)
+        found.subtract(expected)
+        if wrong := sorted(name for name, excess in found.items() if excess):
+            raise ValueError(
+                f"it must hold each of {expected[0]} to {expected[-1]} once; "
+                f"{len(wrong)} are missing, unexpected or there twice, the "
+                f"first {wrong[0]}"
+            )
+    # A damaged file makes tarfile and the decompressors raise many types.
+    except Exception as error:
         raise ArchiveError(
             f"archive {path} can't be read as a 17flowers.tgz or its folder: "
             f"{one_line(error)}"
         ) from error
-    expected = [image_name(number + 1) for number in range(NUM_IMAGES)]
-    missing = [name for name in expected if name not in images]
-    unexpected = sorted(set(images) - set(expected))
-    if missing or unexpected:
-        example = f"missing {missing[0]}" if missing else f"has {unexpected[0]}"
-        raise ArchiveError(
-            f"archive {path} must hold {image_name(1)} to "
-            f"{image_name(NUM_IMAGES)}; it holds {len(images)} images "
-            f"({len(missing)} missing, {len(unexpected)} unexpected; {example})"
-        )
-    return {name: images[name] for name in expected}
+    return dict(images)
 
 
 def _folder_images(folder: pathlib.Path) -> Iterator[tuple[str, bytes]]:
     jpg = folder / "jpg"
-    for file in sorted((jpg if jpg.is_dir() else folder).iterdir()):
+    for file in (jpg if jpg.is_dir() else folder).iterdir():
         if _IMAGE_NAME.fullmatch(file.name) and file.is_file():
             yield file.name, file.read_bytes()
 
@@ -106,18 +100,18 @@ def _tar_images(path: pathlib.Path) -> Iterator[tuple[str, bytes]]:
             if not (member.isreg() and _IMAGE_NAME.fullmatch(name)):
                 continue
             if member.size > _MAX_IMAGE_BYTES:
-                raise ArchiveError(
-                    f"archive {path}: {member.name} declares {member.size} "
-                    f"bytes; an image has at most {_MAX_IMAGE_BYTES}"
+                raise ValueError(
+                    f"{member.name} declares {member.size} bytes; an image has "
+                    f"at most {_MAX_IMAGE_BYTES}"
                 )
             yield name, tar.extractfile(member).read()
-        # tar stops at its end mark; the compressed stream's checksum, which
-        # tells whether the bytes are whole, comes after it.
+        # tarfile stops at the archive's end mark. The checksum of the
+        # compressed stream, which detects damage, comes after it.
         while tar.fileobj.read(2**20):
             pass
 
 
-def content_digest(images: dict[str, bytes]) -> str:
+def content_digest(images: Mapping[str, bytes]) -> str:
     """Returns a SHA-256 of the images' names and bytes, however packed."""
     digest = hashlib.sha256()
     for name in sorted(images):
@@ -125,42 +119,73 @@ def content_digest(images: dict[str, bytes]) -> str:
     return digest.hexdigest()
 
 
-def verify_digest(path: str | pathlib.Path, algorithm: str, expected: str):
-    """Checks a downloaded file's digest.
+def check_decodable(images: Mapping[str, bytes]) -> None:
+    """Decodes every image as reading the dataset will.
+
+    Args:
+      images: `{file name: JPEG bytes}`.
 
     Raises:
-      DatasetError: it differs; names both digests.
+      DatasetError: images can't be decoded; the message lists up to five.
     """
-    actual = hashlib.new(algorithm, pathlib.Path(path).read_bytes()).hexdigest()
-    if actual != expected:
+    # Imported here: registering the builder must not load TensorFlow.
+    import tensorflow as tf
+
+    errors = []
+    for name, data in images.items():
+        try:
+            # Reads the header alone, and refuses a huge size, for which
+            # TensorFlow's decoder would allocate memory.
+            Image.open(io.BytesIO(data), formats=_FORMATS).close()
+            tf.io.decode_image(data, channels=3, expand_animations=False)
+        # Pillow and TensorFlow raise many types.
+        except Exception as error:
+            # Drop the op's name and suffix around the decoder's message.
+            message = str(error).rpartition("}} ")[2].split(" [Op:")[0]
+            errors.append(f"{name}: {one_line(message, 160)}")
+    if errors:
         raise DatasetError(
-            f"the download {path} has {algorithm} {actual}, not {expected}: "
-            "it is damaged or was replaced; delete it and try again, or pass "
-            f"a copy you trust {HOW_TO_PASS}"
+            f"{len(errors)} of {len(images)} images can't be decoded "
+            f"({'; '.join(errors[:5])}); replace them, the split needs them all"
         )
 
 
-def check_official_split(numbers_of: dict[str, list[int]], path: object):
-    """Checks that a split holds every image number exactly once.
-
-    Raises:
-      DatasetError: it doesn't; names the file.
-    """
-    numbers = [n for split in numbers_of.values() for n in split]
-    if sorted(numbers) != list(range(1, NUM_IMAGES + 1)):
-        raise DatasetError(
-            f"{path} must put each of the images 1 to {NUM_IMAGES} into one "
-            f"split; it lists {len(numbers)} numbers, {len(set(numbers))} of "
-            "them different"
-        )
-
-
-def splits_beside(archive: str | pathlib.Path) -> pathlib.Path | None:
+def find_splits_file(archive: str | pathlib.Path) -> pathlib.Path | None:
     """Returns the datasplits.mat in or beside a local archive, if any."""
-    if not archive:
-        return None
-    archive = pathlib.Path(os.path.expanduser(archive))
-    for folder in (archive, archive.parent):
-        if (folder / "datasplits.mat").is_file():
-            return folder / "datasplits.mat"
-    return None
+    path = pathlib.Path(os.path.expanduser(archive))
+    files = (path / "datasplits.mat", path.parent / "datasplits.mat")
+    return next((f for f in files if archive and f.is_file()), None)
+
+
+def read_official_split(path: str | pathlib.Path, k: int) -> dict[str, str]:
+    """Reads one of the publishers' three splits.
+
+    Args:
+      path: the publishers' datasplits.mat.
+      k: the split's number, 1 to 3.
+
+    Returns:
+      `{file name: train, validation or test}` of all 1360 images.
+
+    Raises:
+      DatasetError: the file is unreadable, or does not hold every image
+        number exactly once.
+    """
+    try:
+        table = scipy_io.loadmat(path)
+        assigned = [
+            (int(number), split)
+            for split, key in _OFFICIAL_KEYS.items()
+            for number in table[f"{key}{k}"].ravel()
+        ]
+        if sorted(n for n, _ in assigned) != list(range(1, NUM_IMAGES + 1)):
+            raise ValueError(
+                f"it must put each of the images 1 to {NUM_IMAGES} into "
+                "exactly one split"
+            )
+    # A damaged file makes SciPy raise many types.
+    except Exception as error:
+        raise DatasetError(
+            f"{path} can't be read as datasplits.mat: {one_line(error)}"
+        ) from error
+    return {image_name(number): split for number, split in assigned}

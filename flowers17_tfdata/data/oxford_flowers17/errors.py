@@ -1,10 +1,10 @@
-"""What the builder raises when the data, not the program, is wrong."""
+"""Errors of the builder about the data, as opposed to the program."""
 
 from __future__ import annotations
 
 
 class DatasetError(Exception):
-    """The data set can't be made; the message is one line that says why."""
+    """The dataset can't be made; the message is one line that says why."""
 
 
 class ArchiveError(DatasetError):
@@ -15,7 +15,7 @@ class ArchiveError(DatasetError):
 
 
 class DownloadFailed(DatasetError):
-    """A file of the data set can't be downloaded."""
+    """A file of the dataset can't be downloaded."""
 
 
 def one_line(error: BaseException | str, limit: int = 300) -> str:

@@ -1,89 +1,65 @@
-"""Oxford Flowers-17, with splits that near-duplicates don't straddle."""
+"""Oxford Flowers-17, with splits that keep near-duplicates together."""
 
 from __future__ import annotations
 
-import csv
 import dataclasses
+import hashlib
 import io
 import pathlib
-from collections.abc import Iterator, Mapping
-from importlib import resources
+from collections.abc import Mapping
 
 import numpy as np
 import requests
 import tensorflow_datasets.public_api as tfds
 
-from . import archive as archive_lib
-from . import splits
+from . import archive, splits
 from .errors import DatasetError, DownloadFailed, one_line
 
-HOMEPAGE = "https://www.robots.ox.ac.uk/~vgg/data/flowers/17/"
-
-# Label ids, in the order of the table that the original tutorial published.
-CLASS_NAMES = (
-    "Buttercup",
-    "Colts Foot",
-    "Daffodil",
-    "Daisy",
-    "Dandelion",
-    "Fritillary",
-    "Iris",
-    "Pansy",
-    "Sunflower",
-    "Windflower",
-    "Snowdrop",
-    "LilyValley",
-    "Bluebell",
-    "Crocus",
-    "Tigerlily",
-    "Tulip",
-    "Cowslip",
-)
-
-# The archive's order: images 1 to 80 are daffodils, 81 to 160 snowdrops, ...
-ARCHIVE_ORDER = (
-    "Daffodil",
-    "Snowdrop",
-    "LilyValley",
-    "Bluebell",
-    "Crocus",
-    "Iris",
-    "Tigerlily",
-    "Tulip",
-    "Fritillary",
-    "Sunflower",
-    "Daisy",
-    "Colts Foot",
-    "Dandelion",
-    "Cowslip",
-    "Buttercup",
-    "Windflower",
-    "Pansy",
-)
+# Each class's first image in the archive, which holds 80 images of a class in a
+# row. The classes are in the order of their label ids, that of the table which
+# the original tutorial published.
+_FIRST_IMAGES = {
+    "Buttercup": 1121,
+    "Colts Foot": 881,
+    "Daffodil": 1,
+    "Daisy": 801,
+    "Dandelion": 961,
+    "Fritillary": 641,
+    "Iris": 401,
+    "Pansy": 1281,
+    "Sunflower": 721,
+    "Windflower": 1201,
+    "Snowdrop": 81,
+    "LilyValley": 161,
+    "Bluebell": 241,
+    "Crocus": 321,
+    "Tigerlily": 481,
+    "Tulip": 561,
+    "Cowslip": 1041,
+}
+CLASS_NAMES = tuple(_FIRST_IMAGES)
+_ARCHIVE_ORDER = sorted(CLASS_NAMES, key=_FIRST_IMAGES.get)
 
 # How long to wait for the archive's host to answer.
 _CONNECT_SECS = 20
-
-_OFFICIAL_KEYS = {"train": "trn", "validation": "val", "test": "tst"}
+_HOW_TO_PASS = 'with --archive=PATH (in code: builder_kwargs={"archive": PATH})'
 
 
 def class_name(image_number: int) -> str:
     """Returns the true class name of image 1 to 1360."""
-    return ARCHIVE_ORDER[(image_number - 1) // archive_lib.IMAGES_PER_CLASS]
+    position = (image_number - 1) // archive.IMAGES_PER_CLASS
+    return _ARCHIVE_ORDER[position]
 
 
 def known_near_duplicates() -> list[tuple[int, int]]:
     """Returns the published pairs of image numbers that show one picture.
 
-    Found by dHash (copies), and by SIFT matches that agree on one similarity
-    transform (crops, mirror images), then looked at one by one.
+    They were found by dHash (copies) and by SIFT matches that agree on one
+    similarity transform (crops, mirror images), then inspected one by one.
     """
-    table = resources.files(__package__) / "near_duplicates.csv"
-    with table.open(newline="") as file:
-        return [
-            (int(row["first"]), int(row["second"]))
-            for row in csv.DictReader(file)
-        ]
+    table = pathlib.Path(__file__).with_name("near_duplicates.csv")
+    rows = np.loadtxt(table, int, delimiter=",", skiprows=1, usecols=(0, 1))
+    return [(int(first), int(second)) for first, second in rows]
 
 
 @dataclasses.dataclass
@@ -93,7 +69,7 @@ class Flowers17Config(tfds.core.BuilderConfig):
     Attributes:
       official_split: 1 to 3 for the publishers' splits, 0 for the seeded one.
       drawn: whether the images are the synthetic ones.
-      seed: of the seeded split and of the drawing.
+      seed: the seed of the seeded split and of the drawings.
     """
 
     official_split: int = 0
@@ -107,7 +83,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     Args:
       archive: path of 17flowers.tgz or its extracted folder, instead of the
         download. `tfds.load(..., builder_kwargs={"archive": path})` passes it.
-      **kwargs: of `tfds.core.GeneratorBasedBuilder`.
+      **kwargs: arguments of `tfds.core.GeneratorBasedBuilder`.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -149,139 +125,98 @@ class Builder(tfds.core.GeneratorBasedBuilder):
                 }
             ),
             supervised_keys=("image", "label"),
-            homepage=HOMEPAGE,
+            homepage=archive.HOMEPAGE,
             metadata=tfds.core.MetadataDict(),
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager):
         images = self._read_images(dl_manager)
-        self.info.metadata["content_digest"] = archive_lib.content_digest(
-            images
-        )
+        self.info.metadata["content_digest"] = archive.content_digest(images)
         if self.builder_config.official_split:
-            split_of = self._official_splits(dl_manager)
+            split_of = self._official_split(dl_manager)
         else:
-            split_of = self._seeded_splits(images)
-        names = list(dict.fromkeys((*_OFFICIAL_KEYS, *split_of.values())))
+            split_of = self._seeded_split(images)
         return {
             split: self._generate_examples(
-                {n: d for n, d in images.items() if split_of.get(n) == split}
+                {n: data for n, data in images.items() if split_of[n] == split}
             )
-            for split in names
+            for split in splits.FLOWERS17_SIZES
+            if split in split_of.values()
         }
 
-    def _generate_examples(
-        self, images: Mapping[str, bytes]
-    ) -> Iterator[tuple[str, dict]]:
+    def _generate_examples(self, images: Mapping[str, bytes]):
         for name, data in images.items():
-            number = archive_lib.image_number(name)
-            yield (
-                name,
-                {
-                    "image": io.BytesIO(data),
-                    "label": class_name(number),
-                    "file_name": name,
-                    "image_id": number,
-                },
-            )
+            number = archive.image_number(name)
+            example = {
+                "image": io.BytesIO(data),
+                "label": class_name(number),
+                "file_name": name,
+                "image_id": number,
+            }
+            yield name, example
 
     def _read_images(self, dl_manager) -> dict[str, bytes]:
         if self.builder_config.drawn:
             # Imported here: the photographs need no OpenCV.
             from . import synthetic
 
-            return dict(
-                synthetic.iter_synthetic_images(self.builder_config.seed)
-            )
-        path = self._archive
-        if not path:
-            path = _download(dl_manager, archive_lib.ARCHIVE_URL)
-            archive_lib.verify_digest(
-                path, "sha256", archive_lib.ARCHIVE_SHA256
-            )
-        return archive_lib.read_archive(path)
+            drawn = synthetic.iter_synthetic_images(self.builder_config.seed)
+            return dict(drawn)
+        return archive.read_archive(
+            self._archive or _download(dl_manager, "17flowers.tgz")
+        )
 
-    def _seeded_splits(self, images: Mapping[str, bytes]) -> dict[str, str]:
-        # Imported here: it needs TensorFlow, which registering must not load.
-        from . import decoding
-
-        names = list(images)
-        if errors := decoding.find_undecodable(images):
-            listed = "; ".join(
-                f"{name}: {message}"
-                for name, message in list(errors.items())[:5]
-            )
-            raise DatasetError(
-                f"{len(errors)} of {len(names)} images can't be "
-                f"decoded ({listed}); replace them, the split needs them all"
-            )
+    def _seeded_split(self, images: Mapping[str, bytes]) -> dict[str, str]:
         pairs = []
         if not self.builder_config.drawn:
             pairs = [(a - 1, b - 1) for a, b in known_near_duplicates()]
-        labels = [
-            CLASS_NAMES.index(class_name(archive_lib.image_number(name)))
-            for name in names
-        ]
+            # The download's digest shows that its images are whole.
+            if self._archive:
+                archive.check_decodable(images)
+        numbers = [archive.image_number(name) for name in images]
         return splits.make_splits(
-            names,
-            labels,
-            splits.group_pairs(pairs, len(names)),
+            list(images),
+            [CLASS_NAMES.index(class_name(number)) for number in numbers],
+            splits.group_pairs(pairs, len(images)),
             splits.FLOWERS17_SIZES,
             self.builder_config.seed,
         )
 
-    def _official_splits(self, dl_manager) -> dict[str, str]:
-        # SciPy reads MATLAB's format; nothing else here needs it so early.
-        from scipy import io as scipy_io
-
-        path = archive_lib.splits_beside(self._archive)
-        if path is None:
-            path = _download(dl_manager, archive_lib.SPLITS_URL)
-            archive_lib.verify_digest(path, "md5", archive_lib.SPLITS_MD5)
+    def _official_split(self, dl_manager) -> dict[str, str]:
+        path = archive.find_splits_file(self._archive)
+        path = path or _download(dl_manager, "datasplits.mat")
         k = self.builder_config.official_split
-        try:
-            table = scipy_io.loadmat(path)
-            numbers_of = {
-                split: [int(n) for n in table[f"{key}{k}"].ravel()]
-                for split, key in _OFFICIAL_KEYS.items()
-            }
-        except (
-            scipy_io.matlab.MatReadError,
-            ValueError,
-            KeyError,
-            TypeError,
-            OSError,
-        ) as error:
-            raise DatasetError(
-                f"{path} can't be read as datasplits.mat: {one_line(error)}"
-            ) from error
-        archive_lib.check_official_split(numbers_of, path)
-        return {
-            archive_lib.image_name(number): split
-            for split, numbers in numbers_of.items()
-            for number in numbers
-        }
+        return archive.read_official_split(path, k)
 
 
-def _download(dl_manager, url: str):
+def _download(dl_manager, file_name: str) -> pathlib.Path:
+    """Downloads a file of the publishers' page, and checks its digest.
+
+    Raises:
+      DownloadFailed: the file can't be downloaded.
+      DatasetError: the digest is not the one in `archive.DIGESTS`.
+    """
+    url = archive.HOMEPAGE + file_name
+    stem = pathlib.Path(file_name).stem
     try:
-        _check_reachable(dl_manager, url)
-        return dl_manager.download(url)
+        # TFDS retries an unreachable host for minutes: this fails at once. An
+        # earlier download needs no host.
+        if not any(pathlib.Path(dl_manager.download_dir).glob(f"*{stem}*")):
+            requests.head(url, timeout=_CONNECT_SECS).close()
+        path = dl_manager.download(url)
     # Whatever the network raises, the user's way out is the same.
     except Exception as error:
         raise DownloadFailed(
             f"can't download {url} ({one_line(error, 120)}): pass a local "
             "17flowers.tgz (and datasplits.mat beside it, for official_*) "
-            f"{archive_lib.HOW_TO_PASS}, or use oxford_flowers17/synthetic"
+            f"{_HOW_TO_PASS}, or use oxford_flowers17/synthetic"
         ) from error
-
-
-def _check_reachable(dl_manager, url: str) -> None:
-    """Raises at once what TFDS would raise after minutes of trying again.
-
-    Not where an earlier download may serve.
-    """
-    folder = pathlib.Path(dl_manager.download_dir)
-    name = pathlib.PurePosixPath(url).stem
-    if not any(folder.glob(f"*{name}*")):
-        requests.head(url, timeout=_CONNECT_SECS).close()
+    algorithm, expected = archive.DIGESTS[file_name]
+    actual = hashlib.new(algorithm, path.read_bytes()).hexdigest()
+    if actual != expected:
+        raise DatasetError(
+            f"the download {path} has {algorithm} {actual}, not {expected}: "
+            "it is damaged or was replaced; delete it and try again, or pass "
+            f"a copy you trust {_HOW_TO_PASS}"
+        )
+    return path

@@ -1,39 +1,33 @@
-"""Draws the `synthetic` data set: parametric stand-ins for Flowers-17.
+"""Draws the `synthetic` dataset: parametric stand-ins for Flowers-17.
 
-Where the photographs of Oxford Flowers-17 cannot be downloaded, these drawings
+Where the photographs of Oxford Flowers-17 can't be downloaded, these drawings
 take their place: 17 kinds of flower, 80 images each, numbered like the files of
 the Oxford archive. Every image is a pure function of its class, its index and
 one seed, so images may be drawn in any order and in any process.
 
 Shapes are written [axis, ...]. Colours are RGB in [0, 255] throughout; only the
-JPEG encoder sees BGR.
+JPEG encoder sees BGR. Points are complex numbers, as in `painting`.
 """
 
 from __future__ import annotations
 
-import functools
+import cmath
 import math
 from collections.abc import Iterator
 from dataclasses import replace
 
 import cv2
 import numpy as np
+from numpy.random import Generator
 
+from . import painting
+from .archive import IMAGES_PER_CLASS, image_name
 from .flower_kinds import KINDS, Colour, FlowerKind
-from .flower_painting import (
-    SHIFT,
-    Pose,
-    fixed,
-    paint_dot,
-    paint_flower,
-    rgb,
-    turned,
-)
+from .painting import Flower, Pose
 
-NUM_CLASSES = 17
-IMAGES_PER_CLASS = 80
+Size = tuple[int, int]  # (height, width)
 
-_JPEG_QUALITY = 90
+_JPEG_OPTIONS = (cv2.IMWRITE_JPEG_QUALITY, 90)
 # Backgrounds are out of focus, so they are painted this many times smaller and
 # enlarged: the enlargement is the blur, and it costs a sixteenth of the pixels.
 _BACKGROUND_SHRINK = 4
@@ -41,124 +35,86 @@ _BACKGROUND_SHRINK = 4
 # fmt: off
 # Darkest, middle and lightest colour of a background, and the rows and columns
 # of its noise: a grid that is much finer in one direction makes streaks.
-_BACKGROUNDS: tuple[tuple[tuple[Colour, Colour, Colour], int, int], ...] = (
-    (((24, 50, 18), (66, 108, 38), (136, 168, 80)), 6, 34),      # grass
-    (((16, 38, 24), (42, 82, 46), (100, 140, 84)), 13, 13),      # foliage
-    (((48, 34, 24), (94, 70, 48), (152, 124, 92)), 22, 22),      # soil
-    (((84, 128, 186), (150, 188, 222), (226, 234, 240)), 9, 7),  # sky
-    (((12, 18, 14), (34, 44, 36), (72, 84, 66)), 11, 11),        # deep shade
+_BACKGROUNDS: tuple[tuple[tuple[Colour, Colour, Colour], Size], ...] = (
+    (((24, 50, 18), (66, 108, 38), (136, 168, 80)), (6, 34)),      # grass
+    (((16, 38, 24), (42, 82, 46), (100, 140, 84)), (13, 13)),      # foliage
+    (((48, 34, 24), (94, 70, 48), (152, 124, 92)), (22, 22)),      # soil
+    (((84, 128, 186), (150, 188, 222), (226, 234, 240)), (9, 7)),  # sky
+    (((12, 18, 14), (34, 44, 36), (72, 84, 66)), (11, 11)),        # deep shade
 )
 # fmt: on
+
+
+def iter_synthetic_images(seed: int = 0) -> Iterator[tuple[str, bytes]]:
+    """Draws and encodes the whole dataset in the Oxford archive's layout.
+
+    The Oxford archive keeps the 80 images of a class in consecutive files, so
+    image number = class_position * IMAGES_PER_CLASS + index + 1.
+
+    Args:
+        seed: non-negative seed of the whole dataset.
+
+    Yields:
+        File name and JPEG bytes, from image_0001.jpg to image_1360.jpg.
+    """
+    for position in range(len(KINDS) * IMAGES_PER_CLASS):
+        image = draw_flower(*divmod(position, IMAGES_PER_CLASS), seed)
+        bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+        _, data = cv2.imencode(".jpg", bgr, _JPEG_OPTIONS)
+        yield image_name(position + 1), data.tobytes()
 
 
 def draw_flower(class_position: int, index: int, seed: int = 0) -> np.ndarray:
     """Draws one flower.
 
     Args:
-        class_position: class of the flower, in [0, NUM_CLASSES).
-        index: image within the class, in [0, IMAGES_PER_CLASS).
-        seed: non-negative seed of the whole data set.
+        class_position: class of the flower, in [0, 17).
+        index: image within the class, in [0, 80).
+        seed: non-negative seed of the whole dataset.
 
     Returns:
         uint8 [height, width, 3], RGB in [0, 255]. The shorter side is 200 to
         260 pixels long and width / height lies in [0.75, 1.33].
-
-    Raises:
-        ValueError: an argument is outside its range.
     """
-    if not 0 <= class_position < NUM_CLASSES:
-        raise ValueError(
-            f"class_position must be in [0, {NUM_CLASSES}), "
-            f"got {class_position}"
-        )
-    if not 0 <= index < IMAGES_PER_CLASS:
-        raise ValueError(
-            f"index must be in [0, {IMAGES_PER_CLASS}), got {index}"
-        )
-    if seed < 0:
-        raise ValueError(f"seed must not be negative, got {seed}")
     # Seeding by position rather than drawing from one shared stream is what
     # makes the image independent of which images were drawn before it.
     rng = np.random.default_rng([seed, class_position, index])
     kind = KINDS[class_position]
-    height, width = _image_size(rng)
-    pose = _random_pose(rng, height, width)
-    # One tint for the image: all flowers in one photograph grow on one plant.
-    tint = rng.uniform(0.90, 1.10) * rng.uniform(0.95, 1.05, size=3)
-    image = _background(rng, kind, pose, tint, height, width)
-    _paint_stem(image, rng, pose)
-    paint_flower(image, rng, kind, pose, tint, shades=6)
-    return _photograph(image, rng)
-
-
-def iter_synthetic_images(seed: int = 0) -> Iterator[tuple[str, bytes]]:
-    """Draws and encodes the whole data set in the Oxford archive's layout.
-
-    The Oxford archive keeps the 80 images of a class in consecutive files, so
-    image number = class_position * IMAGES_PER_CLASS + index + 1.
-
-    Args:
-        seed: non-negative seed of the whole data set.
-
-    Yields:
-        File name and JPEG bytes, from image_0001.jpg to image_1360.jpg.
-
-    Raises:
-        RuntimeError: OpenCV could not encode an image.
-    """
-    for position in range(NUM_CLASSES * IMAGES_PER_CLASS):
-        class_position, index = divmod(position, IMAGES_PER_CLASS)
-        name = f"image_{position + 1:04d}.jpg"
-        image = draw_flower(class_position, index, seed)
-        encoded, data = cv2.imencode(
-            ".jpg",
-            cv2.cvtColor(image, cv2.COLOR_RGB2BGR),
-            [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY],
-        )
-        if not encoded:
-            raise RuntimeError(f"could not encode {name}")
-        yield name, data.tobytes()
-
-
-def _image_size(rng: np.random.Generator) -> tuple[int, int]:
-    """Returns a random (height, width) in pixels, portrait or landscape."""
     short = int(rng.integers(200, 261))
-    # Kept a little inside 0.75..1.33 so that rounding cannot leave the range.
+    # Kept a little inside 0.75..1.33 so that rounding can't leave the range.
     aspect = math.exp(rng.uniform(math.log(0.76), math.log(1.32)))
-    if aspect >= 1.0:
-        return short, round(short * aspect)
-    return round(short / aspect), short
-
-
-def _random_pose(rng: np.random.Generator, height: int, width: int) -> Pose:
-    """Returns the pose of the main flower of an image of the given size."""
-    short = min(height, width)
-    return Pose(
-        x=width * 0.5 + short * rng.uniform(-0.14, 0.14),
-        y=height * 0.5 + short * rng.uniform(-0.14, 0.14),
+    size = round(short / min(aspect, 1.0)), round(short * max(aspect, 1.0))
+    height, width = size
+    x = width * 0.5 + short * rng.uniform(-0.14, 0.14)
+    y = height * 0.5 + short * rng.uniform(-0.14, 0.14)
+    pose = Pose(
+        centre=complex(x, y),
         radius=short * rng.uniform(0.30, 0.48),
         spin=rng.uniform(0.0, 2.0 * math.pi),
         tilt=rng.uniform(0.0, math.radians(42.0)),
         tilt_axis=rng.uniform(0.0, math.pi),
         light=rng.uniform(0.0, 2.0 * math.pi),
     )
+    # One tint for the image: all flowers in one photograph grow on one plant.
+    tint = rng.uniform(0.90, 1.10) * rng.uniform(0.95, 1.05, size=3)
+    image = _background(rng, kind, pose, tint, size)
+    _paint_stem(image, rng, pose)
+    Flower(image, rng, kind, pose).paint(tint, shades=6)
+    return _photograph(image, rng)
 
 
-def _noise(
-    rng: np.random.Generator, rows: int, columns: int, height: int, width: int
-) -> np.ndarray:
-    """Returns smooth noise, float32 [height, width], about 0 with spread 1."""
-    grid = rng.standard_normal((rows, columns), dtype=np.float32)
-    return cv2.resize(grid, (width, height), interpolation=cv2.INTER_CUBIC)
+def _noise(rng: Generator, grid: Size, size: Size) -> np.ndarray:
+    """Returns smooth noise, float32 [*size], mean 0 and spread 1."""
+    coarse = rng.standard_normal(grid, dtype=np.float32)
+    return cv2.resize(coarse, size[::-1], interpolation=cv2.INTER_CUBIC)
 
 
 def _background(
-    rng: np.random.Generator,
+    rng: Generator,
     kind: FlowerKind,
     pose: Pose,
     tint: np.ndarray,
-    height: int,
-    width: int,
+    size: Size,
 ) -> np.ndarray:
     """Paints an out-of-focus scene.
 
@@ -167,165 +123,132 @@ def _background(
         kind: traits of the class, for more flowers of its kind farther off.
         pose: pose of the main flower, which casts a shadow on the scene.
         tint: float [3], factors on the petals' red, green and blue.
-        height: height of the image, pixels.
-        width: width of the image, pixels.
+        size: height and width of the image, pixels.
 
     Returns:
         uint8 [height, width, 3], RGB in [0, 255].
     """
-    rows, columns = height // _BACKGROUND_SHRINK, width // _BACKGROUND_SHRINK
-    palette, grid_rows, grid_columns = _BACKGROUNDS[
-        int(rng.integers(len(_BACKGROUNDS)))
-    ]
-    tone = 0.24 * _noise(rng, grid_rows, grid_columns, rows, columns)
-    tone += 0.22 * _noise(rng, 5, 5, rows, columns)
-    tone += 0.10 * _noise(rng, 30, 30, rows, columns)
+    small = rows, columns = tuple(side // _BACKGROUND_SHRINK for side in size)
+    palette, grid = _BACKGROUNDS[rng.integers(len(_BACKGROUNDS))]
+    tone = 0.24 * _noise(rng, grid, small)
+    tone += 0.22 * _noise(rng, (5, 5), small)
+    tone += 0.10 * _noise(rng, (30, 30), small)
     slope_x, slope_y = rng.uniform(-0.35, 0.35, size=2)
     tone += slope_x * np.linspace(-1.0, 1.0, columns)
     tone += slope_y * np.linspace(-1.0, 1.0, rows)[:, None]
     anchors = np.array(palette) * rng.uniform(0.88, 1.12, size=3)
-    scene = np.stack(
-        [np.interp(tone + 0.5, (0.0, 0.5, 1.0), c) for c in anchors.T], -1
-    )
-    scene = np.clip(scene, 0.0, 255.0).astype(np.uint8)
+    planes = [np.interp(tone + 0.5, (0.0, 0.5, 1.0), c) for c in anchors.T]
+    scene = np.clip(np.stack(planes, -1), 0.0, 255.0).astype(np.uint8)
     _paint_clutter(scene, rng)
+    main = replace(
+        pose,
+        centre=pose.centre / _BACKGROUND_SHRINK,
+        radius=pose.radius / _BACKGROUND_SHRINK,
+    )
     plain = replace(kind, veins=0, spots=0)  # too fine to be seen blurred
-    for _ in range(int(rng.integers(3))):
-        far = _far_pose(rng, pose, scene)
-        paint_flower(scene, rng, plain, far, tint, shades=1)
+    for _ in range(rng.integers(3)):
+        far = _far_pose(rng, main, scene)
+        Flower(scene, rng, plain, far).paint(tint, shades=1)
     scene = cv2.GaussianBlur(scene, (0, 0), rng.uniform(0.7, 1.8))
-    _cast_shadow(scene, pose)
-    return cv2.resize(scene, (width, height), interpolation=cv2.INTER_CUBIC)
+    _cast_shadow(scene, main)
+    return cv2.resize(scene, size[::-1], interpolation=cv2.INTER_CUBIC)
 
 
-def _paint_clutter(scene: np.ndarray, rng: np.random.Generator) -> None:
+def _paint_clutter(scene: np.ndarray, rng: Generator) -> None:
     """Paints leaves and blobs of light onto the small background in place."""
     rows, columns = scene.shape[:2]
-    for _ in range(int(rng.integers(3, 9))):
-        leaf = _leaf(
-            length=rng.uniform(0.3, 0.8) * rows,
-            width=rng.uniform(0.15, 0.4),
-            angle=rng.uniform(0.0, 2.0 * math.pi),
-            root=rng.random(2) * (columns, rows),
+    for _ in range(rng.integers(3, 9)):
+        length, width, angle, x, y = rng.uniform(
+            (0.3, 0.15, 0.0, 0.0, 0.0), (0.8, 0.4, 2.0 * math.pi, 1.0, 1.0)
         )
+        axis = cmath.rect(length * rows, angle)
+        leaf = _leaf(x * columns + 1j * y * rows, axis, width)
         colour = np.array((62.0, 108.0, 44.0)) * rng.uniform(0.35, 1.6)
         colour *= rng.uniform(0.85, 1.15, size=3)
-        cv2.fillPoly(scene, [leaf], rgb(colour), cv2.LINE_AA, SHIFT)
-    for _ in range(int(rng.integers(2, 8))):
-        x, y = int(rng.integers(columns)), int(rng.integers(rows))
+        painting.draw_polygon(scene, leaf, colour)
+    for _ in range(rng.integers(2, 8)):
+        x, y = rng.integers(columns), rng.integers(rows)
         # A blob takes a lighter or darker tone of whatever lies behind it.
         light = scene[y, x] * rng.uniform(0.7, 1.5)
         light += rng.uniform(0.0, 25.0, size=3)
-        spot = [x << SHIFT, y << SHIFT]
-        paint_dot(scene, spot, rng.uniform(1.5, 6.0), rgb(light))
+        spot = painting.fixed(np.array([x + 1j * y]))
+        painting.draw_dots(scene, spot, rng.uniform(1.5, 6.0), light)
 
 
-@functools.cache
-def _leaf_outline() -> np.ndarray:
-    """Returns a pointed leaf along x, float [22, 2], of length and width 1."""
-    along = np.linspace(0.0, 1.0, 12)
-    half = 0.5 * np.sin(math.pi * along**0.8)
-    upper = np.stack((along, half), axis=-1)
-    lower = np.stack((along, -half), axis=-1)[-2:0:-1]
-    outline = np.concatenate((upper, lower))
-    outline.flags.writeable = False  # the cache hands it to every caller
-    return outline
-
-
-def _leaf(
-    length: float, width: float, angle: float, root: np.ndarray
-) -> np.ndarray:
-    """Places a leaf.
+def _leaf(root: complex, axis: complex, width: float) -> np.ndarray:
+    """Places a pointed leaf.
 
     Args:
-        length: length of the leaf, pixels.
+        root: position of the leaf's base, pixels.
+        axis: vector from its base to its tip, pixels.
         width: greatest width of the leaf, in lengths of the leaf.
-        angle: direction the leaf points in, radians.
-        root: float [2], (x, y) of the leaf's base, pixels.
 
     Returns:
         int32 [22, 2] fixed-point pixels; rows 0 and 11 are base and tip.
     """
-    leaf = _leaf_outline() * (length, length * width)
-    return fixed(turned(leaf[None], np.array([angle]))[0] + root)
+    along = np.linspace(0.0, 1.0, 12)
+    half = 0.5 * width * np.sin(math.pi * along**0.8)
+    return painting.fixed(painting.mirrored(along + 1j * half) * axis + root)
 
 
-def _far_pose(rng: np.random.Generator, pose: Pose, scene: np.ndarray) -> Pose:
+def _far_pose(rng: Generator, main: Pose, scene: np.ndarray) -> Pose:
     """Returns the pose of a small flower away from the image's main one."""
-    rows, columns = scene.shape[:2]
-    main_radius = pose.radius / _BACKGROUND_SHRINK
     direction = rng.uniform(0.0, 2.0 * math.pi)
-    distance = main_radius * rng.uniform(1.0, 1.7)
-    x = pose.x / _BACKGROUND_SHRINK + distance * math.cos(direction)
-    y = pose.y / _BACKGROUND_SHRINK + distance * math.sin(direction)
+    distance = main.radius * rng.uniform(1.0, 1.7)
+    centre = main.centre + cmath.rect(distance, direction)
+    x, y = np.clip((centre.real, centre.imag), 0.0, scene.shape[1::-1])
     return Pose(
-        x=float(np.clip(x, 0.0, columns)),
-        y=float(np.clip(y, 0.0, rows)),
-        radius=main_radius * rng.uniform(0.3, 0.6),
+        centre=complex(x, y),
+        radius=main.radius * rng.uniform(0.3, 0.6),
         spin=rng.uniform(0.0, 2.0 * math.pi),
         tilt=rng.uniform(0.2, 1.0),
         tilt_axis=rng.uniform(0.0, math.pi),
-        light=pose.light,
+        light=main.light,
     )
 
 
-def _cast_shadow(scene: np.ndarray, pose: Pose) -> None:
-    """Darkens the small background around the flower in place.
+def _cast_shadow(scene: np.ndarray, main: Pose) -> None:
+    """Darkens the small background around the main flower in place.
 
     It lifts the flower off the scene, most of all where their colours are
     alike.
     """
-    rows, columns = scene.shape[:2]
-    x = np.arange(columns) - pose.x / _BACKGROUND_SHRINK
-    y = np.arange(rows) - pose.y / _BACKGROUND_SHRINK
-    spread = 0.85 * pose.radius / _BACKGROUND_SHRINK
-    shadow = np.exp(-0.5 * np.square(y / spread))[:, None] * np.exp(
-        -0.5 * np.square(x / spread)
-    )
+    y, x = np.ogrid[: scene.shape[0], : scene.shape[1]]
+    spread = 0.85 * main.radius
+    shadow = np.exp(-0.5 * np.square((y - main.centre.imag) / spread))
+    shadow = shadow * np.exp(-0.5 * np.square((x - main.centre.real) / spread))
     scene[...] = scene * (1.0 - 0.45 * shadow[..., None])
 
 
-def _paint_stem(
-    image: np.ndarray, rng: np.random.Generator, pose: Pose
-) -> None:
+def _paint_stem(image: np.ndarray, rng: Generator, pose: Pose) -> None:
     """Paints a stem with up to three leaves below the flower, in place."""
-    height = image.shape[0]
     green = np.array((78.0, 124.0, 52.0)) * rng.uniform(0.7, 1.2)
     green *= rng.uniform(0.9, 1.1, size=3)
     # A quadratic curve from the flower to the lower edge of the image.
-    start = np.array((pose.x, pose.y))
-    bend = start + pose.radius * rng.uniform((-0.4, 0.5), (0.4, 1.0))
-    end = np.array((pose.x + pose.radius * rng.uniform(-1.0, 1.0), height + 9))
-    t = np.linspace(0.0, 1.0, 12)[:, None]
+    start, radius = pose.centre, pose.radius
+    bend = complex(rng.uniform(-0.4, 0.4), rng.uniform(0.5, 1.0))
+    bend = start + radius * bend
+    end = start.real + radius * rng.uniform(-1.0, 1.0)
+    end += 1j * (image.shape[0] + 9)
+    t = np.linspace(0.0, 1.0, 12)
     curve = (1 - t) ** 2 * start + 2 * t * (1 - t) * bend + t**2 * end
-    thickness = max(3, round(pose.radius * 0.09))
-    for share, shade in ((1.0, 0.7), (0.5, 1.0)):
-        cv2.polylines(
-            image,
-            [fixed(curve)],
-            False,
-            rgb(green * shade),
-            max(1, round(thickness * share)),
-            cv2.LINE_AA,
-            SHIFT,
-        )
-    for _ in range(int(rng.integers(4))):
+    thickness = max(3, round(radius * 0.09))
+    stem = painting.fixed(curve[None])
+    painting.draw_lines(image, stem, green * 0.7, thickness)
+    painting.draw_lines(image, stem, green, round(thickness * 0.5))
+    for _ in range(rng.integers(4)):
         # Leaves rise to the left or to the right of the stem.
         side = rng.choice((-0.15, -0.85)) * math.pi
-        leaf = _leaf(
-            length=pose.radius * rng.uniform(0.7, 1.3),
-            width=rng.uniform(0.2, 0.42),
-            angle=side + rng.uniform(-0.5, 0.5),
-            root=curve[int(rng.integers(4, 11))],
-        )
+        length, width, turn = rng.uniform((0.7, 0.2, -0.5), (1.3, 0.42, 0.5))
+        axis = cmath.rect(radius * length, side + turn)
+        leaf = _leaf(curve[rng.integers(4, 11)], axis, width)
         shade = green * rng.uniform(0.75, 1.15)
-        cv2.fillPoly(image, [leaf], rgb(shade), cv2.LINE_AA, SHIFT)
-        midrib = leaf[[0, 11]]
-        light = rgb(shade * 1.25)
-        cv2.polylines(image, [midrib], False, light, 1, cv2.LINE_AA, SHIFT)
+        painting.draw_polygon(image, leaf, shade)
+        midrib = leaf[None, [0, 11]]
+        painting.draw_lines(image, midrib, shade * 1.25, 1)
 
 
-def _photograph(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _photograph(image: np.ndarray, rng: Generator) -> np.ndarray:
     """Applies focus, uneven light, exposure, white balance and sensor noise.
 
     Args:
@@ -335,27 +258,22 @@ def _photograph(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     Returns:
         uint8 [height, width, 3], RGB in [0, 255].
     """
-    height, width = image.shape[:2]
+    size = image.shape[:2]
     image = cv2.GaussianBlur(image, (3, 3), rng.uniform(0.3, 0.8))
     warmth = rng.normal(0.0, 0.05)
     balance = np.exp((warmth, rng.normal(0.0, 0.015), -warmth))
     brightness = rng.uniform(0.82, 1.15)
     contrast = rng.uniform(0.85, 1.12)
     gains = balance * brightness * contrast
-    light = 1.0 + np.float32(0.07) * _noise(rng, 3, 3, height, width)
+    light = 1.0 + 0.07 * _noise(rng, (3, 3), size)
     # Uniform noise looks the same as normal noise here and is drawn faster.
     strength = rng.uniform(5.0, 17.0)
-    grain = rng.random((height, width), dtype=np.float32)
-    grain *= np.float32(strength)
-    grain += np.float32(120.0 * (1.0 - contrast) - 0.5 * strength)
+    grain = strength * rng.random(size, dtype=np.float32)
+    grain += 120.0 * (1.0 - contrast) - 0.5 * strength
     # Plane by plane with OpenCV's saturating arithmetic: several times faster
     # than NumPy broadcasting over a last axis of only three channels.
-    planes = [
-        cv2.add(
-            cv2.multiply(plane, light, scale=gain, dtype=cv2.CV_32F),
-            grain,
-            dtype=cv2.CV_8U,
-        )
-        for plane, gain in zip(cv2.split(image), gains.tolist(), strict=True)
-    ]
+    planes = []
+    for plane, gain in zip(cv2.split(image), gains, strict=True):
+        lit = cv2.multiply(plane, light, scale=gain, dtype=cv2.CV_32F)
+        planes.append(cv2.add(lit, grain, dtype=cv2.CV_8U))
     return cv2.merge(planes)

@@ -16,9 +16,10 @@ import tensorflow_datasets as tfds
 from flowers17_tfdata import files, machine, terminal, timings
 from flowers17_tfdata.config import rules
 from flowers17_tfdata.config.config import Config, all_flags, to_values
+from flowers17_tfdata.config.data import FOLDER_PREFIX
 from flowers17_tfdata.config.input import InputConfig
 from flowers17_tfdata.config.option import Kind
-from flowers17_tfdata.data import class_folders, folder_source
+from flowers17_tfdata.data import class_folders
 from flowers17_tfdata.data.source import Source, open_source
 from flowers17_tfdata.errors import UserError, one_line
 from flowers17_tfdata.input import examples, input_pipeline
@@ -75,7 +76,7 @@ class Session:
         if before == now or _undivided(before) != _undivided(now):
             return
         what = ""
-        if now.startswith(folder_source.PREFIX):
+        if now.startswith(FOLDER_PREFIX):
             what = class_folders.describe_changes(
                 self.workdir / "splits.csv",
                 self.source.class_names,

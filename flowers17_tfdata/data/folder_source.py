@@ -11,14 +11,12 @@ from collections.abc import Mapping
 import numpy as np
 import tensorflow as tf
 
-from flowers17_tfdata.config.data import DataConfig
+from flowers17_tfdata.config.data import FOLDER_PREFIX, DataConfig
 from flowers17_tfdata.data import scan, splitting
 from flowers17_tfdata.data.folder_listing import FolderListing, list_images
 from flowers17_tfdata.data.scan import OnScanned, Scan, ScannedImages
 from flowers17_tfdata.data.source import Source, fingerprint
 from flowers17_tfdata.errors import UserError, one_line
-
-PREFIX = "folder:"
 
 # If more images can't be decoded, the folder is not what the user thinks it is.
 _MOST_UNDECODABLE = 0.5
@@ -87,7 +85,7 @@ def open_folder(
         are divided on disk.
       UserError: there are too few images, or most can't be decoded.
     """
-    root = pathlib.Path(config.dataset.removeprefix(PREFIX))
+    root = pathlib.Path(config.dataset.removeprefix(FOLDER_PREFIX))
     root = root.expanduser().resolve()
     try:
         listing = list_images(root)
@@ -124,7 +122,7 @@ def open_folder(
     names = [s for s in (*splitting.SPLITS, "unused") if s in splits]
     labels = np.asarray(listing.labels, np.int64)
     return FolderSource(
-        name=f"{PREFIX}{root.name}@{_digest(listing, splits, sizes)}",
+        name=f"{FOLDER_PREFIX}{root.name}@{_digest(listing, splits, sizes)}",
         class_names=listing.class_names,
         split_sizes={name: splits.count(name) for name in names},
         notes=tuple(notes),

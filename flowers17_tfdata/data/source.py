@@ -109,6 +109,6 @@ def open_source(
 
     data_dir = pathlib.Path(config.data_dir or tfds.core.constants.DATA_DIR)
     cache_dir = data_dir.expanduser() / "folders"
-    if config.dataset.startswith(folder_source.PREFIX):
+    if config.folder is not None:
         return folder_source.open_folder(config, cache_dir, on_scanned)
     return tfds_source.open_tfds(config, cache_dir, on_scanned)

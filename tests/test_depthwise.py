@@ -175,7 +175,6 @@ def test_a_network_for_images_of_two_sizes_is_rid_of_it():
         num_classes=3,
         seed=0,
     )
-    model = training_size.for_training(model, sizes)
     images = tf.random.stateless_uniform([2, 48, 48, 3], [0, 0])
 
     def slow_dtypes():

@@ -1,11 +1,11 @@
-"""Which of a run's models goes on."""
+"""Saved models: which are refused, and which one of a run is used."""
 
 from __future__ import annotations
 
 import keras
 import pytest
 
-from flowers17_tfdata.models import classifier, saved_models
+from flowers17_tfdata.models import saved_models
 from flowers17_tfdata.models.saved_models import Validation, kept_stage
 
 
@@ -16,7 +16,7 @@ def _save(workdir, stage, accuracy=None, loss=1.0):
     if accuracy is not None:
         extras["validation"] = {"accuracy": accuracy, "loss": loss}
     path = saved_models.model_path(workdir, stage)
-    classifier.save_classifier(model, path, extras)
+    saved_models.save_classifier(model, path, extras)
     return path
 
 

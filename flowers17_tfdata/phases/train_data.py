@@ -216,7 +216,7 @@ def extract_features(
     """
     config = session.config
     if images.make_calibration:
-        batch_norm.calibrate(model, images.calibration_batches())
+        batch_norm.measure_statistics(model, images.calibration_batches())
     extractor = _get_extractor(session, model)
     digest = inference.weights_digest(extractor)
     views = augmentation.num_views(config.input, config.input.feature_views)
@@ -318,8 +318,6 @@ def head_data(
 def _get_extractor(session: Session, model: keras.Model) -> keras.Model:
     """Returns what computes the features; frozen, so it can be folded."""
     extractor = classifier.get_feature_extractor(model)
-    if not folding.is_functional(extractor):
-        return extractor
     with session.strategy.scope():
         return folding.fold_batch_norm(extractor)
 

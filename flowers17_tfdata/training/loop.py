@@ -387,7 +387,9 @@ class Stage:
     def _measure_frozen_batch_norm(self) -> None:
         """Before the first step: there are no statistics to keep."""
         if self._data.make_calibration and not self._trained_batch_norm:
-            batch_norm.calibrate(self.model, self._data.calibration_batches())
+            batch_norm.measure_statistics(
+                self.model, self._data.calibration_batches()
+            )
 
     def _measure_trained_batch_norm(self) -> None:
         """Before the weights, as they are now, are validated or kept.
@@ -396,11 +398,13 @@ class Stage:
         with those of the data.
         """
         if self._data.make_calibration and self._trained_batch_norm:
-            self._calibration.run(self._data.calibration_batches())
+            self._statistics_measurer.run(self._data.calibration_batches())
 
     @functools.cached_property
-    def _calibration(self) -> batch_norm.Calibration:
-        return batch_norm.Calibration(self.model, self._trained_batch_norm)
+    def _statistics_measurer(self) -> batch_norm.StatisticsMeasurer:
+        return batch_norm.StatisticsMeasurer(
+            self.model, self._trained_batch_norm
+        )
 
     @functools.cached_property
     def _trained_batch_norm(self) -> list[keras.layers.BatchNormalization]:

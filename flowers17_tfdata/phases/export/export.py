@@ -18,7 +18,7 @@ from flowers17_tfdata import files, machine, terminal, timings, trained_model
 from flowers17_tfdata.config import config as config_lib
 from flowers17_tfdata.errors import ConfigError, UserError, one_line
 from flowers17_tfdata.input.examples import load_examples
-from flowers17_tfdata.models import classifier
+from flowers17_tfdata.models import saved_models
 from flowers17_tfdata.phases.export import (
     folder,
     model_card,
@@ -237,8 +237,8 @@ def _write_saved_model(subject: _Subject, output: pathlib.Path) -> Exported:
 
 def _write_keras(subject: _Subject, output: pathlib.Path) -> Exported:
     path = output / "model.keras"
-    classifier.save_classifier(subject.model, path, subject.extras)
-    loaded = classifier.load_classifier(path, "--export_dir")
+    saved_models.save_classifier(subject.model, path, subject.extras)
+    loaded = saved_models.load_classifier(path, "--export_dir")
     return Exported("keras", path, _runner(loaded, subject.preprocess))
 
 

@@ -32,7 +32,7 @@ _CONVOLUTIONS = (
 
 
 def _randomize(model):
-    """Moves batch-norms and biases from where merging them does nothing."""
+    """Gives batch-norms and biases values that change the output."""
     rng = np.random.default_rng(0)
     for layer in model._flatten_layers():
         ranges = {"bias": (-0.3, 0.3)}
@@ -342,11 +342,11 @@ def test_trainable_flags_stay(tiny_backbone):
 
 
 def test_folded_kernels_move_as_unfolded_ones_did(tiny_backbone):
-    """By Adam, whose steps know no size of the gradient."""
+    """With Adam, whose steps don't depend on the gradient's size."""
     model = _build_classifier(tiny_backbone)
     backbone = classifier.get_backbone(model)
     norm = backbone.get_layer("block2_bn")
-    # A channel may be turned over.
+    # A scale may be negative.
     norm.gamma.assign(norm.gamma * np.resize([1.0, -1.0], 16))
     freezing.unfreeze_from(backbone, "all", 32, keep_batch_norm=True)
     scales = folding.merged_scales(backbone)
@@ -381,7 +381,7 @@ def test_folded_kernels_move_as_unfolded_ones_did(tiny_backbone):
         strict=True,
     ):
         assert np.abs(expected).max() > 1e-4
-        # But where a gradient is hardly above Adam's epsilon.
+        # Except where the gradient is hardly above Adam's epsilon.
         close = np.isclose(moved, expected * scales[name], rtol=1e-2)
         assert close.mean() > 0.9
 
@@ -411,7 +411,7 @@ def test_what_trains_is_kept(tiny_backbone):
 
 
 def test_policies_stay(tiny_backbone):
-    """Those of the model, whatever holds while it is folded."""
+    """Those of the model, whatever the global policy is during folding."""
     keras.config.set_dtype_policy("mixed_bfloat16")
     model = _build_classifier(tiny_backbone)
     keras.config.set_dtype_policy("float32")

@@ -26,7 +26,7 @@ def _features(counts=(16, 14, 12), num_views=2, seed=0, apart=0.8) -> Features:
     rng = np.random.default_rng(seed)
     labels = rng.permutation(np.repeat(np.arange(len(counts)), counts))
     means = apart * rng.normal(size=[len(counts), CHANNELS])
-    # What the views of an image share makes them alike.
+    # The views of an image differ less than the images of a class.
     images = means[labels] + rng.normal(size=[len(labels), CHANNELS])
     values = images + 0.3 * rng.normal(size=[num_views, *images.shape])
     values = values * [0.1, 1, 10, 1] + [0, 5, -30, 0]
@@ -133,7 +133,7 @@ def test_example_weights_count():
 
 
 def test_all_views_count():
-    """Whatever they show; the first alone would give another head."""
+    """The order of the views doesn't matter; the first alone differs."""
     features = _features(num_views=3)
     whole, first = (
         _fit(f, 0.01)
@@ -153,7 +153,7 @@ def test_all_views_count():
 def test_the_decay_is_that_of_the_lowest_cross_validated_loss(
     monkeypatch, apart
 ):
-    """All views of an image held out at once: else they would tell it."""
+    """All views of an image are held out together, or they would leak it."""
     features = _features(apart=apart)
     head = linear_head.fit(features, NUM_CLASSES, seed=4)
     monkeypatch.setattr(linear_head, "_ROUGH_TOLERANCE", 1e-6)
@@ -171,7 +171,7 @@ def test_the_decay_is_that_of_the_lowest_cross_validated_loss(
             for fold in folds
         ]
         expected[decay] = float(np.mean(losses))
-    # It ends one decay behind the best one.
+    # It stops one decay after the best one.
     best = linear_head.DECAYS.index(min(expected, key=expected.__getitem__))
     tried = linear_head.DECAYS[: best + 2]
     assert exact.losses == pytest.approx(
@@ -279,7 +279,7 @@ def test_dead_channels_break_nothing():
 
 
 def test_a_channel_that_lives_on_one_image_is_not_blown_up():
-    """Standardized by its own deviation, it would tell that image alone."""
+    """Divided by its own deviation, it would identify that image."""
     features = _features()
     rare = np.zeros([*features.values.shape[:2], 1], np.float32)
     rare[0, 0] = 1e-4

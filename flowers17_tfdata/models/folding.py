@@ -7,7 +7,6 @@ the convolution before it can apply them.
 from __future__ import annotations
 
 import collections
-from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -130,9 +129,8 @@ def _find_folds(
         if len(sources) != 1 or uses[sources[0]] != 1 or trains:
             continue
         source, target = operations[sources[0]], operations[name]
-        if _can_merge(source, target) and not (
-            frozen_only and target.trainable
-        ):
+        kept = frozen_only and target.trainable
+        if _can_merge(source, target) and not kept:
             folds[source.name] = target
     return folds
 
@@ -150,17 +148,16 @@ def _can_merge(source: keras.Operation, target: keras.Operation) -> bool:
     )
 
 
-def _references(structure: Any) -> Iterator[list[Any]]:
-    """Yields all `[layer name, call index, output index]` in a config."""
-    if isinstance(structure, dict):
-        structure = list(structure.values())
-    if not isinstance(structure, (list, tuple)):
-        return
-    if [type(x) for x in structure] == [str, int, int]:
-        yield structure
-        return
-    for value in structure:
-        yield from _references(value)
+def _references(structure: Any) -> list[list[Any]]:
+    """Returns all `[layer name, call index, output index]` in a config."""
+    found = []
+
+    def collect(part: Any) -> None:
+        if isinstance(part, list) and list(map(type, part)) == [str, int, int]:
+            found.append(part)
+
+    keras.tree.traverse(collect, structure)
+    return found
 
 
 def _copy_state(

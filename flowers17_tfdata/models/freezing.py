@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 
 import keras
 import numpy as np
@@ -140,9 +140,7 @@ def _below_reduction(backbone: keras.Model, image_size: int) -> set[Layer]:
     return below if any(layer.weights for layer in above) else set()
 
 
-def _ancestors(
-    layers: Iterable[Layer],
-) -> set[Layer]:
+def _ancestors(layers: Collection[Layer]) -> set[Layer]:
     """Returns the layers that feed `layers`, without `layers` themselves."""
     found: set[Layer] = set()
     new = set(layers)

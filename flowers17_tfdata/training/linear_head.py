@@ -103,7 +103,7 @@ def fit(
         stop or StopRequest(),
     )
     held_out = _stratified_folds(labels, seed)
-    losses = _cross_validate(problem, held_out)
+    losses = _cross_validate(problem, held_out) if held_out else {}
     weight_decay = min(losses, key=losses.__getitem__, default=_DEFAULT_DECAY)
     everything = np.ones(len(labels), bool)
     solution = problem.solve(everything, weight_decay, _TOLERANCE)
@@ -121,8 +121,6 @@ def _cross_validate(
     to fit.
     """
     losses: dict[float, float] = {}
-    if not held_out:
-        return losses
     starts: list[np.ndarray | None] = [None] * len(held_out)
     for decay in DECAYS:
         total = 0.0

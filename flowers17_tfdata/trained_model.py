@@ -71,13 +71,11 @@ def load_model(config: Config) -> TrainedModel:
       UserError: there is no model, or the file isn't one of ours.
     """
     path, flag = _find_model(config)
-    model = classifier.load_classifier(path, flag)
-    if folding.is_functional(model):
-        model = folding.fold_batch_norm(model)
+    model = folding.fold_batch_norm(saved_models.load_classifier(path, flag))
     return TrainedModel(
         path,
         model,
-        classifier.read_extras(path),
+        saved_models.read_extras(path),
         backbones.get_preprocess(classifier.get_backbone(model).name),
     )
 

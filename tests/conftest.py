@@ -55,13 +55,10 @@ def mirrored_strategy() -> tf.distribute.MirroredStrategy:
     )
 
 
-@pytest.fixture
-def tiny_backbone(monkeypatch) -> str:
-    """Name of a two-convolution backbone, injected into keras.applications."""
-    monkeypatch.setattr(
-        keras.applications, "TinyNet", fakes.TinyNet, raising=False
-    )
-    return "tiny_net"
+@pytest.fixture(scope="session", autouse=True)
+def tiny_backbone() -> str:
+    """The name of a registered backbone of two convolutions."""
+    return fakes.register_tiny_net()
 
 
 @pytest.fixture(scope="session")

@@ -16,20 +16,21 @@ from flowers17_tfdata.input.examples import (
     Examples,
 )
 from flowers17_tfdata.input.input_pipeline import Batch
+from flowers17_tfdata.models import backbones
 from flowers17_tfdata.training.trainer import Trainer, TrainTotals
 
 IMAGE_SIZE = 32
 NUM_CLASSES = 17
 
 
-def preprocess_input(x, data_format=None):
-    """`TinyNet`'s normalization: [0, 255] to [-1, 1]."""
+def preprocess_input(x):
+    """Normalizes images for the tiny backbone: [0, 255] to [-1, 1]."""
     return x / 127.5 - 1.0
 
 
-def TinyNet(include_top, weights, input_shape, name="tinynet"):
-    """A keras.applications-like backbone of two convolutions."""
-    del include_top, weights
+def build_tiny_net(input_shape, weights=None) -> keras.Model:
+    """Builds a backbone of two convolutions, with random weights."""
+    del weights
     inputs = keras.Input(input_shape)
     x = keras.layers.Conv2D(8, 3, strides=4, name="block1_conv")(inputs)
     x = keras.layers.BatchNormalization(name="block1_bn")(x)
@@ -37,7 +38,13 @@ def TinyNet(include_top, weights, input_shape, name="tinynet"):
     x = keras.layers.Conv2D(16, 3, strides=2, name="block2_conv")(x)
     x = keras.layers.BatchNormalization(name="block2_bn")(x)
     x = keras.layers.ReLU(name="block2_relu")(x)
-    return keras.Model(inputs, x, name=name)
+    return keras.Model(inputs, x)
+
+
+def register_tiny_net() -> str:
+    """Registers the tiny backbone and returns its name."""
+    backbones.register("tiny_net", build_tiny_net, preprocess_input)
+    return "tiny_net"
 
 
 def make_examples(

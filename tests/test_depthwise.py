@@ -1,4 +1,4 @@
-"""The way round a slow kernel: the same numbers, by another one."""
+"""Avoiding a slow kernel: the same numbers, computed by another one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CASES = [
 
 
 def _model(dtype, **options) -> keras.Model:
-    """A nested one, with the layer as the second of it."""
+    """A model with the layer in a nested model."""
     keras.utils.set_random_seed(0)
     inner_inputs = keras.Input([13, 13, 4], name="inner_images")
     x = keras.layers.Activation("linear", dtype=dtype)(inner_inputs)
@@ -39,13 +39,13 @@ def _convolution(model) -> keras.layers.DepthwiseConv2D:
 
 
 def _images() -> tf.Tensor:
-    """Numbers that bfloat16 holds."""
+    """Images whose values bfloat16 represents exactly."""
     images = np.random.default_rng(0).normal(size=[8, 13, 13, 4])
     return tf.cast(tf.cast(images, tf.bfloat16), tf.float32)
 
 
 def _gradients(model, images):
-    """Returns the gradients for images, kernel (and bias), and the graph."""
+    """Returns the gradients of images, kernel (and bias), and the graph."""
     variables = [v.value for v in model.trainable_variables]
 
     @tf.function
@@ -62,7 +62,7 @@ def _gradients(model, images):
 
 
 def _dtypes(graph, name) -> set[tf.DType]:
-    """Returns what the strided ones of a kind of operation compute in."""
+    """Returns the dtypes of the strided operations of a type in a graph."""
     return {
         operation.get_attr("T")
         for operation in graph.get_operations()
@@ -89,10 +89,10 @@ def test_gradients_are_those_of_float32_but_for_rounding(options):
         # 8 bits of mantissa; sums of several such numbers.
         assert np.abs(a - b).max() < 2**-7 * size
         assert np.abs(a - b).mean() < 2**-9 * size
-    # The bias's is summed up in bfloat16, as ever.
+    # The gradient of the bias doesn't change.
     for a, b in zip(found[2:], slow[2:], strict=True):
         np.testing.assert_array_equal(a, b)
-    # By the kernel that isn't slow.
+    # The kernel with the fast gradient was used.
     assert _dtypes(graph, SLOW) == {tf.float32}
     assert _dtypes(graph, KERNEL_GRADIENT) == {tf.bfloat16}
 
@@ -113,7 +113,7 @@ def test_outputs_stay_bit_for_bit(options):
 
 
 def test_it_trains_the_layer_as_it_is_now():
-    """Not the weights that it had when its gradient was exchanged."""
+    """Not the weights at the time when its gradient was replaced."""
     model = _model("mixed_bfloat16", **CASES[0])
     depthwise.avoid_slow_gradient(model)
     once = model(_images())
@@ -167,7 +167,7 @@ def test_where_there_is_a_gpu_nothing_is_changed(monkeypatch):
     assert "call" not in vars(_convolution(model))
 
 
-def test_a_network_for_images_of_two_sizes_is_rid_of_it():
+def test_training_on_smaller_images_avoids_it_too():
     keras.config.set_dtype_policy("mixed_bfloat16")
     sizes = InputConfig(image_size=64, train_scale=0.75)
     model = classifier.build_classifier(
@@ -176,7 +176,6 @@ def test_a_network_for_images_of_two_sizes_is_rid_of_it():
         num_classes=3,
         seed=0,
     )
-    model = training_size.for_training(model, sizes)
     images = tf.random.stateless_uniform([2, 48, 48, 3], [0, 0])
 
     def slow_dtypes():

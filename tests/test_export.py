@@ -22,7 +22,7 @@ from PIL import Image
 from flowers17_tfdata import cli, files, terminal
 from flowers17_tfdata.data import decode
 from flowers17_tfdata.errors import UserError
-from flowers17_tfdata.models import classifier, saved_models
+from flowers17_tfdata.models import saved_models
 from flowers17_tfdata.phases.export import (
     model_card,
     network,
@@ -86,15 +86,11 @@ def run(tmp_path_factory, data_dir, dummy_archive):
         "--strategy=default",
     )
     policy = keras.config.dtype_policy()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            keras.applications, "TinyNet", fakes.TinyNet, raising=False
-        )
-        assert cli.main(["main.py", *flags]) == 0
-        result = Run(workdir, flags)
-        assert result.export(f"--export_formats={','.join(FORMATS)}") == 0
-        keras.config.set_dtype_policy(policy)
-        yield result
+    assert cli.main(["main.py", *flags]) == 0
+    result = Run(workdir, flags)
+    assert result.export(f"--export_formats={','.join(FORMATS)}") == 0
+    keras.config.set_dtype_policy(policy)
+    return result
 
 
 @pytest.fixture(autouse=True)
@@ -361,7 +357,7 @@ def test_onnx_without_its_packages_is_one_line(run, monkeypatch, capsys):
 
 def test_the_keras_file_is_a_classifier_of_this_program(run, capsys):
     path = run.folder / "model.keras"
-    assert classifier.read_extras(path)["class_names"][0] == "Buttercup"
+    assert saved_models.read_extras(path)["class_names"][0] == "Buttercup"
     flags = [*run.flags, "--phase=evaluate", f"--model={path}"]
     flags += ["--precision=float32", f"--workdir={run.workdir / 'again'}"]
     assert cli.main(["main.py", *flags]) == 0
@@ -375,7 +371,7 @@ def test_the_keras_file_is_a_classifier_of_this_program(run, capsys):
 def _nested(policy: str) -> keras.Model:
     keras.utils.set_random_seed(5)
     keras.config.set_dtype_policy(policy)
-    backbone = fakes.TinyNet(False, None, (32, 32, 3))
+    backbone = fakes.build_tiny_net((32, 32, 3))
     inputs = keras.Input((32, 32, 3))
     x = keras.layers.GlobalAveragePooling2D(name="pooler")(backbone(inputs))
     return keras.Model(inputs, keras.layers.Dense(4, dtype="float32")(x))

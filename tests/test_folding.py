@@ -14,7 +14,13 @@ from keras import layers
 
 from flowers17_tfdata.config.model import ModelConfig
 from flowers17_tfdata.config.optimization import OptimizationConfig
-from flowers17_tfdata.models import batch_norm, classifier, folding, freezing
+from flowers17_tfdata.models import (
+    batch_norm,
+    classifier,
+    folding,
+    freezing,
+    saved_models,
+)
 from flowers17_tfdata.training import optimizers
 from flowers17_tfdata.training.trainer import Trainer
 from tests import fakes
@@ -27,7 +33,7 @@ _CONVOLUTIONS = (
 
 
 def _randomize(model):
-    """Moves batch-norms and biases from where merging them does nothing."""
+    """Gives batch-norms and biases values that change the output."""
     rng = np.random.default_rng(0)
     for layer in model._flatten_layers():
         ranges = {"bias": (-0.3, 0.3)}
@@ -137,9 +143,9 @@ def test_every_kind_of_convolution(convolution):
 
 @_KINDS
 def test_scales_are_what_kernels_were_multiplied_by(convolution):
-    model = _chain(convolution(), _bn(), layers.ReLU(name="relu"))
-    (scale,) = folding.merged_scales(model).values()
-    assert list(folding.merged_scales(model)) == ["conv"]
+    model = _chain(convolution(), _bn(trainable=False))
+    ((name, scale),) = folding.merged_scales(model).items()
+    assert name == "conv"
     folded = folding.fold_batch_norm(model).get_layer("conv")
     kernels = [
         [keras.ops.convert_to_numpy(w) for w in layer.weights if w.ndim == 4]
@@ -151,12 +157,16 @@ def test_scales_are_what_kernels_were_multiplied_by(convolution):
     assert np.ptp(scale) > 0.1
 
 
-def test_scales_of_frozen_batch_norm_alone():
-    model = _chain(_conv("a"), _bn("frozen"), _conv("b"), _bn("trained"))
-    model.get_layer("frozen").trainable = False
-    assert set(folding.merged_scales(model)) == {"a", "b"}
-    assert set(folding.merged_scales(model, frozen_only=True)) == {"a"}
+def test_scales_are_those_of_frozen_batch_norm():
+    model = _chain(
+        *(_conv("a"), _bn("frozen", trainable=False)),
+        *(_conv("b"), _bn("trained")),
+    )
+    assert set(folding.merged_scales(model)) == {"a"}
     assert folding.merged_scales(folding.fold_batch_norm(model)) == {}
+    # Nothing of a sequential backbone is folded.
+    sequential = keras.Sequential([keras.Input([8, 8, 3]), _conv(), _bn()])
+    assert folding.merged_scales(sequential) == {}
 
 
 @pytest.mark.parametrize(
@@ -277,11 +287,6 @@ def test_several_outputs_keep_their_structure():
     np.testing.assert_allclose(actual["b"][0], expected["b"][0], atol=1e-5)
 
 
-def test_model_that_is_not_functional_is_refused():
-    with pytest.raises(ValueError, match="functional model; got Sequential"):
-        folding.fold_batch_norm(keras.Sequential([keras.Input([3])]))
-
-
 def test_input_normalization_is_copied():
     """Its constants are derived from its weights, unlike other layers'."""
     norm = layers.Normalization(name="normalization")
@@ -309,7 +314,9 @@ def test_nested_classifier(tiny_backbone, loaded, tmp_path):
     model = _build_classifier(tiny_backbone)
     if loaded:
         model.save(tmp_path / "model.keras")
-        model = classifier.load_classifier(tmp_path / "model.keras", "--model")
+        model = saved_models.load_classifier(
+            tmp_path / "model.keras", "--model"
+        )
     folded = folding.fold_batch_norm(model)
     assert _names(folded) == _names(model) - {"block1_bn", "block2_bn"}
     assert [x.name for x in folded.layers] == [x.name for x in model.layers]
@@ -323,7 +330,7 @@ def test_trainable_flags_stay(tiny_backbone):
         backbone = classifier.get_backbone(model)
         freezing.unfreeze_from(backbone, "block2", 32, keep_batch_norm=True)
         if not backbone_trains:
-            freezing.freeze_all(backbone)
+            backbone.trainable = False
         folded = folding.fold_batch_norm(model)
         flags = {x.name: x.trainable for x in model._flatten_layers()}
         for layer in folded._flatten_layers():
@@ -336,14 +343,14 @@ def test_trainable_flags_stay(tiny_backbone):
 
 
 def test_folded_kernels_move_as_unfolded_ones_did(tiny_backbone):
-    """By Adam, whose steps know no size of the gradient."""
+    """With Adam, whose steps don't depend on the gradient's size."""
     model = _build_classifier(tiny_backbone)
     backbone = classifier.get_backbone(model)
     norm = backbone.get_layer("block2_bn")
-    # A channel may be turned over.
+    # A scale may be negative.
     norm.gamma.assign(norm.gamma * np.resize([1.0, -1.0], 16))
     freezing.unfreeze_from(backbone, "all", 32, keep_batch_norm=True)
-    scales = folding.merged_scales(backbone, frozen_only=True)
+    scales = folding.merged_scales(backbone)
     folded = folding.fold_batch_norm(model, frozen_only=True)
     kernels = {}
     for name, trained in (("model", model), ("folded", folded)):
@@ -375,7 +382,7 @@ def test_folded_kernels_move_as_unfolded_ones_did(tiny_backbone):
         strict=True,
     ):
         assert np.abs(expected).max() > 1e-4
-        # But where a gradient is hardly above Adam's epsilon.
+        # Except where the gradient is hardly above Adam's epsilon.
         close = np.isclose(moved, expected * scales[name], rtol=1e-2)
         assert close.mean() > 0.9
 
@@ -405,7 +412,7 @@ def test_what_trains_is_kept(tiny_backbone):
 
 
 def test_policies_stay(tiny_backbone):
-    """Those of the model, whatever holds while it is folded."""
+    """Those of the model, whatever the global policy is during folding."""
     keras.config.set_dtype_policy("mixed_bfloat16")
     model = _build_classifier(tiny_backbone)
     keras.config.set_dtype_policy("float32")

@@ -11,7 +11,7 @@ import pytest
 
 from flowers17_tfdata import cli, files
 from flowers17_tfdata.input.feature_cache import Features
-from flowers17_tfdata.models import batch_norm, classifier
+from flowers17_tfdata.models import batch_norm, saved_models
 from flowers17_tfdata.scoring import predictions
 from flowers17_tfdata.training import linear_head
 from flowers17_tfdata.training.inference import Inference
@@ -22,9 +22,9 @@ from tests import fakes
 def weights(tmp_path) -> pathlib.Path:
     """Weights that are worth something: of random, but of measured, outputs."""
     keras.utils.set_random_seed(2)
-    backbone = fakes.TinyNet(False, None, (32, 32, 3))
+    backbone = fakes.build_tiny_net((32, 32, 3))
     images = np.random.default_rng(2).uniform(-1, 1, [8, 32, 32, 3])
-    batch_norm.calibrate(backbone, [images.astype(np.float32)])
+    batch_norm.measure_statistics(backbone, [images.astype(np.float32)])
     path = tmp_path / "tiny.weights.h5"
     backbone.save_weights(path)
     return path
@@ -167,11 +167,11 @@ def test_without_fine_tuning_the_head_is_refitted(run, workdir):
     assert phases == ["transfer", "refit"]
     assert _evaluation(workdir)["model"].endswith("model_refit.keras")
 
-    extras = classifier.read_extras(workdir / "model_refit.keras")
+    extras = saved_models.read_extras(workdir / "model_refit.keras")
     assert extras["trained_splits"] == ["train", "validation"]
     assert len(extras["trained_on"]) == 800 + 260
     assert "validation" not in extras
-    extras = classifier.read_extras(workdir / "model_transfer.keras")
+    extras = saved_models.read_extras(workdir / "model_transfer.keras")
     assert len(extras["trained_on"]) == 800
     assert extras["validation"]["accuracy"] == pytest.approx(
         _lines(workdir, "transfer")[0]["validation_accuracy"]

@@ -1,6 +1,6 @@
-"""The solved head: an optimum, by cross-validation's decay, whatever the data.
+"""The solved head is the optimum, at the decay that cross-validation chooses.
 
-Against Newton's method in float64, which has nothing in common with it.
+Compared with Newton's method in float64, an independent way to solve it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def _features(counts=(16, 14, 12), num_views=2, seed=0, apart=0.8) -> Features:
     rng = np.random.default_rng(seed)
     labels = rng.permutation(np.repeat(np.arange(len(counts)), counts))
     means = apart * rng.normal(size=[len(counts), CHANNELS])
-    # What the views of an image share makes them alike.
+    # The views of an image differ less than the images of a class.
     images = means[labels] + rng.normal(size=[len(labels), CHANNELS])
     values = images + 0.3 * rng.normal(size=[num_views, *images.shape])
     values = values * [0.1, 1, 10, 1] + [0, 5, -30, 0]
@@ -80,6 +80,13 @@ def _cross_entropy(values, x, labels) -> float:
     return float(-np.log(p[:, np.arange(len(labels)), labels]).mean())
 
 
+def _fit(features, decay, seed=0, **kwargs) -> linear_head.LinearHead:
+    """Fits a head with the given weight decay, the only one to choose from."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(linear_head, "DECAYS", (decay,))
+        return linear_head.fit(features, NUM_CLASSES, seed=seed, **kwargs)
+
+
 @pytest.mark.parametrize("decay", [0.1, 0.001])
 @pytest.mark.parametrize("weighted", [False, True])
 def test_it_is_the_optimum(decay, weighted):
@@ -88,15 +95,9 @@ def test_it_is_the_optimum(decay, weighted):
     if weighted:
         rng = np.random.default_rng(1)
         weights = rng.uniform(0.1, 3, len(features.labels)).astype(np.float32)
-    head = linear_head.fit(
-        features,
-        NUM_CLASSES,
-        seed=0,
-        example_weights=weights,
-        weight_decay=decay,
-    )
+    head = _fit(features, decay, example_weights=weights)
     assert head.kernel.dtype == head.bias.dtype == np.float32
-    assert (head.weight_decay, head.losses) == (decay, {})
+    assert head.weight_decay == decay
     values = _standardized(features)
     expected = _newton(values, features.labels, decay, weights)
     # The classifier will see raw features.
@@ -123,13 +124,7 @@ def test_example_weights_count():
     weights = np.where(features.labels == 0, 20.0, 1.0).astype(np.float32)
     shares = []
     for given in (None, weights):
-        head = linear_head.fit(
-            features,
-            NUM_CLASSES,
-            seed=0,
-            weight_decay=0.1,
-            example_weights=given,
-        )
+        head = _fit(features, 0.1, example_weights=given)
         p = _probabilities(features.values, head.kernel, head.bias)
         shares.append(p[..., 0].mean())
     # The bias is free: the mean probability is the class's weight.
@@ -138,15 +133,15 @@ def test_example_weights_count():
 
 
 def test_all_views_count():
-    """Whatever they show; the first alone would give another head."""
+    """The order of the views doesn't matter; the first alone differs."""
     features = _features(num_views=3)
     whole, first = (
-        linear_head.fit(f, NUM_CLASSES, seed=0, weight_decay=0.01)
+        _fit(f, 0.01)
         for f in (features, features._replace(values=features.values[:1]))
     )
     assert np.abs(whole.kernel - first.kernel).max() > 1e-2
     shuffled = features._replace(values=features.values[[2, 0, 1]])
-    again = linear_head.fit(shuffled, NUM_CLASSES, seed=0, weight_decay=0.01)
+    again = _fit(shuffled, 0.01)
     np.testing.assert_allclose(
         _probabilities(features.values, again.kernel, again.bias),
         _probabilities(features.values, whole.kernel, whole.bias),
@@ -158,7 +153,7 @@ def test_all_views_count():
 def test_the_decay_is_that_of_the_lowest_cross_validated_loss(
     monkeypatch, apart
 ):
-    """All views of an image held out at once: else they would tell it."""
+    """All views of an image are held out together, or they would leak it."""
     features = _features(apart=apart)
     head = linear_head.fit(features, NUM_CLASSES, seed=4)
     monkeypatch.setattr(linear_head, "_ROUGH_TOLERANCE", 1e-6)
@@ -176,7 +171,7 @@ def test_the_decay_is_that_of_the_lowest_cross_validated_loss(
             for fold in folds
         ]
         expected[decay] = float(np.mean(losses))
-    # It ends one decay behind the best one.
+    # It stops one decay after the best one.
     best = linear_head.DECAYS.index(min(expected, key=expected.__getitem__))
     tried = linear_head.DECAYS[: best + 2]
     assert exact.losses == pytest.approx(
@@ -229,10 +224,7 @@ def test_it_is_deterministic_and_knows_no_seed_but_that_of_the_folds():
     assert one.losses == again.losses
     other = linear_head.fit(features, 3, seed=8)
     assert other.losses != one.losses
-    a, b = (
-        linear_head.fit(features, 3, seed=seed, weight_decay=0.01)
-        for seed in (7, 8)
-    )
+    a, b = (_fit(features, 0.01, seed=seed) for seed in (7, 8))
     np.testing.assert_array_equal(a.kernel, b.kernel)
 
 
@@ -272,10 +264,7 @@ def test_dead_channels_break_nothing():
     dead = np.zeros([*features.values.shape[:2], 2], np.float32)
     dead[..., 1] = 7.5
     more = features._replace(values=np.concatenate([features.values, dead], -1))
-    plain, head = (
-        linear_head.fit(f, NUM_CLASSES, seed=0, weight_decay=0.01)
-        for f in (features, more)
-    )
+    plain, head = (_fit(f, 0.01) for f in (features, more))
     np.testing.assert_allclose(head.kernel[CHANNELS:], 0, atol=1e-6)
     np.testing.assert_allclose(
         _probabilities(more.values, head.kernel, head.bias),
@@ -290,15 +279,12 @@ def test_dead_channels_break_nothing():
 
 
 def test_a_channel_that_lives_on_one_image_is_not_blown_up():
-    """Standardized by its own deviation, it would tell that image alone."""
+    """Divided by its own deviation, it would identify that image."""
     features = _features()
     rare = np.zeros([*features.values.shape[:2], 1], np.float32)
     rare[0, 0] = 1e-4
     more = features._replace(values=np.concatenate([features.values, rare], -1))
-    plain, head = (
-        linear_head.fit(f, NUM_CLASSES, seed=0, weight_decay=0.001)
-        for f in (features, more)
-    )
+    plain, head = (_fit(f, 0.001) for f in (features, more))
     np.testing.assert_allclose(
         _probabilities(more.values, head.kernel, head.bias),
         _probabilities(features.values, plain.kernel, plain.bias),
@@ -332,7 +318,7 @@ def test_the_classifier_takes_images_as_the_head_takes_features(tiny_backbone):
     values = classifier.get_feature_extractor(model)(images).numpy()
     features = Features(values[np.newaxis], np.arange(24) % NUM_CLASSES)
     head = linear_head.fit(features, NUM_CLASSES, seed=0)
-    classifier.set_linear_head(model, head.kernel, head.bias)
+    model.get_layer("predictions").set_weights([head.kernel, head.bias])
     logits = keras.ops.convert_to_numpy(model(images))
     expected = values @ head.kernel + head.bias
     assert np.ptp(expected, axis=0).max() > 0.1

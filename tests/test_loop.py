@@ -78,7 +78,7 @@ def _data(config=CONFIG) -> loop.StageData:
         num_examples=40,
         make_train=make_train,
         make_validation=functools.partial(make_eval, validation),
-        make_calibration=functools.partial(make_eval, train),
+        make_measured=functools.partial(make_eval, train),
         device_stage=input_pipeline.make_device_stage(
             config.input, _preprocess, arguments["compute_dtype"]
         ),

@@ -192,7 +192,7 @@ def test_killed_and_stopped_workers_end_where_undisturbed_ones_do(make_run):
 def test_train_phase_on_cached_features(make_run, tmp_path, optimizer):
     run = make_run("train")
     weights = str(tmp_path / "tiny.weights.h5")
-    fakes.TinyNet(False, None, (32, 32, 3)).save_weights(weights)
+    fakes.build_tiny_net((32, 32, 3)).save_weights(weights)
     code, log = run.finish(
         run.start(
             "--phase=train",

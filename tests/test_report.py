@@ -23,7 +23,7 @@ from flowers17_tfdata.config.data import DataConfig
 from flowers17_tfdata.config.input import InputConfig
 from flowers17_tfdata.input.examples import load_examples
 from flowers17_tfdata.input.input_pipeline import make_eval_dataset
-from flowers17_tfdata.models import classifier
+from flowers17_tfdata.models import saved_models
 from flowers17_tfdata.phases import report
 from flowers17_tfdata.phases.report import (
     augmented_views,
@@ -69,22 +69,18 @@ def trained(tmp_path_factory, command) -> pathlib.Path:
     """A workdir after `--phase=train`; not to be written to."""
     workdir = tmp_path_factory.mktemp("trained") / "work"
     policy = keras.config.dtype_policy()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            keras.applications, "TinyNet", fakes.TinyNet, raising=False
-        )
-        code = command(
-            workdir,
-            "--phase=train",
-            "--backbone=tiny_net",
-            "--weights=none",
-            "--image_size=32",
-            "--transfer_optimizer=adamw",
-            "--global_batch_size=64",
-            "--transfer_epochs=2",
-            "--finetune_epochs=2",
-            "--finetune_learning_rate=1e-2",
-        )
+    code = command(
+        workdir,
+        "--phase=train",
+        "--backbone=tiny_net",
+        "--weights=none",
+        "--image_size=32",
+        "--transfer_optimizer=adamw",
+        "--global_batch_size=64",
+        "--transfer_epochs=2",
+        "--finetune_epochs=2",
+        "--finetune_learning_rate=1e-2",
+    )
     keras.config.set_dtype_policy(policy)
     assert code == 0
     return workdir
@@ -187,7 +183,7 @@ def test_names_are_text_and_never_markup(workdir, command, monkeypatch):
         return dataclasses.replace(source, class_names=names)
 
     monkeypatch.setattr(session, "open_source", renamed)
-    monkeypatch.setattr(classifier, "read_extras", lambda path: {})
+    monkeypatch.setattr(saved_models, "read_extras", lambda path: {})
     (workdir / "audit.json").unlink()
     assert command(workdir, "--phase=prepare") == 0
     assert command(workdir, "--phase=report") == 0

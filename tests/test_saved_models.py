@@ -1,12 +1,118 @@
-"""Which of a run's models goes on."""
+"""Saved models: which are refused, and which one of a run is used."""
 
 from __future__ import annotations
 
 import keras
+import numpy as np
 import pytest
+import tensorflow as tf
 
-from flowers17_tfdata.models import classifier, saved_models
+from flowers17_tfdata.config.model import ModelConfig
+from flowers17_tfdata.errors import UserError
+from flowers17_tfdata.models import (
+    backbones,
+    batch_norm,
+    classifier,
+    folding,
+    saved_models,
+)
 from flowers17_tfdata.models.saved_models import Validation, kept_stage
+
+
+def test_saved_classifier_loads_equal(tmp_path, tiny_backbone):
+    config = ModelConfig(backbone=tiny_backbone, weights="none", head_units=4)
+    model = classifier.build_classifier(
+        config, image_size=32, num_classes=5, seed=0
+    )
+    path = tmp_path / "model.keras"
+    saved_models.save_classifier(model, path, {"class_names": list("abcde")})
+    assert saved_models.read_extras(path) == {"class_names": list("abcde")}
+    loaded = saved_models.load_classifier(path, "--model")
+    images = tf.random.normal([2, 32, 32, 3])
+    np.testing.assert_allclose(loaded(images), model(images), atol=1e-6)
+    assert classifier.get_backbone(loaded).name == "tinynet"
+
+
+def test_unloadable_models_are_refused(tmp_path):
+    with pytest.raises(UserError, match=r"--model .* does not exist"):
+        saved_models.load_classifier(tmp_path / "none.keras", "--model")
+    path = tmp_path / "bad.keras"
+    path.write_bytes(b"not a zip")
+    with pytest.raises(UserError, match="can't be loaded") as error:
+        saved_models.load_classifier(path, "--model")
+    assert "\n" not in str(error.value)
+
+
+def test_a_model_that_brings_code_is_refused(tmp_path):
+    inputs = keras.Input([4])
+    outputs = keras.layers.Lambda(lambda x: print("run") or x)(inputs)
+    path = tmp_path / "hostile.keras"
+    keras.Model(inputs, outputs).save(path)
+    with pytest.raises(
+        UserError, match=r"can't be loaded.*code execution"
+    ) as error:
+        saved_models.load_classifier(path, "--model")
+    assert "\n" not in str(error.value)
+
+
+def _foreign(tiny_backbone, *, size=32, channels=3, activation=None):
+    backbone = backbones.build_backbone(tiny_backbone, 32, "none")
+    inputs = keras.Input([size, size, channels])
+    x = inputs
+    if channels != 3:
+        x = keras.layers.Conv2D(3, 1)(x)
+    x = keras.layers.GlobalAveragePooling2D()(backbone(x))
+    return keras.Model(inputs, keras.layers.Dense(4, activation)(x))
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"activation": "softmax"}, "must return logits"),
+        ({"channels": 1}, "must take square RGB images"),
+        ({"size": None}, "must take square RGB images"),
+    ],
+)
+def test_other_models_are_refused_by_file(
+    tiny_backbone, tmp_path, changes, expected
+):
+    path = tmp_path / "foreign.keras"
+    _foreign(tiny_backbone, **changes).save(path)
+    with pytest.raises(UserError, match=expected) as error:
+        saved_models.load_classifier(path, "--model")
+    assert str(error.value).startswith(f"--model {path}")
+    assert "\n" not in str(error.value)
+
+
+def test_a_sequential_model_of_another_program_can_be_folded(
+    tiny_backbone, tmp_path
+):
+    model = keras.Sequential(
+        [
+            keras.Input([32, 32, 3]),
+            backbones.build_backbone(tiny_backbone, 32, "none"),
+            keras.layers.GlobalAveragePooling2D(),
+            keras.layers.Dense(4),
+        ]
+    )
+    path = tmp_path / "sequential.keras"
+    model.save(path)
+    loaded = saved_models.load_classifier(path, "--model")
+    folded = folding.fold_batch_norm(loaded)
+    assert not batch_norm.batch_norm_layers(folded)
+    images = tf.random.normal([2, 32, 32, 3])
+    np.testing.assert_allclose(folded(images), model(images), atol=1e-5)
+
+
+def test_a_model_on_an_unknown_backbone_is_refused(tmp_path):
+    inner = keras.Sequential([keras.Input([32, 32, 3]), keras.layers.Flatten()])
+    model = keras.Sequential([inner, keras.layers.Dense(4)])
+    path = tmp_path / "unknown.keras"
+    model.save(path)
+    with pytest.raises(
+        UserError, match=r"--model .* registered one .* is 'sequential"
+    ):
+        saved_models.load_classifier(path, "--model")
 
 
 def _save(workdir, stage, accuracy=None, loss=1.0):
@@ -16,7 +122,7 @@ def _save(workdir, stage, accuracy=None, loss=1.0):
     if accuracy is not None:
         extras["validation"] = {"accuracy": accuracy, "loss": loss}
     path = saved_models.model_path(workdir, stage)
-    classifier.save_classifier(model, path, extras)
+    saved_models.save_classifier(model, path, extras)
     return path
 
 
@@ -25,7 +131,7 @@ def _save(workdir, stage, accuracy=None, loss=1.0):
     [
         ((0.9, 0.5), (0.8, 0.4), "transfer"),
         ((0.8, 0.4), (0.9, 0.5), "finetune"),
-        # As many are right: the one that was surer of it.
+        # At the same accuracy, the lower loss counts.
         ((0.9, 0.4), (0.9, 0.5), "transfer"),
         ((0.9, 0.5), (0.9, 0.4), "finetune"),
         ((0.9, 0.5), (0.9, 0.5), "finetune"),
@@ -39,7 +145,7 @@ def test_the_better_one_by_validation_is_kept(tmp_path, head, finetuned, kept):
     assert kept_stage(tmp_path) == "transfer"
     _save(tmp_path, "finetune", *finetuned)
     assert kept_stage(tmp_path) == kept
-    # A refit is of it, and goes before it.
+    # The refitted model was trained in the same way, and is used first.
     _save(tmp_path, "refit")
     assert kept_stage(tmp_path) == "refit"
     assert kept_stage(tmp_path, before_refit=True) == kept

@@ -26,13 +26,11 @@ def main() -> int:
         return launcher.launch(
             flags, options.launch, [sys.executable, "-m", "tests.worker_main"]
         )
-    import keras
-
     from flowers17_tfdata import cli, launcher
     from flowers17_tfdata.training.trainer import Trainer
     from tests import fakes
 
-    keras.applications.TinyNet = fakes.TinyNet
+    fakes.register_tiny_net()
     # Those that it starts itself, too.
     launcher.PROGRAM = [sys.executable, "-m", "tests.worker_main"]
     if options.count_steps:

@@ -1,15 +1,18 @@
-"""The backbones of keras.applications, by name."""
+"""The backbones by name: those of keras.applications, and registered ones."""
 
 from __future__ import annotations
 
+import functools
 import inspect
 import os
 import pathlib
+import sys
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import NamedTuple
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from flowers17_tfdata.errors import (
@@ -21,48 +24,93 @@ from flowers17_tfdata.errors import (
 )
 
 
+class Backbone(NamedTuple):
+    """A backbone that `--backbone` can name; see `register`.
+
+    Attributes:
+      build: builds the network without its top.
+      preprocess: normalizes its input.
+    """
+
+    build: Callable[..., keras.Model]
+    preprocess: Callable[[tf.Tensor], tf.Tensor]
+
+
+_registered: dict[str, Backbone] = {}
+
+
+def register(
+    name: str,
+    build: Callable[..., keras.Model],
+    preprocess: Callable[[tf.Tensor], tf.Tensor],
+) -> None:
+    """Makes a network of your own available as a backbone.
+
+    Register it at the start of every program that trains it or loads a model
+    that stands on it: a saved classifier holds the backbone's name and layers,
+    but not its preprocessing.
+
+    Args:
+      name: for `--backbone`; case, `_` and `-` don't matter. It replaces an
+        earlier backbone of the same name, including one of keras.applications.
+      build: `build(input_shape=..., weights=...)` returns the network without
+        its top: a functional `keras.Model` from images of `input_shape`,
+        `(height, width, 3)`, to a feature map `[batch, rows, columns,
+        channels]`. As in keras.applications, `weights` is `"imagenet"` for
+        published weights, or None for random ones. For `--weights=PATH` it is
+        None, too, and the program loads the file into the model. `build` raises
+        ValueError if it can't build such a model, e.g. because there are no
+        published weights. Layer classes of your own need the decorator
+        `keras.saving.register_keras_serializable`.
+      preprocess: maps float32 RGB images in [0, 255], `[batch, height, width,
+        3]`, to the range that the network takes. It is called inside tf.data
+        and in exported models, so it uses TensorFlow operations only.
+    """
+    _registered[canonical_name(name)] = Backbone(build, preprocess)
+
+
 def canonical_name(name: str) -> str:
     """Returns a backbone's name in lower case, without `_` and `-`."""
     return name.lower().replace("_", "").replace("-", "")
 
 
-def available_backbones() -> dict[str, Callable[..., keras.Model]]:
-    """Returns `{canonical name: constructor}` of keras.applications."""
-    return {
-        canonical_name(name): constructor
-        for name, constructor in vars(keras.applications).items()
-        if inspect.isfunction(constructor)
-        and "include_top" in inspect.signature(constructor).parameters
+def available_backbones() -> dict[str, Backbone]:
+    """Returns all backbones by canonical name."""
+    found = {
+        canonical_name(name): Backbone(
+            functools.partial(constructor, include_top=False),
+            sys.modules[constructor.__module__].preprocess_input,
+        )
+        for name, constructor in inspect.getmembers(
+            keras.applications, inspect.isfunction
+        )
     }
+    return found | _registered
 
 
-def _constructor(name: str) -> Callable[..., keras.Model]:
+def _get(name: str) -> Backbone:
     known = available_backbones()
     if canonical_name(name) not in known:
         raise ConfigError(
-            "--backbone must name a keras.applications classifier; got "
-            f"{name!r}{did_you_mean(canonical_name(name), known)}"
+            "--backbone must name a keras.applications classifier or a "
+            f"registered backbone; got {name!r}"
+            f"{did_you_mean(canonical_name(name), known)}"
         )
     return known[canonical_name(name)]
 
 
 def get_preprocess(name: str) -> Callable[[tf.Tensor], tf.Tensor]:
-    """Returns the backbone's own input normalization.
+    """Returns the function that normalizes a backbone's input.
 
-    The function maps float32 images in [0, 255], `[batch, height, width, 3]`,
-    RGB, to what the published weights were trained on: [-1, 1] for
+    The function maps float32 RGB images in [0, 255], `[batch, height, width,
+    3]`, to the range that the published weights were trained on: [-1, 1] for
     inception_v3, mean-subtracted BGR for vgg16, unchanged for networks that
     rescale inside.
 
     Raises:
-      ConfigError: no such backbone.
+      ConfigError: there is no such backbone.
     """
-    module = inspect.getmodule(_constructor(name))
-
-    def preprocess(images):
-        return module.preprocess_input(images, data_format="channels_last")
-
-    return preprocess
+    return _get(name).preprocess
 
 
 def build_backbone(name: str, image_size: int, weights: str) -> keras.Model:
@@ -70,37 +118,28 @@ def build_backbone(name: str, image_size: int, weights: str) -> keras.Model:
 
     Args:
       name: e.g. `inception_v3`; case, `_` and `-` don't matter.
-      image_size: height and width, pixels.
-      weights: `imagenet`, `none`, or a file that `load_weights` reads.
+      image_size: height and width of the images, in pixels.
+      weights: `imagenet`, `none`, or the path of an HDF5 weights file.
 
     Returns:
-      Model from `[batch, image_size, image_size, 3]` to a feature map. The
-      canonical form of its name is the backbone's, so that a saved classifier
-      tells which preprocessing it wants.
+      A model from `[batch, image_size, image_size, 3]` to a feature map. The
+      canonical form of its name is the backbone's.
 
     Raises:
-      ConfigError: no such backbone, or the size is too small for it.
-      UserError: the weights can't be had or are another architecture's.
+      ConfigError: there is no such backbone, or the images are too small.
+      UserError: the weights can't be loaded, or don't fit the backbone.
     """
-    constructor = _constructor(name)
-    arguments: dict[str, Any] = {
-        "include_top": False,
-        "weights": "imagenet" if weights == "imagenet" else None,
-        "input_shape": (image_size, image_size, 3),
-    }
-    # Keras's own default where it has one: some constructors look the weights'
-    # file up by it. MobileNet's would hold the width and the size.
-    default_name = inspect.signature(constructor).parameters["name"].default
-    arguments["name"] = default_name or canonical_name(name)
-    if weights not in ("imagenet", "none"):
-        weights = os.path.expanduser(weights)
-        _check_weights_file(weights, name)
+    build = _get(name).build
+    weights = os.path.expanduser(weights)
     try:
-        backbone = constructor(**arguments)
+        backbone = build(
+            input_shape=(image_size, image_size, 3),
+            weights="imagenet" if weights == "imagenet" else None,
+        )
     except ValueError as error:
         raise ConfigError(
-            f"--image_size or --backbone: {name} at {image_size} pixels: "
-            f"{one_line(error)}"
+            f"--backbone={name} can't be built for --image_size={image_size} "
+            f"and --weights={weights}: {one_line(error)}"
         ) from error
     # keras.utils.get_file raises plain Exception.
     except Exception as error:
@@ -111,12 +150,16 @@ def build_backbone(name: str, image_size: int, weights: str) -> keras.Model:
             f"({one_line(error, 160)}); pass a local file with "
             "--weights=PATH, or --weights=none to train from scratch"
         ) from error
+    # The preprocessing of a saved classifier is found by this name. Keras's
+    # MobileNets are named by their width and image size.
+    if canonical_name(backbone.name) != canonical_name(name):
+        backbone.name = canonical_name(name)
     if weights not in ("imagenet", "none"):
         _load_weights(backbone, name, weights)
     return backbone
 
 
-def _check_weights_file(path: str, name: str) -> None:
+def _load_weights(backbone: keras.Model, name: str, path: str) -> None:
     if canonical_name(name).startswith("efficientnetb"):
         raise ConfigError(
             "--weights must be imagenet or none for efficientnetb0 to b7 "
@@ -128,16 +171,13 @@ def _check_weights_file(path: str, name: str) -> None:
             "--weights must be imagenet, none or an existing file; got "
             f"{path!r}"
         )
-    if not path.endswith((".weights.h5", ".h5")):
+    if not path.endswith(".h5"):
         raise ConfigError(
             f"--weights file must end in .weights.h5 or .h5; got {path!r}"
         )
-
-
-def _load_weights(backbone: keras.Model, name: str, path: str) -> None:
     try:
         with warnings.catch_warnings():
-            # One a layer, ahead of the error that says it all.
+            # Keras warns once for each layer before it raises the error.
             warnings.filterwarnings("ignore", "Skipping nested container")
             backbone.load_weights(path)
     except (ValueError, OSError, KeyError) as error:
@@ -146,7 +186,7 @@ def _load_weights(backbone: keras.Model, name: str, path: str) -> None:
             f"{one_line(error, 160)}"
         ) from error
     for variable in backbone.variables:
-        if not bool(tf.reduce_all(tf.math.is_finite(variable.value))):
+        if not np.isfinite(keras.ops.convert_to_numpy(variable)).all():
             raise UserError(
                 f"--weights {path} hold NaN or infinity in {variable.path}"
             )

@@ -1,24 +1,23 @@
-"""Batch-norm statistics from the data, in place of a network's own."""
+"""Sets the statistics of batch-norm layers to those of the data."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
+from keras.layers import BatchNormalization, Dropout, Layer
 
 
-def batch_norm_layers(
-    model: keras.Model,
-) -> list[keras.layers.BatchNormalization]:
+def batch_norm_layers(model: keras.Model) -> list[BatchNormalization]:
     """Returns the batch-norm layers of a model, nested models included."""
-    return _layers(model, keras.layers.BatchNormalization)
+    return _layers(model, BatchNormalization)
 
 
-def _layers(model: keras.Model, layer_class: type) -> list[keras.layers.Layer]:
+def _layers(model: keras.Model, layer_class: type) -> list[Any]:
     return [
         layer
         for layer in model._flatten_layers(include_self=False)
@@ -26,61 +25,56 @@ def _layers(model: keras.Model, layer_class: type) -> list[keras.layers.Layer]:
     ]
 
 
-def calibrate(model: keras.Model, batches: Iterable[tf.Tensor]) -> None:
-    """Sets every batch-norm's mean and variance to the data's, once.
+def measure_statistics(
+    model: keras.Model, batches: Iterable[tf.Tensor]
+) -> None:
+    """Sets the statistics of all batch-norm layers, once.
 
-    Args: see `Calibration`.
+    Args: see `StatisticsMeasurer`.
     """
-    Calibration(model, batch_norm_layers(model)).run(batches)
+    StatisticsMeasurer(model, batch_norm_layers(model)).run(batches)
 
 
-class Calibration:
-    """Sets means and variances of batch-norm to the data's.
+class StatisticsMeasurer:
+    """Sets the means and variances of batch-norm layers to those of the data.
 
-    Means and variances of all batches together, from the batches' own
-    ("precise batch-norm", Wu and Johnson 2021,
-    https://arxiv.org/abs/2105.07576): a moving average with
-    momentum 0.99 needs hundreds of steps to forget its start, and a random
-    network that is normalized by its initial statistics lets the signal die.
+    They are the mean and variance over all batches, computed from those of each
+    batch ("precise batch-norm", Wu and Johnson 2021,
+    https://arxiv.org/abs/2105.07576). A moving average with momentum 0.99 needs
+    hundreds of steps to forget its initial value, and in a random network that
+    normalizes by its initial statistics the signal dies out.
 
     Args:
-      model: changed in place; no other weight changes. Its dropout (or
-        stochastic depth) is off meanwhile: it would be measured, too.
-      layers: of its batch-norm, those to be set, frozen or not. All others
-        must be frozen: they keep theirs.
+      model: changed in place. No other weight changes. Its dropout (or
+        stochastic depth) is off meanwhile, as it would add to the variance.
+      layers: the batch-norm layers of the model to set, frozen or not. All
+        others must be frozen, and keep their statistics.
     """
 
-    def __init__(
-        self,
-        model: keras.Model,
-        layers: Sequence[keras.layers.BatchNormalization],
-    ):
+    def __init__(self, model: keras.Model, layers: list[BatchNormalization]):
         self._layers = layers
-        self._dropouts = _layers(model, keras.layers.Dropout)
-        self._means = [layer.moving_mean for layer in layers]
-        self._variances = [layer.moving_variance for layer in layers]
+        self._dropouts = _layers(model, Dropout)
 
         @tf.function
         def measure(images):
-            for variable in self._means + self._variances:
-                variable.assign(tf.zeros_like(variable.value))
+            for layer in layers:
+                for variable in (layer.moving_mean, layer.moving_variance):
+                    variable.assign(tf.zeros_like(variable.value))
             model(images, training=True)
 
         # Traced and compiled once, however often it is run.
         self._measure = measure
 
     def run(self, batches: Iterable[tf.Tensor]) -> None:
-        """Measures under the weights as they are now.
+        """Measures the statistics under the current weights.
 
         Args:
-          batches: preprocessed images, `[batch, height, width, 3]` float32.
+          batches: preprocessed images, float32 `[batch, height, width, 3]`.
         """
         if not self._layers:
             return
-        # From zero, one update leaves (1 - momentum) * batch statistic.
-        scales = [1 / (1 - layer.momentum) for layer in self._layers]
-        sum_mean = [np.zeros(v.shape) for v in self._means]
-        sum_square = [np.zeros(v.shape) for v in self._means]
+        # The sums of the batches' means and mean squares.
+        sums = [np.zeros((2, *x.moving_mean.shape)) for x in self._layers]
         count = 0
         # A frozen batch-norm ignores the training flag.
         with (
@@ -89,31 +83,30 @@ class Calibration:
         ):
             for images in batches:
                 self._measure(images)
-                for k, scale in enumerate(scales):
-                    mean, variance = (
-                        keras.ops.convert_to_numpy(v[k]) * scale
-                        for v in (self._means, self._variances)
-                    )
-                    sum_mean[k] += mean
-                    sum_square[k] += variance + np.square(mean)
                 count += 1
-        for k in range(len(self._layers)):
-            mean = sum_mean[k] / count
-            self._means[k].assign(mean.astype(np.float32))
-            variance = sum_square[k] / count - np.square(mean)
-            self._variances[k].assign(variance.astype(np.float32))
+                for layer, total in zip(self._layers, sums, strict=True):
+                    # From zero, an update leaves (1 - momentum) times the
+                    # batch's statistic.
+                    mean, variance = (
+                        keras.ops.convert_to_numpy(v)
+                        * (1 / (1 - layer.momentum))
+                        for v in (layer.moving_mean, layer.moving_variance)
+                    )
+                    total += mean, variance + np.square(mean)
+        for layer, total in zip(self._layers, sums, strict=True):
+            mean, square = total / count
+            layer.moving_mean.assign(mean)
+            layer.moving_variance.assign(square - np.square(mean))
 
 
 @contextlib.contextmanager
-def _all_set(
-    layers: Sequence[keras.layers.Layer], name: str, value: Any
-) -> Iterator[None]:
-    """Sets an attribute of all layers, for a while."""
-    kept = [getattr(layer, name) for layer in layers]
+def _all_set(layers: list[Layer], name: str, value: Any) -> Iterator[None]:
+    """Sets an attribute of all layers, and restores it at the end."""
+    before = [(layer, getattr(layer, name)) for layer in layers]
     try:
         for layer in layers:
             setattr(layer, name, value)
         yield
     finally:
-        for layer, old in zip(layers, kept, strict=True):
+        for layer, old in before:
             setattr(layer, name, old)

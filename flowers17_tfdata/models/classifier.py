@@ -1,32 +1,19 @@
-"""Backbone plus head: the network that is trained and saved."""
+"""The network that is trained: a backbone and its head."""
 
 from __future__ import annotations
-
-import json
-import os
-import pathlib
-import zipfile
-from collections.abc import Mapping
-from typing import Any
 
 import keras
 import numpy as np
 
-from flowers17_tfdata import files
 from flowers17_tfdata.config.model import ModelConfig
-from flowers17_tfdata.errors import ConfigError, UserError, one_line
+from flowers17_tfdata.errors import ConfigError, UserError
 from flowers17_tfdata.models import backbones
-
-# What Keras leaves out of a .keras file (a zip), in a member that it ignores.
-_EXTRAS = "flowers17_tfdata.json"
 
 _STANDARDIZATION = "standardization"
 
-# Standard deviation that a channel is taken to have at least, as a fraction of
-# the mean over all channels.
+# The smallest standard deviation of a channel, as a fraction of the mean over
+# all channels.
 _LEAST_SPREAD = 0.01
-
-_ROWS_AT_ONCE = 4096
 
 
 def build_classifier(
@@ -36,18 +23,18 @@ def build_classifier(
     num_classes: int,
     seed: int,
 ) -> keras.Model:
-    """Builds the classifier; `freeze` decides what of it trains.
+    """Builds the classifier, all of it trainable.
 
     Args:
       config: backbone, weights, head.
-      image_size: height and width, pixels.
-      num_classes: units of the last layer.
-      seed: of the head's initial weights and dropout.
+      image_size: height and width of the images, in pixels.
+      num_classes: number of units of the last layer.
+      seed: seed for the head's initial weights and dropout.
 
     Returns:
-      Model from preprocessed images `[batch, image_size, image_size, 3]`
-      (float32; see `backbones.get_preprocess`) to float32 logits
-      `[batch, num_classes]`.
+      A model from preprocessed images, float32 `[batch, image_size, image_size,
+      3]` (see `backbones.get_preprocess`), to logits, float32 `[batch,
+      num_classes]`.
 
     Raises:
       ConfigError: see `backbones.build_backbone`.
@@ -55,11 +42,10 @@ def build_classifier(
     """
     keras.utils.set_random_seed(seed)
     backbone = backbones.build_backbone(
-        config.backbone,
-        image_size,
-        config.weights,
+        config.backbone, image_size, config.weights
     )
-    # Again: how much randomness a backbone took must not change the head's.
+    # Seeded again, so that the head's weights don't depend on how many random
+    # numbers the backbone drew.
     keras.utils.set_random_seed(seed + 1)
     inputs = keras.Input((image_size, image_size, 3), name="image")
     x = keras.layers.GlobalAveragePooling2D(name="pooler")(backbone(inputs))
@@ -68,15 +54,15 @@ def build_classifier(
             config.head_units, activation="relu", name="head_dense"
         )(x)
     x = keras.layers.Dropout(config.dropout, seed=seed, name="head_dropout")(x)
-    # Logits in float32 under every policy: softmax and the loss lose too much
-    # in half precision.
-    # A linear head starts from zeros (as in A. Kolesnikov et al., "Big
-    # Transfer", ECCV 2020): what thousands of channels add up to under random
-    # weights is an error that few images don't train away. Under a hidden
-    # layer zeros would let no gradient through.
     logits = keras.layers.Dense(
         num_classes,
+        # A linear head starts from zeros (as in A. Kolesnikov et al., "Big
+        # Transfer", ECCV 2020): the sum of thousands of channels under random
+        # weights is an error that few images don't train away. Below a hidden
+        # layer, zeros would let no gradient through.
         kernel_initializer="glorot_uniform" if config.head_units else "zeros",
+        # Under every policy: softmax and the loss lose too much precision in
+        # half precision.
         dtype="float32",
         name="predictions",
     )(x)
@@ -84,27 +70,21 @@ def build_classifier(
 
 
 def get_backbone(model: keras.Model) -> keras.Model:
-    """Returns the backbone of a classifier built here (or loaded)."""
-    for layer in model.layers:
-        if isinstance(layer, keras.Model):
-            return layer
-    raise UserError(
-        f"the model {model.name} has no backbone inside: it was not saved by "
-        "this program"
-    )
+    """Returns the backbone of a classifier that was built here or loaded."""
+    return next(x for x in model.layers if isinstance(x, keras.Model))
 
 
 def get_feature_extractor(model: keras.Model) -> keras.Model:
     """Returns the part of a classifier below its head.
 
-    It shares the classifier's layers, and maps images to what the head takes,
+    It shares the classifier's layers, and maps images to the head's input,
     `[batch, channels]`.
     """
     return keras.Model(model.inputs, model.get_layer("pooler").output)
 
 
 def get_head_layers(model: keras.Model) -> list[keras.layers.Layer]:
-    """Returns the pooler and what follows it, each fed by the one before."""
+    """Returns the pooler and the layers above it, a chain."""
     layers = list(model.layers)
     return layers[layers.index(model.get_layer("pooler")) :]
 
@@ -114,22 +94,22 @@ def get_standardizing_head(
 ) -> keras.Model:
     """Returns the head of a classifier, to be trained on cached features.
 
-    It shares the classifier's layers: training it trains the classifier. But
-    each of its channels has mean 0 and variance 1 first: channels of layers
-    far apart differ in scale by orders of magnitude, and one learning rate
-    would be wrong for most. `absorb_standardization` makes the classifier
-    compute the same.
+    It shares the classifier's layers, so training it trains the classifier. It
+    first scales each channel to mean 0 and variance 1: channels of layers far
+    apart differ in scale by orders of magnitude, and one learning rate would be
+    wrong for most. After training, `absorb_standardization` makes the
+    classifier compute the same without that layer.
 
     Args:
       model: a classifier.
-      features: float32 `[..., channels]`, of the train split.
+      features: the features of the train split, float32 `[..., channels]`.
 
     Returns:
-      Model from features `[batch, channels]` to logits.
+      A model from features `[batch, channels]` to logits.
     """
     pooler, *layers = get_head_layers(model)
-    inputs = keras.Input(pooler.output.shape[1:], name="features")
     mean, spread = mean_and_spread(features)
+    inputs = keras.Input(pooler.output.shape[1:], name="features")
     x = keras.layers.Normalization(
         mean=mean,
         variance=np.square(spread),
@@ -142,24 +122,23 @@ def get_standardizing_head(
 
 
 def mean_and_spread(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns what standardizes features: `(features - mean) / spread`.
+    """Returns the mean and standard deviation of each channel.
+
+    `(features - mean) / spread` are the standardized features.
 
     Args:
       features: float32 `[..., channels]`.
 
     Returns:
-      Mean and standard deviation of each channel, float64 `[channels]`. The
-      deviation is at least a hundredth of the mean deviation: a channel that
-      is dead on nearly all images would be all noise.
+      Both float64 `[channels]`. The deviation is at least a hundredth of the
+      mean deviation over all channels: dividing by less would turn a channel
+      that is constant on nearly all images into noise.
     """
     rows = features.reshape(-1, features.shape[-1])
-    # By parts: all features in double precision may not fit into memory.
-    total, squares = np.zeros(rows.shape[1]), np.zeros(rows.shape[1])
-    for start in range(0, len(rows), _ROWS_AT_ONCE):
-        part = rows[start : start + _ROWS_AT_ONCE].astype(np.float64)
-        total += part.sum(0)
-        squares += np.square(part).sum(0)
-    mean = total / len(rows)
+    # Sums in float64, without a float64 copy of the features: it may not fit
+    # into memory.
+    mean = rows.mean(axis=0, dtype=np.float64)
+    squares = np.einsum("nc,nc->c", rows, rows, dtype=np.float64)
     variance = squares / len(rows) - np.square(mean)
     spread = np.sqrt(np.maximum(variance, 0))
     spread = np.maximum(spread, _LEAST_SPREAD * spread.mean())
@@ -167,11 +146,31 @@ def mean_and_spread(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return mean, spread
 
 
-def absorb_standardization(head: keras.Model) -> None:
-    """Lets a head's first dense layer take features as they are.
+def for_raw_features(
+    kernel: np.ndarray, bias: np.ndarray, mean: np.ndarray, spread: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Converts a layer for standardized features into one for raw features.
 
     Args:
-      head: of `get_standardizing_head`, once trained; of no use afterwards.
+      kernel: `[channels, units]`, for standardized features.
+      bias: `[units]`.
+      mean: float64 `[channels]`; see `mean_and_spread`.
+      spread: float64 `[channels]`.
+
+    Returns:
+      The kernel and the bias, float32, that give the same outputs for features
+      that aren't standardized.
+    """
+    kernel = kernel / spread[:, np.newaxis]
+    return kernel.astype(np.float32), (bias - mean @ kernel).astype(np.float32)
+
+
+def absorb_standardization(head: keras.Model) -> None:
+    """Changes the first dense layer of a trained head to take raw features.
+
+    Args:
+      head: from `get_standardizing_head`. Not to be used afterwards, as it
+        would still standardize.
     """
     scaling = head.get_layer(_STANDARDIZATION)
     mean, variance = (
@@ -179,131 +178,20 @@ def absorb_standardization(head: keras.Model) -> None:
         for x in (scaling.mean, scaling.variance)
     )
     dense = next(x for x in head.layers if isinstance(x, keras.layers.Dense))
-    kernel, bias = (keras.ops.convert_to_numpy(w) for w in dense.weights)
-    kernel = kernel / np.sqrt(variance)[:, np.newaxis]
-    dense.kernel.assign(kernel.astype(np.float32))
-    dense.bias.assign((bias - mean @ kernel).astype(np.float32))
-
-
-def set_linear_head(
-    model: keras.Model, kernel: np.ndarray, bias: np.ndarray
-) -> None:
-    """Gives a classifier without a hidden layer its head's weights.
-
-    Args:
-      model: a classifier.
-      kernel: float32 `[channels, num_classes]`, for features as they are.
-      bias: float32 `[num_classes]`.
-    """
-    predictions = model.get_layer("predictions")
-    predictions.kernel.assign(kernel)
-    predictions.bias.assign(bias)
-
-
-def save_classifier(
-    model: keras.Model, path: pathlib.Path, extras: Mapping[str, Any]
-) -> None:
-    """Saves a model as a whole `.keras` file or not at all.
-
-    Args:
-      model: a classifier.
-      path: of the file.
-      extras: what `read_extras` returns, JSON-serializable; `class_names` in
-        the order of the labels among them.
-    """
-    with files.whole_file(path) as temporary:
-        model.save(temporary)
-        with zipfile.ZipFile(temporary, "a") as archive:
-            archive.writestr(_EXTRAS, json.dumps(extras))
-
-
-def read_extras(path: str | pathlib.Path) -> dict[str, Any]:
-    """Returns what `save_classifier` put beside a model; {} if another did."""
-    path = pathlib.Path(os.path.expanduser(path))
-    try:
-        with zipfile.ZipFile(path) as archive:
-            extras = json.loads(archive.read(_EXTRAS))
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile):
-        return {}
-    return extras if isinstance(extras, dict) else {}
-
-
-def load_classifier(path: str | pathlib.Path, flag: str) -> keras.Model:
-    """Loads a saved `.keras` classifier.
-
-    Args:
-      path: of the file.
-      flag: the flag that named it, for the error.
-
-    Raises:
-      UserError: missing, damaged, or not a classifier of ours.
-    """
-    path = pathlib.Path(os.path.expanduser(path))
-    if not path.is_file():
-        raise UserError(f"{flag} {path} does not exist")
-    try:
-        model = keras.models.load_model(path, compile=False, safe_mode=True)
-    # Keras raises whatever the zip, JSON or HDF5 reader does.
-    except Exception as error:
-        raise UserError(
-            f"{flag} {path} can't be loaded as a .keras model: "
-            f"{one_line(error, 160)}"
-        ) from error
-    _check_form(model, f"{flag} {path}")
-    return model
-
-
-def _check_form(model: keras.Model, what: str) -> None:
-    """Checks that a model is what the rest of the package takes for one.
-
-    Raises:
-      UserError: starts with `what`, the flag and the file.
-    """
-    shape, outputs = model.input_shape, model.output_shape
-    if not (
-        isinstance(shape, tuple)
-        and len(shape) == 4
-        and isinstance(shape[1], int)
-        and shape[1:] == (shape[1], shape[1], 3)
-        and isinstance(outputs, tuple)
-        and len(outputs) == 2
-        and isinstance(outputs[1], int)
-    ):
-        raise UserError(
-            f"{what} must take square RGB images of one size and give one "
-            f"number a class; it takes {shape} and gives {outputs}"
-        )
-    last = model.layers[-1]
-    linear = keras.activations.linear
-    if isinstance(last, keras.layers.Softmax) or (
-        getattr(last, "activation", linear) is not linear
-    ):
-        raise UserError(
-            f"{what} must give logits; its last layer {last.name} has an "
-            "activation, which would be applied twice"
-        )
-    try:
-        known = backbones.available_backbones()
-        found = backbones.canonical_name(get_backbone(model).name) in known
-    except UserError:
-        found = False
-    if not found:
-        raise UserError(
-            f"{what} has no backbone of keras.applications inside, whose "
-            "preprocessing it would want: it was not saved by this program"
-        )
+    weights = for_raw_features(*dense.get_weights(), mean, np.sqrt(variance))
+    dense.set_weights(weights)
 
 
 def check_backbone(model: keras.Model, path: object, backbone: str) -> None:
-    """Checks that a loaded classifier stands on the backbone of the flags.
+    """Checks that a loaded classifier has the backbone that the flags name.
 
     Raises:
-      ConfigError: it stands on another, which wants other preprocessing.
+      ConfigError: it has another, which needs other preprocessing.
     """
     own = get_backbone(model).name
     if backbones.canonical_name(own) != backbones.canonical_name(backbone):
         raise ConfigError(
-            f"--backbone must be {own}, which {path} stands on; got {backbone}"
+            f"--backbone must be {own}, the backbone of {path}; got {backbone}"
         )
 
 
@@ -323,6 +211,6 @@ def check_classifier(
         )
     if classes != num_classes:
         raise UserError(
-            f"{path} tells {classes} classes apart; the data set has "
+            f"{path} distinguishes {classes} classes; the data set has "
             f"{num_classes}"
         )

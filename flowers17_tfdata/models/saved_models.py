@@ -1,19 +1,121 @@
-"""The models that a run has saved, and which of them is used from then on."""
+"""Saved classifiers: writing and reading them, and which one of a run is used.
+
+A model's file is a `.keras` file, which is a zip, with one member more that
+Keras ignores: the extras, JSON.
+"""
 
 from __future__ import annotations
 
+import json
 import pathlib
-from typing import NamedTuple
+import zipfile
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
-from flowers17_tfdata.models import classifier
+import keras
+
+from flowers17_tfdata import files
+from flowers17_tfdata.errors import UserError, one_line
+from flowers17_tfdata.models import backbones
+
+_EXTRAS = "flowers17_tfdata.json"
+
+
+def save_classifier(
+    model: keras.Model, path: pathlib.Path, extras: Mapping[str, Any]
+) -> None:
+    """Writes a model to a `.keras` file, whole or not at all.
+
+    Args:
+      model: a classifier.
+      path: the file to write.
+      extras: what `read_extras` will return, JSON-serializable. It includes
+        `class_names`, in the order of the labels.
+
+    Raises:
+      UserError: the file can't be written.
+    """
+    with files.whole_file(path) as temporary:
+        model.save(temporary)
+        with zipfile.ZipFile(temporary, "a") as archive:
+            archive.writestr(_EXTRAS, json.dumps(extras))
+
+
+def read_extras(path: pathlib.Path) -> dict[str, Any]:
+    """Returns the extras of a saved model; {} if another program saved it."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return json.loads(archive.read(_EXTRAS))
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile):
+        return {}
+
+
+def load_classifier(path: str | pathlib.Path, flag: str) -> keras.Model:
+    """Loads a classifier from a `.keras` file.
+
+    Args:
+      path: the file to read.
+      flag: the flag that named it, for the error message.
+
+    Raises:
+      UserError: the file is missing or damaged, holds no classifier of the form
+        that the rest of the package relies on, or its backbone is unknown.
+    """
+    path = pathlib.Path(path).expanduser()
+    if not path.is_file():
+        raise UserError(f"{flag} {path} does not exist")
+    try:
+        model = keras.models.load_model(path, compile=False, safe_mode=True)
+    # Keras raises whatever the zip, JSON or HDF5 reader does.
+    except Exception as error:
+        raise UserError(
+            f"{flag} {path} can't be loaded as a .keras model: "
+            f"{one_line(error, 160)}"
+        ) from error
+    if isinstance(model, keras.Sequential):
+        # From another program. Folding takes functional models only.
+        model = keras.Model(model.inputs, model.outputs[0], name=model.name)
+    _check_form(model, f"{flag} {path}")
+    return model
+
+
+def _check_form(model: keras.Model, what: str) -> None:
+    """Raises UserError, which starts with `what`, if it is no classifier."""
+    match model.input_shape, model.output_shape:
+        case (_, int(height), int(width), 3), (_, int()) if height == width:
+            pass
+        case images, outputs:
+            raise UserError(
+                f"{what} must take square RGB images of one size and return "
+                f"one number for each class; it takes {images} and returns "
+                f"{outputs}"
+            )
+    last = model.layers[-1]
+    linear = keras.activations.linear
+    if isinstance(last, keras.layers.Softmax) or (
+        getattr(last, "activation", linear) is not linear
+    ):
+        raise UserError(
+            f"{what} must return logits; its last layer {last.name} has an "
+            "activation, which would be applied twice"
+        )
+    inner = [x.name for x in model.layers if isinstance(x, keras.Model)]
+    name = inner[0] if inner else ""
+    known = backbones.available_backbones()
+    if backbones.canonical_name(name) not in known:
+        raise UserError(
+            f"{what} must stand on a backbone of keras.applications or a "
+            "registered one (models.backbones.register), whose preprocessing "
+            f"is known; its backbone is {name!r}"
+        )
 
 
 class Validation(NamedTuple):
-    """What a saved model is worth on the validation split, by one look.
+    """A saved model's result on the validation split.
 
     Attributes:
       accuracy: in [0, 1].
-      loss: cross-entropy without label smoothing, nats.
+      loss: cross-entropy without label smoothing, in nats.
     """
 
     accuracy: float
@@ -21,17 +123,14 @@ class Validation(NamedTuple):
 
 
 def model_path(workdir: pathlib.Path, stage: str) -> pathlib.Path:
-    """Returns where a stage's model is saved."""
+    """Returns the path of a stage's saved model."""
     return workdir / f"model_{stage}.keras"
 
 
 def validation_of(path: pathlib.Path) -> Validation | None:
-    """Reads how a saved model did; None: nobody validated it."""
-    recorded = classifier.read_extras(path).get("validation")
-    try:
-        return Validation(float(recorded["accuracy"]), float(recorded["loss"]))
-    except (TypeError, KeyError, ValueError):
-        return None
+    """Reads a saved model's validation result; None if it has none."""
+    recorded = read_extras(path).get("validation")
+    return Validation(**recorded) if recorded else None
 
 
 def kept_stage(
@@ -39,25 +138,27 @@ def kept_stage(
 ) -> str | None:
     """Returns the stage whose model later phases use.
 
-    That is the refitted model; else, of the fine-tuned one and the head, the
-    one with the higher validation accuracy, of equal ones with the lower loss.
+    That is the refitted model if there is one. Otherwise it is the fine-tuned
+    model or the transfer stage's, whichever has the higher validation accuracy,
+    or, if these are equal, the lower validation loss.
 
     Args:
-      workdir: of the run.
-      before_refit: leave the refitted model out.
+      workdir: the run's folder.
+      before_refit: ignore the refitted model.
 
     Returns:
-      `transfer`, `finetune` or `refit`; None: the run has saved no model.
+      `transfer`, `finetune` or `refit`; None if the run has saved no model.
     """
     if not before_refit and model_path(workdir, "refit").exists():
         return "refit"
-    paths = {s: model_path(workdir, s) for s in ("transfer", "finetune")}
-    saved = [stage for stage, path in paths.items() if path.exists()]
-    if len(saved) < 2:
-        return saved[0] if saved else None
-    head, finetuned = (validation_of(paths[stage]) for stage in saved)
-    if head is None or finetuned is None:
-        return "finetune"
-    if (head.accuracy, -head.loss) > (finetuned.accuracy, -finetuned.loss):
-        return "transfer"
-    return "finetune"
+    saved = {
+        stage: validation_of(model_path(workdir, stage))
+        for stage in ("finetune", "transfer")
+        if model_path(workdir, stage).exists()
+    }
+    validated = {s: v for s, v in saved.items() if v is not None}
+    if len(validated) < 2:
+        return next(iter(saved), None)
+    return max(
+        validated, key=lambda s: (validated[s].accuracy, -validated[s].loss)
+    )

@@ -1,7 +1,8 @@
-"""A network as text and as a picture, on request."""
+"""Shows a network as text and as a picture, if the flags ask for it."""
 
 from __future__ import annotations
 
+import importlib.util
 import pathlib
 import shutil
 
@@ -18,19 +19,13 @@ def check_can_plot(config: ModelConfig) -> None:
     Raises:
       UserError: pydot or Graphviz is missing.
     """
-    if not config.plot_model:
-        return
-    try:
-        import pydot  # noqa: F401
-    except ImportError as error:
+    can_plot = importlib.util.find_spec("pydot") and shutil.which("dot")
+    if config.plot_model and not can_plot:
         raise UserError(
-            "--plot_model needs pydot: pip install 'flowers17_tfdata[plot]'"
-        ) from error
-    if shutil.which("dot") is None:
-        raise UserError(
-            "--plot_model needs Graphviz, whose program dot is not on the "
-            "PATH: apt install graphviz, brew install graphviz, or "
-            "https://graphviz.org/download"
+            "--plot_model needs pydot (pip install 'flowers17_tfdata[plot]') "
+            "and Graphviz, whose program dot must be on the PATH (apt install "
+            "graphviz, brew install graphviz, or "
+            "https://graphviz.org/download)"
         )
 
 
@@ -40,10 +35,13 @@ def show(
     """Prints and draws a stage's network, as the flags ask.
 
     Args:
-      model: with the stage's layers frozen.
-      stage: its name.
-      folder: that `plot_STAGE.png` is written to.
+      model: the network, with the layers frozen that the stage doesn't train.
+      stage: the stage's name.
+      folder: where `plot_STAGE.png` is written.
       config: `model_summary`, `plot_model`.
+
+    Raises:
+      UserError: the network can't be drawn.
     """
     if config.model_summary:
         model.summary(

@@ -167,7 +167,7 @@ def image_data(session: Session, splits: Splits, method: str) -> StageData:
             splits.validation, input_context=context, **arguments
         )
 
-    def make_calibration():
+    def make_measured():
         batches = input_pipeline.make_eval_dataset(splits.train, **arguments)
         return batches.take(max(1, num_measured // size))
 
@@ -175,7 +175,7 @@ def image_data(session: Session, splits: Splits, method: str) -> StageData:
         num_examples=splits.train.num_examples,
         make_train=make_train,
         make_validation=make_validation if splits.validation else None,
-        make_calibration=make_calibration if num_measured else None,
+        make_measured=make_measured if num_measured else None,
         device_stage=input_pipeline.make_device_stage(
             options, preprocess, session.compute_dtype
         ),
@@ -216,8 +216,8 @@ def extract_features(
       Preempted: the process was asked to stop.
     """
     config = session.config
-    if images.make_calibration:
-        batch_norm.calibrate(model, images.calibration_batches())
+    if images.make_measured:
+        batch_norm.measure_statistics(model, images.measured_batches())
     extractor = _get_extractor(session, model)
     digest = inference.weights_digest(extractor)
     views = augmentation.num_views(config.input, config.input.feature_views)
@@ -321,8 +321,6 @@ def head_data(
 def _get_extractor(session: Session, model: keras.Model) -> keras.Model:
     """Returns the model that computes the features, batch-norm folded."""
     extractor = classifier.get_feature_extractor(model)
-    if not folding.is_functional(extractor):
-        return extractor
     with session.strategy.scope():
         return folding.fold_batch_norm(extractor)
 

@@ -15,7 +15,7 @@ from flowers17_tfdata.models import (
     depthwise,
     folding,
     freezing,
-    training_size,
+    saved_models,
 )
 from flowers17_tfdata.session import Session
 
@@ -54,7 +54,7 @@ def build_stage_model(session: Session, method: str) -> StageModel:
             num_classes=len(session.source.class_names),
             seed=config.runtime.seed,
         )
-        freezing.freeze_all(classifier.get_backbone(model))
+        classifier.get_backbone(model).trainable = False
     return StageModel(model, {})
 
 
@@ -78,7 +78,7 @@ def _load_initial_model(session: Session) -> StageModel:
     config, path = session.config, initial_model_path(session)
     num_classes = len(session.source.class_names)
     with session.strategy.scope():
-        model = classifier.load_classifier(path, "--init_from")
+        model = saved_models.load_classifier(path, "--init_from")
         classifier.check_classifier(
             model, path, config.input.image_size, num_classes
         )
@@ -95,11 +95,8 @@ def _load_initial_model(session: Session) -> StageModel:
             config.input.image_size,
             keep_batch_norm=not config.model.trains_batch_norm,
         )
-        scales = {}
-        if folding.is_functional(model):
-            scales = folding.merged_scales(backbone, frozen_only=True)
-            model = folding.fold_batch_norm(model, frozen_only=True)
-        model = training_size.for_training(model, config.input)
+        scales = folding.merged_scales(backbone)
+        model = folding.fold_batch_norm(model, frozen_only=True)
     depthwise.avoid_slow_gradient(model)
     return StageModel(model, scales)
 

@@ -152,7 +152,7 @@ def _run_stage(
         result = _solve_head(session, stage, splits, model, stop)
     else:
         result = _train(session, stage, method, splits, start_model, stop)
-    if stage != "transfer" and folding.is_functional(model):
+    if stage != "transfer":
         # The transfer stage's model keeps its batch-norm: fine-tuning may
         # train it.
         with session.strategy.scope():
@@ -238,7 +238,8 @@ def _solve_head(
             stop=stop,
         )
     with session.strategy.scope():
-        classifier.set_linear_head(model, head.kernel, head.bias)
+        predictions = model.get_layer("predictions")
+        predictions.set_weights([head.kernel, head.bias])
     seconds = time.perf_counter() - start
     train_loss, train_accuracy = head.evaluate(train)
     loss, accuracy = (
@@ -292,7 +293,7 @@ def _save_model(
             "accuracy": result.validation_accuracy,
             "loss": result.validation_loss,
         }
-    classifier.save_classifier(
+    saved_models.save_classifier(
         model, session.output / session.model_path(stage).name, extras
     )
 

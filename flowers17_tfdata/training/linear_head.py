@@ -1,7 +1,7 @@
-"""The optimum of a linear head on cached features, found, not trained.
+"""Solves for the best linear head on cached features, instead of training it.
 
 Softmax regression with weight decay is strictly convex: it has one optimum,
-which depends on no learning rate, no order and no seed.
+which depends on no learning rate, no order of the images and no seed.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from flowers17_tfdata.input.feature_cache import Features
 from flowers17_tfdata.models import classifier
 from flowers17_tfdata.training.preemption import StopRequest
 
-# Tried from the strongest on: each optimum is the start of the next fit.
+# Tried in this order: each optimum is the start of the next, weaker, fit.
 DECAYS = (1.0, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001)
 
-# Where there is nothing to choose by.
+# Used if no class has two images, so that there is no cross-validation.
 _DEFAULT_DECAY = 0.01
 
 _FOLDS = 5
 
-# Largest entry of the gradient at which L-BFGS stops. Cross-validation asks
-# which decay is better, not for the optimum.
+# L-BFGS stops when no entry of the gradient is larger. Cross-validation only
+# compares decays, for which rough optima are enough.
 _TOLERANCE = 1e-5
 _ROUGH_TOLERANCE = 1e-3
 _MAX_ITERATIONS = 1000
@@ -38,10 +38,10 @@ class LinearHead(NamedTuple):
     Attributes:
       kernel: float32 `[channels, num_classes]`.
       bias: float32 `[num_classes]`.
-      weight_decay: the chosen one.
-      losses: cross-validated loss by weight decay, nats; empty where there was
-        nothing to choose by.
-      iterations: of L-BFGS, for the final fit.
+      weight_decay: the one that was chosen.
+      losses: the cross-validated loss, in nats, for each weight decay that was
+        tried; empty if there was no cross-validation.
+      iterations: number of L-BFGS iterations of the final fit.
     """
 
     kernel: np.ndarray
@@ -51,10 +51,10 @@ class LinearHead(NamedTuple):
     iterations: int
 
     def evaluate(self, features: Features) -> tuple[float, float]:
-        """Returns the loss, nats, and the accuracy on the images themselves.
+        """Returns the loss, in nats, and the accuracy, in [0, 1].
 
         Args:
-          features: whose view 0 is looked at.
+          features: evaluated on view 0, the image without augmentation.
         """
         logits = features.values[0] @ self.kernel + self.bias
         own = logits[np.arange(len(logits)), features.labels]
@@ -69,7 +69,6 @@ def fit(
     *,
     seed: int,
     example_weights: np.ndarray | None = None,
-    weight_decay: float | None = None,
     stop: StopRequest | None = None,
 ) -> LinearHead:
     """Fits a softmax regression to all views of all examples.
@@ -77,58 +76,56 @@ def fit(
     Minimizes the mean cross-entropy plus half the weight decay times the sum of
     the squared kernel, on standardized features, by L-BFGS (R. Byrd, P. Lu, J.
     Nocedal and C. Zhu, "A limited memory algorithm for bound constrained
-    optimization", SIAM J. Sci. Comput. 16 (1995)).
+    optimization", SIAM J. Sci. Comput. 16 (1995)). The weight decay is the one
+    in `DECAYS` with the lowest cross-validated loss. All views of an example
+    are in the same fold; near-duplicates may be in different ones.
 
     Args:
-      features: of what is trained on.
-      num_classes: of the data set.
-      seed: draws the folds of the cross-validation.
-      example_weights: of each example's loss, float32 `[n]`; None: all 1.
-      weight_decay: None: that of `DECAYS` with the lowest cross-validated loss.
-        All views of an example are in one fold; near-duplicates may not be.
-      stop: is told of progress. It can't end the fit, as workers may need
-        different numbers of iterations, and would wait for each other.
+      features: the features and labels of the training images.
+      num_classes: number of classes of the data set.
+      seed: seed for the folds of the cross-validation.
+      example_weights: the weight of each example in the loss, float32 `[n]`;
+        None: all 1.
+      stop: is told that the fit makes progress. It can't end the fit: workers
+        may need different numbers of iterations, and one that stopped would
+        leave the others waiting.
     """
-    stop = stop or StopRequest()
-    mean, spread = classifier.mean_and_spread(features.values)
-    problem = _Problem(features, num_classes, mean, spread, example_weights)
-    losses: dict[float, float] = {}
-    if weight_decay is None:
-        losses = _cross_validate(problem, seed, stop)
-        weight_decay = min(
-            losses, key=losses.__getitem__, default=_DEFAULT_DECAY
-        )
-    everything = np.ones(problem.num_examples, bool)
-    solution = problem.solve(everything, weight_decay, _TOLERANCE, stop)
-    kernel, bias = problem.unpack(solution.x)
-    kernel = kernel / spread[:, np.newaxis]
-    return LinearHead(
-        kernel.astype(np.float32),
-        (bias - mean @ kernel).astype(np.float32),
-        weight_decay,
-        losses,
-        int(solution.nit),
+    values, labels = features
+    mean, spread = classifier.mean_and_spread(values)
+    values = values - mean.astype(np.float32)
+    values /= spread.astype(np.float32)
+    if example_weights is None:
+        example_weights = np.ones(len(labels), np.float32)
+    problem = _Problem(
+        Features(values, labels),
+        num_classes,
+        example_weights,
+        stop or StopRequest(),
     )
+    held_out = _stratified_folds(labels, seed)
+    losses = _cross_validate(problem, held_out) if held_out else {}
+    weight_decay = min(losses, key=losses.__getitem__, default=_DEFAULT_DECAY)
+    everything = np.ones(len(labels), bool)
+    solution = problem.solve(everything, weight_decay, _TOLERANCE)
+    x = solution.x.reshape(-1, num_classes)
+    kernel, bias = classifier.for_raw_features(x[:-1], x[-1], mean, spread)
+    return LinearHead(kernel, bias, weight_decay, losses, int(solution.nit))
 
 
 def _cross_validate(
-    problem: _Problem, seed: int, stop: StopRequest
+    problem: _Problem, held_out: list[np.ndarray]
 ) -> dict[float, float]:
-    """Returns the mean held-out loss by weight decay, over all folds.
+    """Returns the mean held-out loss over all folds for each weight decay.
 
-    As far as it falls: weaker decays than the best one take ever longer.
+    Stops when the loss rises: decays weaker than the best one take ever longer
+    to fit.
     """
-    held_out = _stratified_folds(problem.labels, seed)
-    if not held_out:
-        return {}
     losses: dict[float, float] = {}
     starts: list[np.ndarray | None] = [None] * len(held_out)
     for decay in DECAYS:
         total = 0.0
         for k, fold in enumerate(held_out):
-            solution = problem.solve(
-                ~fold, decay, _ROUGH_TOLERANCE, stop, starts[k]
-            )
+            solution = problem.solve(~fold, decay, _ROUGH_TOLERANCE, starts[k])
             starts[k] = solution.x
             total += problem.loss(solution.x, fold)
         losses[decay] = total / len(held_out)
@@ -138,21 +135,21 @@ def _cross_validate(
 
 
 def _stratified_folds(labels: np.ndarray, seed: int) -> list[np.ndarray]:
-    """Returns masks `[n]` of what each fold holds out, classes in proportion.
+    """Returns the examples that each fold holds out, as masks bool `[n]`.
 
-    As many folds as the smallest class has examples, but no more than 5. A
-    class with one example doesn't count: it is in all folds, and never held
-    out. No folds, where no class has more.
+    Each fold holds the same share of every class. There are as many folds as
+    the smallest class has examples, but no more than 5. A class with a single
+    example is ignored here and never held out; if all classes are like that,
+    there are no folds.
     """
     counts = np.bincount(labels)
     repeated = counts[labels] > 1
     if not repeated.any():
         return []
-    num_folds = min(_FOLDS, int(counts[counts > 1].min()))
+    num_folds = min(_FOLDS, counts[counts > 1].min())
     order = np.random.default_rng(seed).permutation(len(labels))
     order = order[np.argsort(labels[order], kind="stable")]
-    position = np.empty(len(labels), int)
-    position[order] = np.arange(len(labels))
+    position = np.argsort(order)
     return [
         (position % num_folds == fold) & repeated for fold in range(num_folds)
     ]
@@ -161,102 +158,77 @@ def _stratified_folds(labels: np.ndarray, seed: int) -> list[np.ndarray]:
 class _Problem:
     """The loss over subsets of the examples, and its gradient, on the device.
 
-    Rows are views of examples, `[views * n]`, view by view.
+    The parameters `x`, `[(channels + 1) * num_classes]`, are the flattened
+    kernel followed by the bias.
     """
 
     def __init__(
         self,
         features: Features,
         num_classes: int,
-        mean: np.ndarray,
-        spread: np.ndarray,
-        example_weights: np.ndarray | None,
+        example_weights: np.ndarray,
+        stop: StopRequest,
     ):
-        values = features.values
-        self.labels = features.labels
-        self._num_views, self.num_examples, self._channels = values.shape
-        self._num_classes = num_classes
-        if example_weights is None:
-            example_weights = np.ones(self.num_examples)
-        self._weights = np.asarray(example_weights, np.float32)
-        rows = (values - mean.astype(np.float32)) / spread.astype(np.float32)
-        self._rows = tf.constant(rows.reshape(-1, self._channels))
-        self._targets = tf.constant(np.tile(self.labels, self._num_views))
-
-    def unpack(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Returns kernel and bias, in the dtype of the parameters `x`."""
-        x = x.reshape(self._channels + 1, self._num_classes)
-        return x[:-1], x[-1]
+        self._weights, self._stop = example_weights, stop
+        self._num_views, _, channels = features.values.shape
+        self._shape = (channels + 1, num_classes)
+        # The rows are the views of the examples, view by view.
+        self._rows = tf.constant(features.values.reshape(-1, channels))
+        self._targets = tf.constant(np.tile(features.labels, self._num_views))
 
     def solve(
         self,
         selected: np.ndarray,
         decay: float,
         tolerance: float,
-        stop: StopRequest,
         start: np.ndarray | None = None,
     ) -> scipy.optimize.OptimizeResult:
         """Minimizes the loss of the selected examples, bool `[n]`."""
-        weights = self._row_weights(selected)
-        decay_tensor = tf.constant(decay)
-        if start is None:
-            start = np.zeros((self._channels + 1) * self._num_classes)
-
-        def objective(x: np.ndarray) -> tuple[float, np.ndarray]:
-            stop.alive()
-            loss, gradient = self._loss_and_gradient(
-                tf.constant(x, tf.float32), weights, decay_tensor
-            )
-            return float(loss), gradient.numpy().astype(np.float64)
-
         return scipy.optimize.minimize(
-            objective,
-            start,
+            self._loss_and_gradient,
+            np.zeros(self._shape).ravel() if start is None else start,
+            args=(self._row_weights(selected), decay),
             jac=True,
             method="L-BFGS-B",
             options={
                 "gtol": tolerance,
-                # Below float32's rounding of the loss, nothing is gained.
+                # Smaller changes of the loss are lost in float32's rounding.
                 "ftol": 1e-9,
                 "maxiter": _MAX_ITERATIONS,
             },
         )
 
     def loss(self, x: np.ndarray, selected: np.ndarray) -> float:
-        """Returns the mean cross-entropy of the selected examples, nats."""
-        loss, _ = self._loss_and_gradient(
-            tf.constant(x, tf.float32),
-            self._row_weights(selected),
-            tf.constant(0.0),
-        )
-        return float(loss)
+        """Returns the mean cross-entropy of the selected examples, in nats."""
+        return self._loss_and_gradient(x, self._row_weights(selected), 0.0)[0]
 
     def _row_weights(self, selected: np.ndarray) -> tf.Tensor:
         weights = np.tile(self._weights * selected, self._num_views)
         return tf.constant(weights / weights.sum(), tf.float32)
 
-    @tf.function(reduce_retracing=True)
-    def _loss_and_gradient(self, x, weights, decay):
-        kernel, bias = tf.split(
-            tf.reshape(x, [self._channels + 1, self._num_classes]),
-            [self._channels, 1],
+    def _loss_and_gradient(
+        self, x: np.ndarray, weights: tf.Tensor, decay: float
+    ) -> tuple[float, np.ndarray]:
+        self._stop.alive()
+        loss, gradient = self._compute(
+            tf.constant(x, tf.float32), weights, tf.constant(decay)
         )
+        return float(loss), gradient.numpy()
+
+    @tf.function(reduce_retracing=True)
+    def _compute(self, x, weights, decay):
+        parameters = tf.reshape(x, self._shape)
+        kernel, bias = parameters[:-1], parameters[-1]
         logits = self._rows @ kernel + bias
         losses = tf.nn.sparse_softmax_cross_entropy_with_logits(
             self._targets, logits
         )
         loss = tf.tensordot(weights, losses, 1)
         loss += 0.5 * decay * tf.reduce_sum(tf.square(kernel))
-        errors = tf.nn.softmax(logits) - tf.one_hot(
-            self._targets, self._num_classes
-        )
-        errors *= weights[:, tf.newaxis]
-        gradient = tf.concat(
-            [
-                tf.matmul(self._rows, errors, transpose_a=True)
-                + decay * kernel,
-                tf.reduce_sum(errors, axis=0, keepdims=True),
-            ],
-            axis=0,
-        )
+        targets = tf.one_hot(self._targets, self._shape[1])
+        errors = (tf.nn.softmax(logits) - targets) * weights[:, tf.newaxis]
+        kernel_gradient = tf.matmul(self._rows, errors, transpose_a=True)
+        kernel_gradient += decay * kernel
+        bias_gradient = tf.reduce_sum(errors, axis=0, keepdims=True)
+        gradient = tf.concat([kernel_gradient, bias_gradient], axis=0)
         return loss, tf.reshape(gradient, [-1])

@@ -46,7 +46,7 @@ class StageData:
         infinite training dataset.
       make_validation: from `input_context` to one pass over the validation
         examples; None: the stage isn't validated, and keeps its last epoch.
-      make_calibration: returns clean batches of training examples, on which
+      make_measured: returns clean batches of training examples, on which
         batch-norm statistics are measured; None: they aren't measured.
       device_stage: from a replica's `Batch` to the model's inputs.
     """
@@ -58,17 +58,17 @@ class StageData:
     make_validation: (
         Callable[[tf.distribute.InputContext], tf.data.Dataset] | None
     )
-    make_calibration: Callable[[], tf.data.Dataset] | None = None
+    make_measured: Callable[[], tf.data.Dataset] | None = None
     device_stage: Callable[[Batch], tf.Tensor] = lambda batch: batch.inputs
 
-    def calibration_batches(self) -> Iterator[tf.Tensor]:
-        """Returns the model's inputs for the batches of `make_calibration`."""
-        return map(self.device_stage, self._calibration)
+    def measured_batches(self) -> Iterator[tf.Tensor]:
+        """Returns the model's inputs for the batches of `make_measured`."""
+        return map(self.device_stage, self._measured)
 
     @functools.cached_property
-    def _calibration(self) -> tf.data.Dataset:
+    def _measured(self) -> tf.data.Dataset:
         # Made once: each new dataset would be traced and compiled again.
-        return self.make_calibration()
+        return self.make_measured()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -397,8 +397,10 @@ class Stage:
 
         Random weights have none that could be kept.
         """
-        if self._data.make_calibration and not self._trained_batch_norm:
-            batch_norm.calibrate(self.model, self._data.calibration_batches())
+        if self._data.make_measured and not self._trained_batch_norm:
+            batch_norm.measure_statistics(
+                self.model, self._data.measured_batches()
+            )
 
     def _measure_trained_batch_norm(self) -> None:
         """Measures the statistics of trained batch-norm after an epoch.
@@ -406,12 +408,14 @@ class Stage:
         In training it uses the statistics of each batch; validation and the
         saved model use those of the data.
         """
-        if self._data.make_calibration and self._trained_batch_norm:
-            self._calibration.run(self._data.calibration_batches())
+        if self._data.make_measured and self._trained_batch_norm:
+            self._statistics_measurer.run(self._data.measured_batches())
 
     @functools.cached_property
-    def _calibration(self) -> batch_norm.Calibration:
-        return batch_norm.Calibration(self.model, self._trained_batch_norm)
+    def _statistics_measurer(self) -> batch_norm.StatisticsMeasurer:
+        return batch_norm.StatisticsMeasurer(
+            self.model, self._trained_batch_norm
+        )
 
     @functools.cached_property
     def _trained_batch_norm(self) -> list[keras.layers.BatchNormalization]:

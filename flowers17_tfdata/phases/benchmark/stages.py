@@ -201,7 +201,6 @@ def build_model(session: Session, unfreeze_from: str) -> keras.Model:
             keep_batch_norm=True,
         )
         model = folding.fold_batch_norm(model)
-        model = training_size.for_training(model, session.config.input)
     depthwise.avoid_slow_gradient(model)
     return model
 

@@ -17,7 +17,6 @@ import flowers17_tfdata
 from flowers17_tfdata import files, machine, terminal, timings, trained_model
 from flowers17_tfdata.errors import UserError, one_line
 from flowers17_tfdata.input.examples import load_examples
-from flowers17_tfdata.models import classifier
 from flowers17_tfdata.phases.export import (
     model_card,
     onnx_file,
@@ -175,8 +174,8 @@ def _write(
         path = output / "model.keras"
         names = list(source.class_names)
         extras = {**trained.extras, "class_names": names}
-        classifier.save_classifier(model, path, extras)
-        loaded = classifier.load_classifier(path, "--export_dir")
+        saved_models.save_classifier(model, path, extras)
+        loaded = saved_models.load_classifier(path, "--export_dir")
         runner = Network(loaded, trained.preprocess).runner()
         return Exported(name, path, runner)
     if name == "onnx":

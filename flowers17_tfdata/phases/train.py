@@ -15,6 +15,7 @@ from flowers17_tfdata import files, terminal, timings
 from flowers17_tfdata.config import config as config_lib
 from flowers17_tfdata.config.config import SOLVER, Config
 from flowers17_tfdata.errors import UserError
+from flowers17_tfdata.input.examples import Examples
 from flowers17_tfdata.models import (
     classifier,
     folding,
@@ -375,16 +376,18 @@ def open_stage(
     session: Session,
     stage: str,
     schedule: keras.optimizers.schedules.LearningRateSchedule,
+    examples: dict[str, Examples] | None = None,
 ) -> Stage:
-    """Makes a stage as its phase does, for `Stage.try_steps`.
+    """Makes a stage as its phase does, to try its steps.
 
-    Nothing of its training is read or written: it starts anew. Of the
-    workdir's files the features are used, or computed and kept for the stage.
+    It starts from the beginning and neither reads nor writes checkpoints. Of
+    the workdir's files it uses the features, or computes and keeps them.
 
     Args:
       session: of the process.
       stage: `transfer` or `finetune`.
       schedule: learning rate by step, instead of the stage's own.
+      examples: the training splits by name; None: they are loaded here.
 
     Raises:
       UserError: what the stage starts from isn't there.
@@ -392,8 +395,9 @@ def open_stage(
     if stage != "transfer":
         # Before the images: it may be missing.
         train_models.initial_model_path(session)
-    examples = train_data.load_examples(session)
-    splits = train_data.share_out(session, stage, examples)
+    splits = train_data.share_out(
+        session, stage, examples or train_data.load_examples(session)
+    )
     start_model = train_models.build_stage_model(session, stage)
     return _make_stage(
         session, stage, stage, splits, start_model, StopRequest(), schedule

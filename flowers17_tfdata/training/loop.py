@@ -125,6 +125,12 @@ class Stage:
       output: where this process writes, if it isn't the chief.
       workers: of the strategy.
       schedule: learning rate by step, instead of the stage's own.
+
+    Attributes:
+      model: the model that is trained.
+      trainer: takes its training and evaluation steps.
+      data: what it is trained and validated on.
+      steps_per_call: training steps that one call of the trainer takes.
     """
 
     def __init__(
@@ -146,7 +152,7 @@ class Stage:
         self._workers = workers or Workers(strategy)
         self.model = model = trained.model
         self._strategy = strategy
-        self._data = data
+        self.data = data
         options = config.optimization
         self._batch_size = options.global_batch_size
         self._prefix = prefix = trained.options_of
@@ -168,7 +174,7 @@ class Stage:
                 scale_loss=keras.config.dtype_policy().name == "mixed_float16",
                 rate_scales=trained.rate_scales,
             )
-        self._trainer = Trainer(
+        self.trainer = Trainer(
             model=model,
             strategy=strategy,
             global_batch_size=self._batch_size,
@@ -180,7 +186,7 @@ class Stage:
             training_model=trained.training_model,
             device_stage=data.device_stage,
         )
-        self._steps_per_call = trained.steps_per_call
+        self.steps_per_call = trained.steps_per_call
         self._stop = stop or StopRequest()
         self._saved_at = time.monotonic()
         self._profiler = Profiler(
@@ -224,7 +230,7 @@ class Stage:
         writer.close()
         self._profiler.stop()
         self._checkpoints.restore_best()
-        kept, validated = self._checkpoints, self._data.make_validation
+        kept, validated = self._checkpoints, self.data.make_validation
         return StageResult(
             best_epoch=int(kept.best_epoch.numpy()),
             validation_accuracy=(
@@ -250,8 +256,8 @@ class Stage:
         self._measure_frozen_batch_norm()
         batches = iter(self._train_batches(0, 0))
         for _ in range(num_steps):
-            rate = float(self._trainer.optimizer.learning_rate)
-            totals = self._trainer.train_steps(batches, tf.constant(1))
+            rate = float(self.trainer.optimizer.learning_rate)
+            totals = self.trainer.train_steps(batches, tf.constant(1))
             self._stop.alive()
             yield rate, float(totals.loss) / float(totals.examples)
 
@@ -308,7 +314,7 @@ class Stage:
           Loss and accuracy; None: the stage isn't validated.
         """
         last = epoch + 1 == self._epochs
-        if self._data.make_validation is None:
+        if self.data.make_validation is None:
             if last:
                 self._measure_trained_batch_norm()
                 self._checkpoints.keep()
@@ -329,9 +335,9 @@ class Stage:
         start = time.perf_counter() - float(self._checkpoints.step_secs.numpy())
         with terminal.EpochProgress(title, self._steps_per_epoch) as progress:
             while step < self._steps_per_epoch:
-                count = min(self._steps_per_call, self._steps_per_epoch - step)
+                count = min(self.steps_per_call, self._steps_per_epoch - step)
                 self._profiler.before(count)
-                sums = self._trainer.train_steps(batches, tf.constant(count))
+                sums = self.trainer.train_steps(batches, tf.constant(count))
                 self._profiler.after(count)
                 self._stop.alive()
                 totals = TrainTotals(
@@ -351,7 +357,7 @@ class Stage:
 
     def _eval_step(self, batch: Batch) -> EvalTotals:
         self._stop.alive()
-        return self._trainer.eval_step(batch)
+        return self.trainer.eval_step(batch)
 
     def _save_is_due(self) -> bool:
         """Whether it is time to save, or any worker is asked to stop."""
@@ -386,8 +392,8 @@ class Stage:
 
     def _measure_frozen_batch_norm(self) -> None:
         """Before the first step: there are no statistics to keep."""
-        if self._data.make_calibration and not self._trained_batch_norm:
-            batch_norm.calibrate(self.model, self._data.calibration_batches())
+        if self.data.make_calibration and not self._trained_batch_norm:
+            batch_norm.calibrate(self.model, self.data.calibration_batches())
 
     def _measure_trained_batch_norm(self) -> None:
         """Before the weights, as they are now, are validated or kept.
@@ -395,8 +401,8 @@ class Stage:
         It trained on the batches' own statistics; evaluated, and saved, it is
         with those of the data.
         """
-        if self._data.make_calibration and self._trained_batch_norm:
-            self._calibration.run(self._data.calibration_batches())
+        if self.data.make_calibration and self._trained_batch_norm:
+            self._calibration.run(self.data.calibration_batches())
 
     @functools.cached_property
     def _calibration(self) -> batch_norm.Calibration:
@@ -409,16 +415,14 @@ class Stage:
 
     def _train_batches(self, initial_epoch: int, initial_step: int):
         return self._strategy.distribute_datasets_from_function(
-            functools.partial(
-                self._data.make_train, initial_epoch, initial_step
-            )
+            functools.partial(self.data.make_train, initial_epoch, initial_step)
         )
 
     @functools.cached_property
     def _validation_batches(self):
         # Once: each one made would be traced and compiled anew.
         return self._strategy.distribute_datasets_from_function(
-            self._data.make_validation
+            self.data.make_validation
         )
 
 

@@ -25,6 +25,9 @@ IMPORTS = {
         "input",
         "machine",
         "models",
+        "phases.train",
+        "phases.train_data",
+        "phases.train_models",
         "session",
         "terminal",
         "training",
@@ -105,6 +108,7 @@ IMPORTS = {
     "phases.train": {
         "config",
         "files",
+        "input",
         "models",
         "phases.train_data",
         "phases.train_models",

@@ -190,7 +190,7 @@ def test_stopped_within_an_epoch_goes_on_from_that_step(
     def stopping(batches, num_steps):
         calls.append(num_steps)
         if len(calls) == step:
-            stop.set()
+            stop.requested = True
         return train_steps(batches, num_steps)
 
     stage.trainer.train_steps = stopping

@@ -38,7 +38,7 @@ def predict(config: Config) -> None:
     """
     paths, count = image_files.find_images(config.predict.images, sys.stdin)
     resolver = cluster.find_cluster()
-    if resolver is not None and cluster.own_place(resolver)[1]:
+    if resolver is not None and cluster.place(resolver)[1]:
         terminal.say("predict: worker 0 does it alone")
         return
     # No cluster's environment must make this wait for other workers.

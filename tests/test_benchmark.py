@@ -8,10 +8,16 @@ import json
 import tempfile
 
 import keras
+import psutil
 import pytest
 
 from flowers17_tfdata import cli
-from flowers17_tfdata.config.config import InputConfig
+from flowers17_tfdata.config.config import (
+    Config,
+    InputConfig,
+    ModelConfig,
+    OptimizationConfig,
+)
 from flowers17_tfdata.data.oxford_flowers17 import synthetic
 from flowers17_tfdata.errors import UserError
 from flowers17_tfdata.phases.benchmark import (
@@ -43,7 +49,7 @@ def test_rounds_take_turns_and_the_first_is_not_recorded():
         return measure
 
     rows = [Row("a", make("a", [9, 1, 2])), Row("b", make("b", [9, 3, 4]))]
-    timing.measure_in_turns(rows, 2, lambda row: None)
+    timing.measure_in_turns(rows, 2)
     assert calls == ["a", "b"] * 3
     assert [row.runs for row in rows] == [[1, 2], [3, 4]]
 
@@ -178,13 +184,20 @@ def test_stock_keras_answers_from_its_own_process(class_folders, monkeypatch):
     work = stock_keras.Work(
         images=class_folders,
         num_classes=2,
-        backbone="mobilenet",
-        batch_size=4,
         batches_per_call=2,
-        input=InputConfig(image_size=32),
+        config=Config(
+            input=InputConfig(image_size=32),
+            model=ModelConfig(backbone="mobilenet"),
+            optimization=OptimizationConfig(global_batch_size=4),
+        ),
     )
     with stock_keras.open_worker(work) as measure:
         for stage in stock_keras.STAGES:
             assert measure(stage) > 0
         with pytest.raises(UserError, match="stock Keras, nonsense"):
             measure("nonsense")
+        for child in psutil.Process().children():
+            if "--multiprocessing-fork" in child.cmdline():
+                child.kill()
+        with pytest.raises(UserError, match="process died in model/keras_fit"):
+            measure("model/keras_fit")

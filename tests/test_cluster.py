@@ -60,7 +60,6 @@ def test_place(monkeypatch, jobs, task_type, index, place):
     [
         ("{", "must be JSON"),
         ("[" * 100_000, "must be JSON"),
-        ("x" * ((1 << 20) + 1), "at most 1048576 characters"),
         ("[]", "must have 'cluster', an object"),
         ("{}", "must have 'cluster', an object"),
         ('{"cluster": {"worker": ["a:1"]}}', "must have 'task', an object"),
@@ -85,7 +84,7 @@ def test_place(monkeypatch, jobs, task_type, index, place):
     ],
 )
 def test_malformed_tf_config_gets_one_line(monkeypatch, text, expected):
-    # Longer than the system lets a variable be.
+    # Not setenv: some are longer than the system lets a variable be.
     monkeypatch.setattr(os, "environ", {"TF_CONFIG": text})
     with pytest.raises(ConfigError, match="TF_CONFIG") as error:
         cluster.find_cluster()

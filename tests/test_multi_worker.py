@@ -233,3 +233,4 @@ def test_a_worker_that_never_comes(tmp_path, tiny_command):
     )
     assert result.returncode == 1
     assert "waiting for all 2 workers; ends with 1 after 3 s" in result.stderr
+    assert "Timeout (0:00:03)!" in result.stderr

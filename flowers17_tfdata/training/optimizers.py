@@ -53,13 +53,11 @@ def make_optimizer(
         the variables, each broadcast to its variable's shape; None: all 1.
         Weight decay takes the whole rate.
     """
+    decay = {"weight_decay": config.weight_decay}
     optimizer_class, options = {
         "sgd": (keras.optimizers.SGD, {"momentum": _MOMENTUM}),
         "adam": (keras.optimizers.Adam, {}),
-        "adamw": (
-            keras.optimizers.AdamW,
-            {"weight_decay": config.weight_decay},
-        ),
+        "adamw": (keras.optimizers.AdamW, decay),
     }[name]
     optimizer = _scaled(optimizer_class, rate_scales)(learning_rate, **options)
     # Decay pulls weights towards 0, which is no prior for offsets and scales.

@@ -33,21 +33,14 @@ def set_precision(precision: str) -> str:
 
 
 def _fastest_policy() -> str:
-    capabilities = [
-        tf.config.experimental.get_device_details(gpu).get(
-            "compute_capability", (0, 0)
-        )
-        for gpu in tf.config.list_physical_devices("GPU")
-    ]
-    if capabilities:
-        bfloat16 = min(capabilities) >= (8, 0)
-        float16 = min(capabilities) >= (7, 0)
-    else:
-        bfloat16 = not _BFLOAT16_CPUS.isdisjoint(_cpu_flags())
-        float16 = False
-    if bfloat16:
+    gpus = tf.config.list_physical_devices("GPU")
+    if not gpus:
+        return "mixed_bfloat16" if _BFLOAT16_CPUS & _cpu_flags() else "float32"
+    details = map(tf.config.experimental.get_device_details, gpus)
+    capability = min(d.get("compute_capability", (0, 0)) for d in details)
+    if capability >= (8, 0):
         return "mixed_bfloat16"
-    return "mixed_float16" if float16 else "float32"
+    return "mixed_float16" if capability >= (7, 0) else "float32"
 
 
 def _cpu_flags() -> set[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import faulthandler
 import os
 import select
 import signal
@@ -88,20 +87,6 @@ def stop_on_signals(
         theirs.close()
         watcher.join()
         ours.close()
-
-
-@contextlib.contextmanager
-def bounded(seconds: float) -> Iterator[None]:
-    """Ends the process with 1 if the block takes longer.
-
-    This works even if the block holds Python's global lock, so that no Python
-    thread runs. Therefore the process ends with a traceback, not a message.
-    """
-    faulthandler.dump_traceback_later(seconds, exit=True)
-    try:
-        yield
-    finally:
-        faulthandler.cancel_dump_traceback_later()
 
 
 def _watch(

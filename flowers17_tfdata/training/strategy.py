@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import signal
 import sys
 import threading
@@ -10,7 +11,7 @@ import tensorflow as tf
 
 from flowers17_tfdata.config.config import RuntimeConfig
 from flowers17_tfdata.errors import ConfigError, one_line
-from flowers17_tfdata.training import cluster, preemption
+from flowers17_tfdata.training import cluster
 
 # The memory of each logical GPU when one GPU is split to try replicas on it.
 _LOGICAL_GPU_MEMORY_MB = 4096
@@ -83,9 +84,13 @@ def _multi_worker(
         file=sys.stderr,
         flush=True,
     )
-    # TensorFlow waits for ever, and ignores SIGTERM while it does.
-    with preemption.bounded(seconds):
+    # TensorFlow waits for ever, ignores SIGTERM while it does, and holds
+    # Python's global lock, so that no Python thread could end it.
+    faulthandler.dump_traceback_later(seconds, exit=True)
+    try:
         strategy = tf.distribute.MultiWorkerMirroredStrategy(resolver)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
     if threading.current_thread() is threading.main_thread():
         # TensorFlow takes SIGTERM for its preemption handler, which this
         # program doesn't use.

@@ -18,7 +18,8 @@ class Workers:
 
     Attributes:
       count: the number of workers.
-      index: this worker's; 0 is the chief, which writes the workdir.
+      index: this worker's.
+      is_chief: whether this is worker 0, which writes the workdir.
     """
 
     def __init__(self, strategy: tf.distribute.Strategy):
@@ -26,10 +27,7 @@ class Workers:
         self.count, self.index = 1, 0
         if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
             self.count, self.index = cluster.place(strategy.cluster_resolver)
-
-    @property
-    def is_chief(self) -> bool:
-        return self.index == 0
+        self.is_chief = self.index == 0
 
     def gather(self, values: Sequence[float]) -> np.ndarray:
         """Returns every worker's values: float64 `[count, len(values)]`."""

@@ -11,7 +11,6 @@ from typing import Any
 
 from flowers17_tfdata import files, machine, terminal
 from flowers17_tfdata.config import config as config_lib
-from flowers17_tfdata.data import class_folders
 from flowers17_tfdata.input.examples import load_examples
 from flowers17_tfdata.phases.benchmark import (
     input_speed,
@@ -63,14 +62,11 @@ def _measure(session: Session, folder: pathlib.Path) -> list[Row]:
         for cache in ("memory", "none")
     }
     stages = model_speed.open_fine_tuning(session, train[options.cache], folder)
-    class_folders.write(session.source, folder / "images")
     work = stock_keras.Work(
-        images=folder / "images" / "train",
+        images=_write_images(session, folder / "images"),
         num_classes=len(session.source.class_names),
-        backbone=config.model.backbone,
-        batch_size=config.optimization.global_batch_size,
         batches_per_call=stages[0].steps_per_call,
-        input=options,
+        config=config,
     )
     with stock_keras.open_worker(work) as stock:
         rows = [
@@ -78,26 +74,31 @@ def _measure(session: Session, folder: pathlib.Path) -> list[Row]:
             *input_speed.input_rows(session, train),
             *model_speed.model_rows(session, *stages),
         ]
-        total = len(rows) * (NUM_RUNS + 1)
-        with terminal.EpochProgress("benchmark", total) as progress:
-            timing.measure_in_turns(
-                rows, NUM_RUNS, lambda row: progress.advance(1, row.stage)
-            )
+        timing.measure_in_turns(rows, NUM_RUNS)
     return rows
 
 
-def _show(session: Session, rows: list[dict[str, Any]]) -> None:
-    def name(stage: str) -> str:
-        return stage.partition("/")[2]
+def _write_images(session: Session, folder: pathlib.Path) -> pathlib.Path:
+    """Writes the train split as the class folders that stock Keras reads."""
+    examples = session.source.read("train").as_numpy_iterator()
+    for position, example in enumerate(examples):
+        # Keras recognizes the format by the contents, not by the name.
+        path = folder / f"{example['label']:04d}" / f"{position:07d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(example["image"])
+    return folder
 
+
+def _show(session: Session, rows: list[dict[str, Any]]) -> None:
     shown = []
     for row in rows:
         rate, compared, ceiling = row["images_per_sec"], "", ""
         if row["relative_to"]:
-            compared = f"{row['ratio']:.2f} x {name(row['relative_to'])}"
+            name = row["relative_to"].split("/")[1]
+            compared = f"{row['ratio']:.2f} x {name}"
         if row["ceiling"]:
-            share = row["share_of_ceiling"]
-            ceiling = f"{share:.0%} of {name(row['ceiling'])}"
+            share, name = row["share_of_ceiling"], row["ceiling"].split("/")[1]
+            ceiling = f"{share:.0%} of {name}"
         digits = 1 if rate < 1000 else 0
         shown.append([row["stage"], f"{rate:,.{digits}f}", compared, ceiling])
     terminal.show_table(

@@ -18,8 +18,6 @@ from flowers17_tfdata.session import TRAINING_SPLITS, Session
 from flowers17_tfdata.training import optimizers
 from flowers17_tfdata.training.loop import Stage
 
-MakeDataset = Callable[[tf.distribute.InputContext], tf.data.Dataset]
-
 _FASTER_MODEL = "--precision, --image_size, --backbone"
 _FEWER_LAYERS = "--unfreeze_from, " + _FASTER_MODEL
 
@@ -29,7 +27,7 @@ def open_fine_tuning(
 ) -> tuple[Stage, Stage]:
     """Opens the fine-tune stage as its phase does, twice.
 
-    Its model is one with random weights: speed does not depend on them.
+    The weights are random, since speed does not depend on them.
 
     Args:
       session: of the process.
@@ -58,12 +56,13 @@ def open_fine_tuning(
         config.optimization, 1e-9, 1000, 1000
     )
 
+    splits = dict.fromkeys(TRAINING_SPLITS, examples)
+
     def open_stage(unfreeze_from: str) -> Stage:
-        # Frozen batch-norm is folded if weights are pretrained.
+        # With pretrained weights, frozen batch-norm is folded.
         pretrained = with_model(
             weights="imagenet", init_from=str(path), unfreeze_from=unfreeze_from
         )
-        splits = dict.fromkeys(TRAINING_SPLITS, examples)
         return train.open_stage(pretrained, "finetune", schedule, splits)
 
     return open_stage("all"), open_stage(config.model.unfreeze_from)
@@ -102,37 +101,28 @@ def model_rows(session: Session, whole: Stage, partly: Stage) -> list[Row]:
         ),
         Row(
             "model/step_all",
-            _make_steps(whole, _one_batch(whole)),
+            _make_steps(whole, waits=False),
             "model/keras_fit",
             "ceiling/matmul_step_all",
             _FEWER_LAYERS,
         ),
         Row(
             "model/step",
-            _make_steps(partly, _one_batch(partly)),
+            _make_steps(partly, waits=False),
             "model/keras_fit",
             "ceiling/matmul_step",
             _FEWER_LAYERS,
         ),
         Row(
             "train/finetune",
-            _make_steps(
-                partly, lambda context: partly.data.make_train(0, 0, context)
-            ),
+            _make_steps(partly, waits=True),
             "model/keras_fit",
             "model/step",
         ),
     ]
 
 
-def _one_batch(stage: Stage) -> MakeDataset:
-    """Repeats one training batch for ever, so that no step waits for input."""
-    return lambda context: (
-        stage.data.make_train(0, 0, context).take(1).cache().repeat()
-    )
-
-
-def _iterate(stage: Stage, make_dataset: MakeDataset) -> Iterator:
+def _iterate(stage: Stage, make_dataset: Callable) -> Iterator:
     strategy = stage.trainer.strategy
     return iter(strategy.distribute_datasets_from_function(make_dataset))
 
@@ -149,8 +139,19 @@ def _make_forward(stage: Stage) -> Callable[[], float]:
     return lambda: timing.rate(call)
 
 
-def _make_steps(stage: Stage, make_dataset: MakeDataset) -> Callable[[], float]:
-    """Measures training steps, as many at once as the stage takes."""
+def _make_steps(stage: Stage, *, waits: bool) -> Callable[[], float]:
+    """Measures training steps, as many at once as the stage takes.
+
+    Args:
+      stage: the stage whose steps to take.
+      waits: whether the steps wait for their batches; otherwise they all train
+        on one batch, which is always ready.
+    """
+
+    def make_dataset(context: tf.distribute.InputContext) -> tf.data.Dataset:
+        batches = stage.data.make_train(0, 0, context)
+        return batches if waits else batches.take(1).cache().repeat()
+
     trainer, steps = stage.trainer, stage.steps_per_call
     batches = _iterate(stage, make_dataset)
 

@@ -16,9 +16,10 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
+import numpy as np
 import psutil
 
-from flowers17_tfdata.config.config import InputConfig
+from flowers17_tfdata.config.config import Config
 from flowers17_tfdata.errors import UserError, one_line
 from flowers17_tfdata.phases.benchmark import timing
 
@@ -33,19 +34,19 @@ class Work:
     Attributes:
       images: folder of class folders of image files.
       num_classes: number of classes.
-      backbone: name in keras.applications.
-      batch_size: images a batch.
       batches_per_call: how many batches `predict` and `fit` get at once: as
         many as our own rows take before they return to Python.
-      input: image size and augmentation ranges.
+      config: backbone, batch size, image size and augmentation ranges.
     """
 
     images: pathlib.Path
     num_classes: int
-    backbone: str
-    batch_size: int
     batches_per_call: int
-    input: InputConfig
+    config: Config
+
+    @property
+    def batch_size(self) -> int:
+        return self.config.optimization.global_batch_size
 
 
 def _keras_layers(work: Work) -> Callable[[], float]:
@@ -54,7 +55,7 @@ def _keras_layers(work: Work) -> Callable[[], float]:
 
     from flowers17_tfdata.models import backbones
 
-    options, layers = work.input, keras.layers
+    options, layers = work.config.input, keras.layers
     augment = keras.Sequential(
         [
             layers.RandomFlip("horizontal"),
@@ -65,7 +66,7 @@ def _keras_layers(work: Work) -> Callable[[], float]:
             layers.RandomZoom(options.zoom, options.zoom, fill_mode="nearest"),
         ]
     )
-    preprocess = backbones.get_preprocess(work.backbone)
+    preprocess = backbones.get_preprocess(work.config.model.backbone)
     cached = keras.utils.image_dataset_from_directory(
         work.images,
         image_size=(options.image_size,) * 2,
@@ -95,12 +96,13 @@ def _keras_layers(work: Work) -> Callable[[], float]:
 
 def _model(work: Work):
     import keras
-    import numpy as np
 
     from flowers17_tfdata.models import backbones
 
-    size = work.input.image_size
-    backbone = backbones.build_backbone(work.backbone, size, "none")
+    size = work.config.input.image_size
+    backbone = backbones.build_backbone(
+        work.config.model.backbone, size, "none"
+    )
     x = keras.layers.GlobalAveragePooling2D()(backbone.output)
     x = keras.layers.Dense(work.num_classes, activation="softmax")(x)
     model = keras.Model(backbone.input, x)
@@ -116,8 +118,6 @@ def _predict(work: Work) -> Callable[[], float]:
 
 
 def _fit(work: Work) -> Callable[[], float]:
-    import numpy as np
-
     model, images, arguments = _model(work)
     labels = np.zeros(len(images), np.int64)
 
@@ -147,10 +147,7 @@ def _measure(stage: str, work: Work) -> float:
     os.environ.pop("TF_ENABLE_ONEDNN_OPTS", None)
     try:
         # Keras prints class tables and progress bars.
-        with (
-            open(os.devnull, "w") as null,
-            contextlib.redirect_stdout(null),
-        ):
+        with open(os.devnull, "w") as null, contextlib.redirect_stdout(null):
             return _make(stage, work)()
     # Keras may raise anything, also what can't be passed between processes.
     except Exception as error:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
+
+from flowers17_tfdata import terminal
 
 # The least duration of a measurement, seconds: long enough that a hiccup of
 # the scheduler doesn't matter.
@@ -51,18 +54,18 @@ def rate(call: Callable[[], int]) -> float:
             return images / elapsed
 
 
-def measure_in_turns(
-    rows: Sequence[Row], num_runs: int, progress: Callable[[Row], None]
-) -> None:
+def measure_in_turns(rows: Sequence[Row], num_runs: int) -> None:
     """Fills `runs` of every row.
 
     The first round of all rows is a warm-up (tracing, caches, clock speeds)
     and not recorded; `num_runs` rounds follow. Taking turns makes a machine
     whose speed drifts drift for all rows alike.
     """
-    for round_number in range(num_runs + 1):
-        for row in rows:
-            progress(row)
+    rounds = range(num_runs + 1)
+    total = len(rows) * len(rounds)
+    with terminal.EpochProgress("benchmark", total) as progress:
+        for round_number, row in itertools.product(rounds, rows):
+            progress.advance(1, row.stage)
             images_per_sec = row.run()
             if round_number:
                 row.runs.append(images_per_sec)

@@ -20,7 +20,6 @@ IMPORTS = {
     "models": {"config", "files", "terminal"},
     "phases.benchmark": {
         "config",
-        "data",
         "files",
         "input",
         "machine",

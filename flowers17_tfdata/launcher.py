@@ -1,6 +1,6 @@
-"""Other processes of this program: at once, as one cluster's, or in turn.
+"""Starts this program in other processes: as one cluster, or in turn.
 
-Without TensorFlow: the parent only starts them, passes signals on and waits.
+Without TensorFlow: the parent starts them, passes signals on and waits.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from flowers17_tfdata.errors import Preempted
 
-# What takes a command line's flags in a process of its own.
+# The command that takes this program's flags in a process of its own.
 PROGRAM: Sequence[str] = (sys.executable, "-m", "flowers17_tfdata")
 
 _FORWARDED = (signal.SIGTERM, signal.SIGUSR1)
@@ -26,76 +26,60 @@ _POLL_SECS = 0.1
 _SECS_AFTER_FAILURE = 60.0
 
 
-def launch(
-    arguments: Sequence[str],
-    num_workers: int,
-    program: Sequence[str] = PROGRAM,
-) -> int:
+def launch(arguments: Sequence[str], num_workers: int) -> int:
     """Runs a command line as the workers of one cluster on loopback.
 
-    SIGTERM and SIGUSR1 go on to all of them.
+    SIGTERM and SIGUSR1 are passed on to all of them.
 
     Args:
-      arguments: flags of the command line, without the program's name.
-      num_workers: how many.
-      program: that takes the arguments.
+      arguments: the flags, without the program's name.
+      num_workers: the number of processes.
 
     Returns:
-      0 if all ended so, else the exit code of the first that did not (1 if a
-      signal killed it).
+      0 if all workers returned 0, else the exit code of the first that did not
+      (1 if a signal killed it).
     """
     addresses = [f"localhost:{port}" for port in _free_ports(num_workers)]
-    # The last one counts, wherever the first one stands.
-    command = [*program, *arguments, "--launch_local=0"]
-    workers = []
-    for index in range(num_workers):
-        task = {"type": "worker", "index": index}
-        tf_config = {"cluster": {"worker": addresses}, "task": task}
-        environment = os.environ | {"TF_CONFIG": json.dumps(tf_config)}
-        workers.append(subprocess.Popen(command, env=environment))
-    try:
-        with _forwarding(workers):
-            return _wait(workers)
-    finally:
-        for worker in workers:
-            if worker.poll() is None:
-                worker.kill()
-                worker.wait()
+    # The last value of a flag counts.
+    command = [*PROGRAM, *arguments, "--launch_local=0"]
+    workers: list[subprocess.Popen] = []
+    with _forwarding(workers):
+        for index in range(num_workers):
+            task = {"type": "worker", "index": index}
+            tf_config = {"cluster": {"worker": addresses}, "task": task}
+            environment = os.environ | {"TF_CONFIG": json.dumps(tf_config)}
+            workers.append(subprocess.Popen(command, env=environment))
+        return _wait(workers)
 
 
 def run_in_turn(commands: Iterable[Sequence[str]]) -> int:
     """Runs one command after another, as long as they succeed.
 
-    SIGTERM and SIGUSR1 go on to the one that runs; no other follows.
+    SIGTERM and SIGUSR1 are passed on to the one that runs; no other follows.
 
     Returns:
-      0 if all ended so; 42 if a signal came in between, or killed one that had
-      nothing to save; else the exit code of the first that failed (1 if
-      something else killed it).
+      0 if all returned 0; 42 if a signal came between two of them, or killed
+      one that had nothing to save; else the exit code of the first that failed
+      (1 if another signal killed it).
     """
     running: list[subprocess.Popen] = []
     with _forwarding(running) as received:
         for command in commands:
             if received:
                 _say(
-                    f"stopped: {_name(received[-1])}, between two runs: the "
-                    "same command goes on from there"
+                    f"stopped: {received[-1].name}, between two runs: the same "
+                    "command goes on from there"
                 )
                 return Preempted.exit_code
-            # Else a line of ours may come after those of the process.
+            # Otherwise a line of ours may appear after those of the process.
             sys.stdout.flush()
             running[:] = [subprocess.Popen(command)]
             if received:
-                # It came before there was one to send it to.
+                # The signal came before there was a process to pass it on to.
                 running[0].send_signal(received[-1])
-            try:
-                code = running[0].wait()
-            finally:
-                if running[0].poll() is None:
-                    running[0].kill()
-                    running[0].wait()
+            code = running[0].wait()
             if code < 0:
-                _say(f"killed by {_name(-code)}")
+                _say(f"killed by {signal.Signals(-code).name}")
                 return Preempted.exit_code if -code in received else 1
             if code:
                 return code
@@ -104,22 +88,29 @@ def run_in_turn(commands: Iterable[Sequence[str]]) -> int:
 
 def _free_ports(count: int) -> list[int]:
     with contextlib.ExitStack() as stack:
-        # All at once, so that they differ.
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("localhost", 0))
+        # All open at once, so that they differ.
+        sockets = [
+            stack.enter_context(socket.create_server(("localhost", 0)))
+            for _ in range(count)
+        ]
         return [one.getsockname()[1] for one in sockets]
 
 
 @contextlib.contextmanager
-def _forwarding(workers: Sequence[subprocess.Popen]) -> Iterator[list[int]]:
-    """Passes signals on; yields the list of those that have come."""
+def _forwarding(
+    processes: Sequence[subprocess.Popen],
+) -> Iterator[list[signal.Signals]]:
+    """Passes signals on to processes; kills those that run at the end.
+
+    Yields:
+      The signals that have come so far.
+    """
     received = []
 
     def forward(number, _) -> None:
-        received.append(number)
-        for worker in workers:
-            worker.send_signal(number)
+        received.append(signal.Signals(number))
+        for process in processes:
+            process.send_signal(number)
 
     earlier = {s: signal.signal(s, forward) for s in _FORWARDED}
     try:
@@ -127,6 +118,9 @@ def _forwarding(workers: Sequence[subprocess.Popen]) -> Iterator[list[int]]:
     finally:
         for number, handler in earlier.items():
             signal.signal(number, handler)
+        for process in processes:
+            process.kill()
+            process.wait()
 
 
 def _wait(workers: Sequence[subprocess.Popen]) -> int:
@@ -140,9 +134,9 @@ def _wait(workers: Sequence[subprocess.Popen]) -> int:
                 continue
             del running[index]
             if ended < 0:
-                _say(f"worker {index}: killed by {_name(-ended)}")
+                _say(f"worker {index}: killed by {signal.Signals(-ended).name}")
             if ended and not code:
-                code = ended if ended > 0 else 1
+                code = max(ended, 1)
                 deadline = time.monotonic() + _SECS_AFTER_FAILURE
     for index in running:
         _say(
@@ -150,13 +144,6 @@ def _wait(workers: Sequence[subprocess.Popen]) -> int:
             "failed"
         )
     return code
-
-
-def _name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
 
 
 def _say(line: str) -> None:

@@ -60,6 +60,17 @@ class Session:
         """The dtype that the model computes in."""
         return keras.config.dtype_policy().compute_dtype
 
+    def record(self) -> dict[str, Any]:
+        """Returns the flags, devices and versions that a result depends on."""
+        flags = to_values(self.config) | {"precision": self.precision}
+        return {
+            "flags": flags,
+            "num_replicas": self.strategy.num_replicas_in_sync,
+            "num_workers": self.workers.count,
+            "versions": machine.versions(),
+            "hardware": machine.hardware(),
+        }
+
     def check_unchanged(self, before: str) -> None:
         """Refuses a data set that changed since the workdir's training.
 
@@ -220,7 +231,8 @@ def make_workdir(path: str) -> pathlib.Path:
 
 def write_config(session: Session) -> None:
     """Writes `config.json`: resolved flags, versions, hardware."""
-    flags = to_values(session.config) | {"precision": session.precision}
+    record = session.record()
+    flags = record["flags"]
     # Later phases may run in another current folder.
     for name in ("archive", "data_dir", "weights", "init_from"):
         # A folder may happen to be called imagenet.
@@ -232,12 +244,5 @@ def write_config(session: Session) -> None:
         flags["dataset"] = f"folder:{path}"
     files.write_json(
         session.output / "config.json",
-        {
-            "dataset": session.source.name,
-            "flags": flags,
-            "num_replicas": session.strategy.num_replicas_in_sync,
-            "num_workers": session.workers.count,
-            "versions": machine.versions(),
-            "hardware": machine.hardware(),
-        },
+        {"dataset": session.source.name, **record},
     )

@@ -11,8 +11,7 @@ import pytest
 
 from flowers17_tfdata.config.runtime import RuntimeConfig
 from flowers17_tfdata.errors import ConfigError
-from flowers17_tfdata.training import cluster
-from flowers17_tfdata.training import strategy as strategy_lib
+from flowers17_tfdata.training import cluster, strategy
 
 TWO = {"worker": ["a:1", "b:2"]}
 
@@ -43,11 +42,17 @@ def test_tf_config(monkeypatch, index):
     assert (resolver.task_type, resolver.task_id) == ("worker", 1)
 
 
-def test_place():
-    assert cluster.place(TWO, "worker", 1) == (2, 1)
-    jobs = {"chief": ["c:1"]} | TWO
-    assert cluster.place(jobs, "chief", 0) == (3, 0)
-    assert cluster.place(jobs, "worker", 1) == (3, 2)
+@pytest.mark.parametrize(
+    ("jobs", "task_type", "index", "place"),
+    [
+        (TWO, "worker", 1, (2, 1)),
+        ({"chief": ["c:1"]} | TWO, "chief", 0, (3, 0)),
+        ({"chief": ["c:1"]} | TWO, "worker", 1, (3, 2)),
+    ],
+)
+def test_place(monkeypatch, jobs, task_type, index, place):
+    monkeypatch.setenv("TF_CONFIG", _config(jobs, task_type, index))
+    assert cluster.place(cluster.find_cluster()) == place
 
 
 @pytest.mark.parametrize(
@@ -55,7 +60,6 @@ def test_place():
     [
         ("{", "must be JSON"),
         ("[" * 100_000, "must be JSON"),
-        ("x" * ((1 << 20) + 1), "at most 1048576 characters"),
         ("[]", "must have 'cluster', an object"),
         ("{}", "must have 'cluster', an object"),
         ('{"cluster": {"worker": ["a:1"]}}', "must have 'task', an object"),
@@ -69,8 +73,8 @@ def test_place():
         (_config({"worker": ["a:0"]}), "a list of 'host:port'"),
         (_config({"worker": ["a:65536"]}), "a list of 'host:port'"),
         (_config({"worker": ["a b:1"]}), "a list of 'host:port'"),
-        (_config({"worker": ["a:1", "a:1"]}), "an address is there twice"),
-        (_config(TWO | {"chief": ["c:1", "d:1"]}), "one chief at most"),
+        (_config({"worker": ["a:1", "a:1"]}), "the addresses must differ"),
+        (_config(TWO | {"chief": ["c:1", "d:1"]}), "at most one chief"),
         (_config(TWO, index=2), "'task' must be the type and index of one"),
         (_config(TWO, index=-1), "'task' must be the type and index of one"),
         (_config(TWO, index=True), "'task' must be the type and index of one"),
@@ -80,7 +84,7 @@ def test_place():
     ],
 )
 def test_malformed_tf_config_gets_one_line(monkeypatch, text, expected):
-    # Longer than the system lets a variable be.
+    # Not setenv: some are longer than the system lets a variable be.
     monkeypatch.setattr(os, "environ", {"TF_CONFIG": text})
     with pytest.raises(ConfigError, match="TF_CONFIG") as error:
         cluster.find_cluster()
@@ -91,13 +95,13 @@ def test_malformed_tf_config_gets_one_line(monkeypatch, text, expected):
 
 def test_multi_worker_needs_a_cluster():
     with pytest.raises(ConfigError, match=r"needs TF_CONFIG.*--launch_local"):
-        strategy_lib.get_strategy(RuntimeConfig(strategy="multi_worker"))
+        strategy.get_strategy(RuntimeConfig(strategy="multi_worker"))
 
 
 def test_one_worker_in_tf_config_is_an_ordinary_run(monkeypatch):
     monkeypatch.setenv("TF_CONFIG", _config({"worker": ["a:1"]}))
-    assert strategy_lib.find_resolver(RuntimeConfig()) is None
-    assert strategy_lib.find_resolver(RuntimeConfig(strategy="multi_worker"))
+    assert strategy.find_resolver(RuntimeConfig()) is None
+    assert strategy.find_resolver(RuntimeConfig(strategy="multi_worker"))
 
 
 def _slurm(monkeypatch, index, **variables):

@@ -193,11 +193,7 @@ def test_tf_config(text):
     try:
         resolver = cluster.find_cluster()
         if resolver is not None:
-            count, index = cluster.place(
-                resolver.cluster_spec().as_dict(),
-                resolver.task_type,
-                resolver.task_id,
-            )
+            count, index = cluster.place(resolver)
             assert 0 <= index < count
     except ConfigError as error:
         assert "\n" not in str(error)

@@ -78,7 +78,7 @@ def _data(config=CONFIG) -> loop.StageData:
         num_examples=40,
         make_train=make_train,
         make_validation=functools.partial(make_eval, validation),
-        make_measured=functools.partial(make_eval, train),
+        make_statistics=functools.partial(make_eval, train),
         device_stage=input_pipeline.make_device_stage(
             config.input, _preprocess, arguments["compute_dtype"]
         ),
@@ -137,7 +137,7 @@ def test_interrupted_run_resumes_to_bit_equal_weights(
     workdir.mkdir(exist_ok=True)
     stage = _stage(workdir, config)
     owner, name = {
-        "in_epoch_3": (stage._inference, "loss_and_accuracy"),
+        "in_epoch_3": (stage.inference, "loss_and_accuracy"),
         "before_checkpoint_3": (stage._checkpoints, "save"),
     }[moment]
     original, calls = getattr(owner, name), []
@@ -184,26 +184,26 @@ def test_stopped_within_an_epoch_goes_on_from_that_step(
     workdir = tmp_path / "stopped"
     stop = StopRequest()
     stage = _stage(workdir, strategy=strategy, stop=stop)
-    train_steps, calls = stage._trainer.train_steps, []
+    train_steps, calls = stage.trainer.train_steps, []
 
     def stopping(batches, num_steps):
         calls.append(num_steps)
         if len(calls) == step:
-            stop.set()
+            stop.requested = True
         return train_steps(batches, num_steps)
 
-    stage._trainer.train_steps = stopping
+    stage.trainer.train_steps = stopping
     with pytest.raises(Preempted, match=f"step {(step - 1) % 3 + 1}"):
         stage.run()
     assert len(calls) == step
     resumed = _stage(workdir, strategy=strategy)
-    again, count = resumed._trainer.train_steps, []
+    again, count = resumed.trainer.train_steps, []
 
     def counting(batches, num_steps):
         count.append(num_steps)
         return again(batches, num_steps)
 
-    resumed._trainer.train_steps = counting
+    resumed.trainer.train_steps = counting
     result = resumed.run()
     assert len(count) == 4 * 3 - step
     assert result.best_epoch == expected.best_epoch
@@ -222,7 +222,7 @@ def test_checkpoints_by_the_clock_lose_no_finished_step(tmp_path):
     runtime = dataclasses.replace(CONFIG.runtime, checkpoint_every_secs=1e-9)
     config = dataclasses.replace(CONFIG, runtime=runtime)
     stage = _stage(tmp_path, config)
-    train_steps, calls = stage._trainer.train_steps, []
+    train_steps, calls = stage.trainer.train_steps, []
 
     def killed(batches, num_steps):
         calls.append(num_steps)
@@ -230,7 +230,7 @@ def test_checkpoints_by_the_clock_lose_no_finished_step(tmp_path):
             raise _Killed
         return train_steps(batches, num_steps)
 
-    stage._trainer.train_steps = killed
+    stage.trainer.train_steps = killed
     with pytest.raises(_Killed):
         stage.run()
     again = _stage(tmp_path, config)
@@ -291,7 +291,7 @@ def test_best_epoch_is_what_the_model_holds_in_the_end(tmp_path):
     )
     assert result.best_epoch == best["epoch"]
     assert result.validation_accuracy == best["validation_accuracy"]
-    loss, _ = stage._inference.loss_and_accuracy(stage._validation_batches)
+    loss, _ = stage.inference.loss_and_accuracy(stage._validation_batches)
     assert loss == pytest.approx(best["validation_loss"])
 
 
@@ -335,7 +335,7 @@ def test_a_stage_trains_by_the_options_of_its_method(tmp_path, method):
 
 def test_nan_stops_with_the_flag_to_turn_and_keeps_the_checkpoint(tmp_path):
     stage = _stage(tmp_path)
-    train_steps, calls = stage._trainer.train_steps, []
+    train_steps, calls = stage.trainer.train_steps, []
 
     def diverging(batches, num_steps):
         calls.append(num_steps)
@@ -345,7 +345,7 @@ def test_nan_stops_with_the_flag_to_turn_and_keeps_the_checkpoint(tmp_path):
             kernel.assign(kernel * np.nan)
         return train_steps(batches, num_steps)
 
-    stage._trainer.train_steps = diverging
+    stage.trainer.train_steps = diverging
     with pytest.raises(UserError) as error:
         stage.run()
     message = str(error.value)
@@ -384,13 +384,13 @@ def test_two_replicas_run_the_same_epochs(
 
 def test_waiting_is_a_share_of_the_epoch(tmp_path):
     stage = _stage(tmp_path)
-    train_steps = stage._trainer.train_steps
+    train_steps = stage.trainer.train_steps
 
     def waiting(batches, num_steps):
         totals = train_steps(batches, num_steps)
         return totals._replace(wait_secs=tf.constant(2.0))
 
-    stage._trainer.train_steps = waiting
+    stage.trainer.train_steps = waiting
     stage.run()
     for line in files.read_json_lines(tmp_path / "metrics.jsonl"):
         train_secs = 40 / line["images_per_sec"]
@@ -524,7 +524,7 @@ def test_profiled_steps(tmp_path, monkeypatch, capsys, steps, counts, expected):
 def test_mixed_precision_stage_runs(tmp_path, policy):
     stage = _stage(tmp_path, policy=policy)
     scaled = isinstance(
-        stage._trainer.optimizer, keras.optimizers.LossScaleOptimizer
+        stage.trainer.optimizer, keras.optimizers.LossScaleOptimizer
     )
     # Loss scaling for float16 alone.
     assert scaled == (policy == "mixed_float16")

@@ -11,6 +11,7 @@ import time
 
 import keras
 import numpy as np
+import psutil
 import pytest
 
 from flowers17_tfdata import files, launcher
@@ -39,9 +40,10 @@ def results(tmp_path_factory):
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
+        patch.setattr(launcher, "PROGRAM", program)
         for name, value in _environment().items():
             patch.setenv(name, value)
-        assert launcher.launch([str(folder / "two")], 2, program) == 0
+        assert launcher.launch([str(folder / "two")], 2) == 0
     read = lambda name: dict(np.load(folder / name))  # noqa: E731
     return read("one/0.npz"), read("two/0.npz"), read("two/1.npz")
 
@@ -127,10 +129,8 @@ class _Run:
             assert time.monotonic() < deadline, self.log.read_text()
             time.sleep(0.05)
 
-    def worker(self, index: int) -> int:
-        """Returns the process id of a worker."""
-        import psutil
-
+    def send(self, number: signal.Signals, index: int) -> None:
+        """Sends a signal to a worker, which must be running."""
         for process in psutil.process_iter(["cmdline"]):
             command = process.info["cmdline"] or []
             if (
@@ -138,8 +138,10 @@ class _Run:
                 and "--launch=2" not in command
                 and f'"index": {index}' in process.environ()["TF_CONFIG"]
             ):
-                return process.pid
-        raise AssertionError(f"worker {index} does not run")
+                return process.send_signal(number)
+        raise AssertionError(
+            f"worker {index} has ended: {self.log.read_text()}"
+        )
 
     def weights(self) -> list[np.ndarray]:
         model = keras.models.load_model(self.workdir / "model_transfer.keras")
@@ -160,26 +162,26 @@ def test_killed_and_stopped_workers_end_where_undisturbed_ones_do(make_run):
     lines = files.read_json_lines(undisturbed.workdir / "metrics.jsonl")
     assert [line["epoch"] for line in lines] == list(range(1, 7))
 
+    # 6 epochs of 13 steps, so slow that none of the runs ends by itself.
     run = make_run("disturbed")
-    process = run.start()
+    process = run.start("--step_secs=0.2")
     run.wait_for("transfer epoch 1/6")
-    os.kill(run.worker(1), signal.SIGTERM)
+    run.send(signal.SIGTERM, 1)
     code, log = run.finish(process)
     assert code == 42, log
     assert log.count("stopped: transfer") == 2
 
     for index in (1, 0):
-        process = run.start("--checkpoint_every_secs=0.2")
+        process = run.start("--step_secs=0.2", "--checkpoint_every_secs=0.2")
         run.wait_for("resuming after epoch")
         time.sleep(1.0)
-        if process.poll() is None:
-            os.kill(run.worker(index), signal.SIGKILL)
-            start = time.monotonic()
-            code, log = run.finish(process)
-            assert code == 1
-            assert time.monotonic() - start < LOST_WORKER_SECS
-            assert "error: another worker of this run is gone" in log
-            assert f"worker {index}: killed by SIGKILL" in log
+        run.send(signal.SIGKILL, index)
+        start = time.monotonic()
+        code, log = run.finish(process)
+        assert code == 1
+        assert time.monotonic() - start < LOST_WORKER_SECS
+        assert "error: another worker of this run is gone" in log
+        assert f"worker {index}: killed by SIGKILL" in log
     code, log = run.finish(run.start())
     assert code == 0, log
     for a, b in zip(run.weights(), undisturbed.weights(), strict=True):
@@ -231,3 +233,4 @@ def test_a_worker_that_never_comes(tmp_path, tiny_command):
     )
     assert result.returncode == 1
     assert "waiting for all 2 workers; ends with 1 after 3 s" in result.stderr
+    assert "Timeout (0:00:03)!" in result.stderr

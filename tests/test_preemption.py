@@ -124,22 +124,6 @@ def test_steps_that_stall_end_the_process(end, code):
     assert (line in result.stderr) == (end == "hang")
 
 
-def test_bounded_ends_even_what_keeps_pythons_lock():
-    # PyDLL calls keep it, as TensorFlow does while it waits for a cluster.
-    script = (
-        "import ctypes; from flowers17_tfdata.training import preemption\n"
-        "with preemption.bounded(0.5): ctypes.PyDLL(None).sleep(60)"
-    )
-    result = subprocess.run(
-        [sys.executable, "-c", script],
-        capture_output=True,
-        text=True,
-        timeout=50,
-    )
-    assert result.returncode == 1
-    assert "Timeout" in result.stderr
-
-
 def test_all_workers_stop_if_one_is_asked_to():
     request = preemption.StopRequest(agree=lambda mine: True)
     assert not request.requested

@@ -1,8 +1,9 @@
 """The command line, with the tests' tiny backbone, as a process of its own.
 
-`python -m tests.worker_main [OPTIONS] FLAGS`: `--launch=N` starts N such
+`python -m tests.worker_main [OPTIONS] FLAGS`. `--launch=N` starts N such
 processes as the workers of one cluster; `--count_steps=FILE` appends a byte to
-FILE for each step that the chief trains.
+FILE for each step that the chief trains; `--step_secs=SECS` waits after each
+call that trains, so that a test has time to interfere.
 """
 
 from __future__ import annotations
@@ -11,41 +12,44 @@ import argparse
 import json
 import os
 import sys
+import time
 
 
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--launch", type=int, default=0)
     parser.add_argument("--count_steps", default="")
+    parser.add_argument("--step_secs", type=float, default=0.0)
     options, flags = parser.parse_known_args()
-    if options.launch:
-        from flowers17_tfdata import launcher
 
-        if options.count_steps:
-            flags.append(f"--count_steps={options.count_steps}")
-        return launcher.launch(
-            flags, options.launch, [sys.executable, "-m", "tests.worker_main"]
-        )
-    from flowers17_tfdata import cli, launcher
+    from flowers17_tfdata import launcher
+
+    launcher.PROGRAM = [
+        *(sys.executable, "-m", "tests.worker_main"),
+        f"--count_steps={options.count_steps}",
+        f"--step_secs={options.step_secs}",
+    ]
+    if options.launch:
+        return launcher.launch(flags, options.launch)
+    from flowers17_tfdata import cli
     from flowers17_tfdata.training.trainer import Trainer
     from tests import fakes
 
     fakes.register_tiny_net()
-    # Those that it starts itself, too.
-    launcher.PROGRAM = [sys.executable, "-m", "tests.worker_main"]
-    if options.count_steps:
-        launcher.PROGRAM.append(f"--count_steps={options.count_steps}")
-    index = json.loads(os.environ.get("TF_CONFIG", '{"task": {"index": 0}}'))
-    if options.count_steps and index["task"]["index"] == 0:
-        train_steps = Trainer.train_steps
+    task = json.loads(os.environ.get("TF_CONFIG", '{"task": {"index": 0}}'))
+    counts = options.count_steps and task["task"]["index"] == 0
+    train_steps = Trainer.train_steps
 
-        def counted(self, batches, num_steps):
-            totals = train_steps(self, batches, num_steps)
+    def train(self, batches, num_steps):
+        totals = train_steps(self, batches, num_steps)
+        if counts:
             with open(options.count_steps, "ab") as file:
                 file.write(b"." * int(num_steps))
-            return totals
+        time.sleep(options.step_secs)
+        return totals
 
-        Trainer.train_steps = counted
+    if counts or options.step_secs:
+        Trainer.train_steps = train
     sys.argv = ["main.py", *flags]
     return cli.run()
 

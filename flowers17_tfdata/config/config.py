@@ -81,21 +81,3 @@ def to_values(config: Config) -> dict[str, Any]:
         for name, config_class in GROUPS.items()
         for flag in flags_of(config_class)
     }
-
-
-# TEMPORARY
-from flowers17_tfdata.config.optimization import *  # noqa
-from flowers17_tfdata.config.optimization import SOLVER, STAGES, OPTIMIZERS  # noqa
-
-split_fractions = lambda c: c.fractions  # noqa
-is_flowers17 = lambda d: DataConfig(dataset=d).is_flowers17  # noqa
-export_formats = lambda c: c.formats  # noqa
-
-
-def groups():
-    return [(n, c) for n, c in GROUPS.items() if n != "run"]
-
-
-options = lambda cls: [
-    f for f in dataclasses.fields(cls) if "option" in f.metadata
-]

@@ -55,12 +55,6 @@ class InputConfig:
         Kind.SETTLED,
         choices=("auto", "host", "device"),
     )
-    data_service: str = option(
-        "",
-        "grpc://HOST:PORT of a tf.data service (flowers17-data-server) that "
-        "decodes and augments the training images.",
-        Kind.FREE,
-    )
     augmentation: str = option(
         "affine",
         "affine transforms each training image at random; none does not.",

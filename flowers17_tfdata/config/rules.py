@@ -35,7 +35,6 @@ def check(config: Config) -> None:
     _check_folder(config)
     _check_folds(config)
     _check_stages(config)
-    _check_data_service(config.input.data_service)
     check_batch_size(config, config.runtime.num_virtual_devices or 1)
 
 
@@ -139,19 +138,4 @@ def _check_folds(config: Config) -> None:
         raise ConfigError(
             "--folds without --fold=N does not go with --strategy="
             "multi_worker: pass --fold=0, then 1, ..., each with a --workdir"
-        )
-
-
-def _check_data_service(address: str) -> None:
-    host, _, port = address.removeprefix("grpc://").rpartition(":")
-    valid = (
-        address.startswith("grpc://")
-        and host
-        and port.isascii()
-        and port.isdigit()
-        and 0 < int(port[:6]) < 65536
-    )
-    if address and not valid:
-        raise ConfigError(
-            f"--data_service must be grpc://HOST:PORT; got {address!r}"
         )

@@ -254,23 +254,13 @@ def from_step(
     """
     epochs = tf.data.Dataset.range(initial_epoch, np.iinfo(np.int64).max)
     batches = epochs.flat_map(epoch_batches)
+    replicas = 1
+    if context:
+        replicas = context.num_replicas_in_sync // context.num_input_pipelines
     # No pixels have been read yet, so skipping costs next to nothing.
-    return endless(batches.skip(initial_step * local_replicas(context)))
-
-
-def local_replicas(context: tf.distribute.InputContext | None) -> int:
-    """Returns the number of this worker's replicas; 1 without a context."""
-    if context is None:
-        return 1
-    return context.num_replicas_in_sync // context.num_input_pipelines
-
-
-def endless(batches: tf.data.Dataset) -> tf.data.Dataset:
-    """Marks the dataset as infinite.
-
-    Otherwise, with several workers, TensorFlow synchronises them at every step
-    to ask whether any has run out.
-    """
+    batches = batches.skip(initial_step * replicas)
+    # Marks the dataset as infinite. Otherwise, with several workers, TensorFlow
+    # synchronises them at every step to ask whether any has run out.
     return batches.apply(
         tf.data.experimental.assert_cardinality(
             tf.data.experimental.INFINITE_CARDINALITY

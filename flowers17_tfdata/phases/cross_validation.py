@@ -1,7 +1,7 @@
-"""The runs of a cross-validation, each in a process of its own.
+"""Runs the folds of a cross-validation, each in a process of its own.
 
-Without TensorFlow, like the launcher: a strategy doesn't start twice in a
-process, so each fold has another; this one only starts them and waits.
+A distribution strategy can't be started twice in a process, so each fold has
+another. This one only starts them and waits, without TensorFlow.
 """
 
 from __future__ import annotations
@@ -18,26 +18,20 @@ from flowers17_tfdata.errors import ConfigError
 def run_folds(arguments: Sequence[str], config: Config) -> int:
     """Runs a command line once for each fold, in WORKDIR/fold_N.
 
-    A fold that is done finds itself so, and is evaluated again: the same checks
-    hold as for any run that is resumed.
+    A fold that is done is found done and only evaluated again, with the same
+    checks as for any run that is resumed.
 
     Args:
-      arguments: flags of the command line, without the program's name.
-      config: what they stand for.
+      arguments: the flags, without the program's name.
+      config: the configuration that they stand for.
 
     Returns:
       See `launcher.run_in_turn`.
 
     Raises:
-      ConfigError: this is a worker among others.
+      ConfigError: this process is one of several workers.
     """
-    _check_alone()
-    terminal.configure(config.runtime.console)
-    return launcher.run_in_turn(_commands(arguments, config))
-
-
-def _check_alone() -> None:
-    # As `cluster.find_cluster` looks for them, which needs TensorFlow.
+    # The variables that `cluster.find_cluster` reads, which needs TensorFlow.
     tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
     if os.environ.get("TF_CONFIG") or tasks != "1":
         raise ConfigError(
@@ -45,6 +39,8 @@ def _check_alone() -> None:
             "SLURM step of several tasks is set): pass --fold=0, then 1, ..., "
             "each with a --workdir"
         )
+    terminal.configure(config.runtime.console)
+    return launcher.run_in_turn(_commands(arguments, config))
 
 
 def _commands(
@@ -56,12 +52,12 @@ def _commands(
         terminal.say(
             f"fold {fold} (of 0 to {folds - 1}) in {workdir}", fold=fold
         )
-        # The last ones count, wherever the first ones stand.
+        # The last value of a flag counts. The accuracy gate is for the pooled
+        # result.
         yield (
             *launcher.PROGRAM,
             *arguments,
             f"--fold={fold}",
             f"--workdir={workdir}",
-            # It is the pooled accuracy's.
             "--assert_accuracy_at_least=0",
         )

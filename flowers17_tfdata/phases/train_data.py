@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -14,7 +14,6 @@ from flowers17_tfdata import files, machine, terminal, timings
 from flowers17_tfdata.config.config import Config
 from flowers17_tfdata.input import (
     augmentation,
-    data_service,
     feature_cache,
     input_pipeline,
 )
@@ -41,13 +40,11 @@ class Splits:
       trained: the splits to train on, by name.
       train: the examples of all these splits.
       validation: the examples to validate on; None: they are trained on.
-      train_files: the files of `train`, for `--data_service`.
     """
 
     trained: Mapping[str, Examples]
     train: Examples
     validation: Examples | None
-    train_files: data_service.ImageFiles | None = None
 
 
 def load_examples(session: Session) -> dict[str, Examples]:
@@ -65,35 +62,11 @@ def select_splits(
 ) -> Splits:
     """Selects the splits that a stage trains and validates on."""
     trained = TRAINING_SPLITS if stage == "refit" else ("train",)
-    files = None
-    if session.config.input.data_service:
-        files = _write_files(session, trained, examples)
     return Splits(
         {split: examples[split] for split in trained},
         examples_lib.join_examples([examples[split] for split in trained]),
         None if "validation" in trained else examples["validation"],
-        files,
     )
-
-
-def _write_files(
-    session: Session, splits: Iterable[str], examples: dict[str, Examples]
-) -> data_service.ImageFiles:
-    """Writes the images of splits to files, for data workers."""
-    data_service.check_reachable(session.config.input.data_service)
-    paths = []
-    for split in splits:
-        name = f"images/{session.source.name}/{split}"
-        if session.workers.is_chief:
-            data_service.write_images(
-                session.source, split, session.output / name
-            )
-        session.workers.barrier()
-        paths += data_service.find_images(
-            session.workdir / name, examples[split].num_examples
-        )
-    labels = np.concatenate([examples[split].labels for split in splits])
-    return data_service.ImageFiles(paths, labels)
 
 
 def class_weights(session: Session, labels: np.ndarray) -> np.ndarray | None:
@@ -149,11 +122,8 @@ def image_data(session: Session, splits: Splits, method: str) -> StageData:
     weights = class_weights(session, splits.train.labels)
 
     def make_train(initial_epoch, initial_step, context):
-        make, images = input_pipeline.make_train_dataset, splits.train
-        if options.data_service:
-            make, images = data_service.make_train_dataset, splits.train_files
-        return make(
-            images,
+        return input_pipeline.make_train_dataset(
+            splits.train,
             seed=config.runtime.seed,
             initial_epoch=initial_epoch,
             initial_step=initial_step,
@@ -167,7 +137,7 @@ def image_data(session: Session, splits: Splits, method: str) -> StageData:
             splits.validation, input_context=context, **arguments
         )
 
-    def make_measured():
+    def make_statistics():
         batches = input_pipeline.make_eval_dataset(splits.train, **arguments)
         return batches.take(max(1, num_measured // size))
 
@@ -175,7 +145,7 @@ def image_data(session: Session, splits: Splits, method: str) -> StageData:
         num_examples=splits.train.num_examples,
         make_train=make_train,
         make_validation=make_validation if splits.validation else None,
-        make_measured=make_measured if num_measured else None,
+        make_statistics=make_statistics if num_measured else None,
         device_stage=input_pipeline.make_device_stage(
             options, preprocess, session.compute_dtype
         ),
@@ -216,8 +186,8 @@ def extract_features(
       Preempted: the process was asked to stop.
     """
     config = session.config
-    if images.make_measured:
-        batch_norm.measure_statistics(model, images.measured_batches())
+    if images.make_statistics:
+        batch_norm.measure_statistics(model, images.statistics_batches())
     extractor = _get_extractor(session, model)
     digest = inference.weights_digest(extractor)
     views = augmentation.num_views(config.input, config.input.feature_views)
@@ -331,8 +301,8 @@ def _views_key(config: Config, num_views: int) -> dict[str, Any]:
     if num_views > augmentation.num_fixed_views(config.input):
         key |= dataclasses.asdict(config.input) | {"train_scale": 1.0}
         key |= {"seed": config.runtime.seed}
-        # Where images are kept or augmented changes no view.
-        del key["cache"], key["data_service"]
+        # Where images are kept changes no view.
+        del key["cache"]
     elif num_views > 1:
         key |= {"augment_on": config.input.augment_on}
     return key

@@ -15,6 +15,7 @@ from flowers17_tfdata import files, terminal, timings
 from flowers17_tfdata.config.config import Config
 from flowers17_tfdata.config.optimization import SOLVER, STAGES
 from flowers17_tfdata.errors import UserError
+from flowers17_tfdata.input.examples import Examples
 from flowers17_tfdata.models import (
     classifier,
     folding,
@@ -63,10 +64,9 @@ def train_stages(session: Session, stages: Sequence[str]) -> None:
     """
     keys = {stage: _checked_resume_key(session, stage) for stage in stages}
     runtime, workers = session.config.runtime, session.workers
-    waits = workers.count > 1 or bool(session.config.input.data_service)
     with preemption.stop_on_signals(
         runtime.grace_secs,
-        runtime.stall_timeout_secs if waits else 0.0,
+        runtime.stall_timeout_secs if workers.count > 1 else 0.0,
         workers.any,
     ) as stop:
         _run_stages(session, keys, stop)
@@ -365,9 +365,10 @@ def _on_images(
 def open_stage(
     session: Session,
     stage: str,
-    schedule: Schedule,
+    schedule: Schedule | None = None,
+    examples: dict[str, Examples] | None = None,
 ) -> Stage:
-    """Makes a stage the way its phase does, for `Stage.try_steps`.
+    """Makes a stage the way its phase does, to try its steps.
 
     It reads and writes no checkpoint; it uses and fills the feature cache.
 
@@ -375,6 +376,7 @@ def open_stage(
       session: the open run.
       stage: `transfer` or `finetune`.
       schedule: the learning rate by step, instead of the configured one.
+      examples: the training splits by name; None: they are loaded here.
 
     Raises:
       UserError: the model that fine-tuning starts from is missing.
@@ -382,7 +384,7 @@ def open_stage(
     if stage != "transfer":
         # Before the images are read: the file may be missing.
         train_models.initial_model_path(session)
-    examples = train_data.load_examples(session)
+    examples = examples or train_data.load_examples(session)
     splits = train_data.select_splits(session, stage, examples)
     start_model = train_models.build_stage_model(session, stage)
     return _make_stage(

@@ -46,7 +46,7 @@ class StageData:
         infinite training dataset.
       make_validation: from `input_context` to one pass over the validation
         examples; None: the stage isn't validated, and keeps its last epoch.
-      make_measured: returns clean batches of training examples, on which
+      make_statistics: returns clean batches of training examples, on which
         batch-norm statistics are measured; None: they aren't measured.
       device_stage: from a replica's `Batch` to the model's inputs.
     """
@@ -58,17 +58,17 @@ class StageData:
     make_validation: (
         Callable[[tf.distribute.InputContext], tf.data.Dataset] | None
     )
-    make_measured: Callable[[], tf.data.Dataset] | None = None
+    make_statistics: Callable[[], tf.data.Dataset] | None = None
     device_stage: Callable[[Batch], tf.Tensor] = lambda batch: batch.inputs
 
-    def measured_batches(self) -> Iterator[tf.Tensor]:
-        """Returns the model's inputs for the batches of `make_measured`."""
-        return map(self.device_stage, self._measured)
+    def statistics_batches(self) -> Iterator[tf.Tensor]:
+        """Returns the model's inputs for the batches of `make_statistics`."""
+        return map(self.device_stage, self._statistics)
 
     @functools.cached_property
-    def _measured(self) -> tf.data.Dataset:
+    def _statistics(self) -> tf.data.Dataset:
         # Made once: each new dataset would be traced and compiled again.
-        return self.make_measured()
+        return self.make_statistics()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,6 +127,13 @@ class Stage:
       output: the folder that this process writes to, if it isn't the chief.
       workers: the processes of the run.
       schedule: the learning rate by step, instead of the configured one.
+
+    Attributes:
+      model: the model that is trained.
+      trainer: runs its training steps.
+      inference: runs it without training.
+      data: what it is trained and validated on.
+      steps_per_call: the number of training steps of one call of the trainer.
     """
 
     def __init__(
@@ -146,8 +153,9 @@ class Stage:
         self.model = trained.model
         self._config = config
         self._trained = trained
+        self.steps_per_call = trained.steps_per_call
         self._strategy = strategy
-        self._data = data
+        self.data = data
         self._stop = stop or StopRequest()
         self._output = output = output or workdir
         self._workers = workers or Workers(strategy)
@@ -160,8 +168,8 @@ class Stage:
             trained.options.epochs,
             self._steps_per_epoch,
         )
-        self._trainer = self._make_trainer()
-        self._inference = Inference(
+        self.trainer = self._make_trainer()
+        self.inference = Inference(
             trained.model,
             strategy,
             data.device_stage,
@@ -174,7 +182,7 @@ class Stage:
         self._checkpoints = StageCheckpoints(
             workdir / "checkpoints" / name,
             trained.model,
-            self._trainer.optimizer,
+            self.trainer.optimizer,
             strategy,
             output / "checkpoints" / name,
             self._workers,
@@ -200,7 +208,7 @@ class Stage:
             xla_update=trained.xla_update and config.runtime.xla != "off",
             deterministic=config.runtime.deterministic,
             training_model=trained.training_model,
-            device_stage=self._data.device_stage,
+            device_stage=self.data.device_stage,
         )
 
     def run(self) -> StageResult:
@@ -231,7 +239,7 @@ class Stage:
         writer.close()
         self._profiler.stop()
         self._checkpoints.restore_best()
-        kept, validated = self._checkpoints, self._data.make_validation
+        kept, validated = self._checkpoints, self.data.make_validation
         return StageResult(
             best_epoch=int(kept.best_epoch.numpy()),
             validation_accuracy=(
@@ -257,8 +265,8 @@ class Stage:
         self._measure_frozen_batch_norm()
         batches = iter(self._train_batches(0, 0))
         for _ in range(num_steps):
-            rate = float(self._trainer.optimizer.learning_rate)
-            totals = self._trainer.train_steps(batches, tf.constant(1))
+            rate = float(self.trainer.optimizer.learning_rate)
+            totals = self.trainer.train_steps(batches, tf.constant(1))
             self._stop.alive()
             yield rate, float(totals.loss) / float(totals.examples)
 
@@ -315,13 +323,13 @@ class Stage:
           The loss and the accuracy, or None for both.
         """
         last = epoch + 1 == self._trained.options.epochs
-        if self._data.make_validation is None:
+        if self.data.make_validation is None:
             if last:
                 self._measure_trained_batch_norm()
                 self._checkpoints.keep()
             return None, None
         self._measure_trained_batch_norm()
-        loss, accuracy = self._inference.loss_and_accuracy(
+        loss, accuracy = self.inference.loss_and_accuracy(
             self._validation_batches, self._stop.alive
         )
         self._checkpoints.save_if_best(accuracy, loss)
@@ -335,15 +343,13 @@ class Stage:
         totals = TrainTotals(*tf.unstack(self._checkpoints.sums))
         step = checked = int(self._checkpoints.step.numpy())
         title = f"{self.name} epoch {epoch + 1}/{self._trained.options.epochs}"
-        batch_size = self._trainer.global_batch_size
+        batch_size = self.trainer.global_batch_size
         start = time.perf_counter() - float(self._checkpoints.step_secs.numpy())
         with terminal.EpochProgress(title, self._steps_per_epoch) as progress:
             while step < self._steps_per_epoch:
-                count = min(
-                    self._trained.steps_per_call, self._steps_per_epoch - step
-                )
+                count = min(self.steps_per_call, self._steps_per_epoch - step)
                 self._profiler.before(count)
-                sums = self._trainer.train_steps(batches, tf.constant(count))
+                sums = self.trainer.train_steps(batches, tf.constant(count))
                 self._profiler.after(count)
                 self._stop.alive()
                 totals = TrainTotals(
@@ -397,9 +403,9 @@ class Stage:
 
         Random weights have none that could be kept.
         """
-        if self._data.make_measured and not self._trained_batch_norm:
+        if self.data.make_statistics and not self._trained_batch_norm:
             batch_norm.measure_statistics(
-                self.model, self._data.measured_batches()
+                self.model, self.data.statistics_batches()
             )
 
     def _measure_trained_batch_norm(self) -> None:
@@ -408,8 +414,8 @@ class Stage:
         In training it uses the statistics of each batch; validation and the
         saved model use those of the data.
         """
-        if self._data.make_measured and self._trained_batch_norm:
-            self._statistics_measurer.run(self._data.measured_batches())
+        if self.data.make_statistics and self._trained_batch_norm:
+            self._statistics_measurer.run(self.data.statistics_batches())
 
     @functools.cached_property
     def _statistics_measurer(self) -> batch_norm.StatisticsMeasurer:
@@ -424,14 +430,12 @@ class Stage:
 
     def _train_batches(self, initial_epoch: int, initial_step: int):
         return self._strategy.distribute_datasets_from_function(
-            functools.partial(
-                self._data.make_train, initial_epoch, initial_step
-            )
+            functools.partial(self.data.make_train, initial_epoch, initial_step)
         )
 
     @functools.cached_property
     def _validation_batches(self):
         # Made once: each new dataset would be traced and compiled again.
         return self._strategy.distribute_datasets_from_function(
-            self._data.make_validation
+            self.data.make_validation
         )

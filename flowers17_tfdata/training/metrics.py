@@ -15,29 +15,24 @@ class MetricsWriter:
     """Writes an epoch's line to `metrics.jsonl` and to TensorBoard.
 
     Args:
-      workdir: of the run.
+      workdir: the run's folder.
       phase: `transfer`, `finetune` or `refit`.
-      num_epochs_done: epochs that the restored checkpoint holds. Later lines
-        of this phase are from a run that died before its checkpoint; they are
-        dropped, because those epochs run again.
+      num_epochs_done: the number of epochs that the restored checkpoint holds.
+        Later lines of this phase come from a run that ended before it saved a
+        checkpoint. They are dropped, because those epochs run again.
     """
 
     def __init__(self, workdir: pathlib.Path, phase: str, num_epochs_done: int):
         self._path = workdir / "metrics.jsonl"
-        self._phase = phase
-        self._drop_lines_after(num_epochs_done)
+        kept = [
+            json.dumps(line) + "\n"
+            for line in files.read_json_lines(self._path)
+            if line["phase"] != phase or line["epoch"] <= num_epochs_done
+        ]
+        files.write_text(self._path, "".join(kept))
         self._summaries = tf.summary.create_file_writer(
             str(workdir / "tensorboard" / phase)
         )
-
-    def _drop_lines_after(self, num_epochs_done: int) -> None:
-        kept = [
-            line
-            for line in files.read_json_lines(self._path)
-            if line["phase"] != self._phase or line["epoch"] <= num_epochs_done
-        ]
-        text = "".join(json.dumps(line) + "\n" for line in kept)
-        files.write_text(self._path, text)
 
     def write(self, line: dict[str, Any]) -> None:
         """Appends one epoch; `line["step"]` is TensorBoard's step."""

@@ -10,7 +10,6 @@ import numpy as np
 from flowers17_tfdata.config.optimization import OptimizationConfig
 
 _MOMENTUM = 0.9
-_WARMUP_EPOCHS = 1
 
 
 def learning_rate_schedule(
@@ -19,19 +18,17 @@ def learning_rate_schedule(
     """One epoch of linear warm-up to `peak`, then cosine to 0; or constant.
 
     Returns:
-      Schedule over the steps of a stage. The warm-up is cut to half of a stage
-      that is shorter than twice its length.
+      A schedule over the steps of a stage. The warm-up takes at most half of
+      them.
     """
     total_steps = epochs * steps_per_epoch
-    if config.schedule == "constant":
-        # A cosine whose floor is its peak.
-        return keras.optimizers.schedules.CosineDecay(
-            peak, decay_steps=total_steps, alpha=1.0
-        )
-    warmup_steps = min(_WARMUP_EPOCHS * steps_per_epoch, total_steps // 2)
+    constant = config.schedule == "constant"
+    warmup_steps = 0 if constant else min(steps_per_epoch, total_steps // 2)
     return keras.optimizers.schedules.CosineDecay(
         initial_learning_rate=0.0 if warmup_steps else peak,
         decay_steps=total_steps - warmup_steps,
+        # A cosine that ends at its peak is constant.
+        alpha=1.0 if constant else 0.0,
         warmup_target=peak if warmup_steps else None,
         warmup_steps=warmup_steps,
     )
@@ -48,26 +45,23 @@ def make_optimizer(
     """Builds `sgd` (with momentum), `adam` or `adamw`.
 
     Args:
-      name: of the optimizer.
-      learning_rate: by step.
-      config: weight decay.
-      scale_loss: whether to wrap it for dynamic loss scaling (float16).
-      rate_scales: each variable's share of the learning rate, in their order,
-        broadcast to the variable's shape; None: all of it. Weight decay goes by
-        the whole rate.
+      name: the optimizer's name.
+      learning_rate: the schedule by step.
+      config: the weight decay of `adamw`.
+      scale_loss: whether to add dynamic loss scaling, for float16.
+      rate_scales: each variable's share of the learning rate, in the order of
+        the variables, each broadcast to its variable's shape; None: all 1.
+        Weight decay takes the whole rate.
     """
-    if name == "sgd":
-        optimizer = _scaled(keras.optimizers.SGD, rate_scales)(
-            learning_rate, momentum=_MOMENTUM
-        )
-    elif name == "adam":
-        optimizer = _scaled(keras.optimizers.Adam, rate_scales)(learning_rate)
-    else:
-        optimizer = _scaled(keras.optimizers.AdamW, rate_scales)(
-            learning_rate, weight_decay=config.weight_decay
-        )
-        # Decay pulls towards 0; for an offset or a scale that is no prior.
-        optimizer.exclude_from_weight_decay(var_names=["bias", "beta", "gamma"])
+    decay = {"weight_decay": config.weight_decay}
+    optimizer_class, options = {
+        "sgd": (keras.optimizers.SGD, {"momentum": _MOMENTUM}),
+        "adam": (keras.optimizers.Adam, {}),
+        "adamw": (keras.optimizers.AdamW, decay),
+    }[name]
+    optimizer = _scaled(optimizer_class, rate_scales)(learning_rate, **options)
+    # Decay pulls weights towards 0, which is no prior for offsets and scales.
+    optimizer.exclude_from_weight_decay(var_names=["bias", "beta", "gamma"])
     if scale_loss:
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
     return optimizer
@@ -77,7 +71,7 @@ def _scaled(
     optimizer_class: type[keras.optimizers.Optimizer],
     scales: Sequence[np.ndarray] | None,
 ) -> type[keras.optimizers.Optimizer]:
-    """Returns the class with a learning rate for each variable."""
+    """Returns a subclass that scales each variable's learning rate."""
     if scales is None:
         return optimizer_class
 
@@ -86,6 +80,6 @@ def _scaled(
             scale = scales[self._get_variable_index(variable)]
             super().update_step(gradient, variable, learning_rate * scale)
 
-    # The optimizer's variables are named after it.
+    # The optimizer's variables are named after its class.
     Scaled.__name__ = optimizer_class.__name__
     return Scaled

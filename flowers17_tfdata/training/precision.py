@@ -14,28 +14,33 @@ import tensorflow as tf
 _BFLOAT16_CPUS = {"amx_bf16", "avx512_bf16"}
 
 
-def resolve_precision(precision: str) -> str:
-    """Turns `auto` into a dtype policy by the hardware; keeps the rest.
+def set_precision(precision: str) -> str:
+    """Sets the global dtype policy; call before a model is built.
 
-    mixed_bfloat16 where matrices multiply faster in it (GPUs of compute
-    capability 8 and up; CPUs with AMX or AVX512-BF16): it needs no loss
-    scaling. mixed_float16 on GPUs of capability 7 (tensor cores without
-    bfloat16). Else float32: on other CPUs bfloat16 is emulated and slower.
+    Args:
+      precision: a policy, or `auto`, which chooses by the hardware:
+        mixed_bfloat16 where matrices multiply faster in it (GPUs of compute
+        capability 8 and up; CPUs with AMX or AVX512-BF16), as it needs no loss
+        scaling; mixed_float16 on GPUs of capability 7 (tensor cores without
+        bfloat16); else float32, as other CPUs emulate bfloat16, more slowly.
+
+    Returns:
+      The policy's name.
     """
-    if precision != "auto":
-        return precision
+    policy = _fastest_policy() if precision == "auto" else precision
+    keras.config.set_dtype_policy(policy)
+    return policy
+
+
+def _fastest_policy() -> str:
     gpus = tf.config.list_physical_devices("GPU")
-    if gpus:
-        capability = min(
-            tf.config.experimental.get_device_details(gpu).get(
-                "compute_capability", (0, 0)
-            )
-            for gpu in gpus
-        )
-        if capability >= (8, 0):
-            return "mixed_bfloat16"
-        return "mixed_float16" if capability >= (7, 0) else "float32"
-    return "mixed_bfloat16" if _BFLOAT16_CPUS & _cpu_flags() else "float32"
+    if not gpus:
+        return "mixed_bfloat16" if _BFLOAT16_CPUS & _cpu_flags() else "float32"
+    details = map(tf.config.experimental.get_device_details, gpus)
+    capability = min(d.get("compute_capability", (0, 0)) for d in details)
+    if capability >= (8, 0):
+        return "mixed_bfloat16"
+    return "mixed_float16" if capability >= (7, 0) else "float32"
 
 
 def _cpu_flags() -> set[str]:
@@ -43,21 +48,7 @@ def _cpu_flags() -> set[str]:
         text = pathlib.Path("/proc/cpuinfo").read_text()
     except OSError:
         return set()
-    for line in text.splitlines():
-        if line.startswith("flags"):
-            return set(line.split())
-    return set()
-
-
-def set_precision(precision: str) -> str:
-    """Sets the global dtype policy; call before a model is built.
-
-    Returns:
-      The policy's name, with `auto` resolved.
-    """
-    policy = resolve_precision(precision)
-    keras.config.set_dtype_policy(policy)
-    return policy
+    return set(text.partition("\nflags")[2].partition("\n")[0].split())
 
 
 def uses_xla(xla: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import signal
 import sys
 import threading
@@ -10,9 +11,9 @@ import tensorflow as tf
 
 from flowers17_tfdata.config.runtime import RuntimeConfig
 from flowers17_tfdata.errors import ConfigError, one_line
-from flowers17_tfdata.training import cluster, preemption
+from flowers17_tfdata.training import cluster
 
-# Of one logical GPU, when one GPU is split to try replicas on it.
+# The memory of each logical GPU when one GPU is split to try replicas on it.
 _LOGICAL_GPU_MEMORY_MB = 4096
 
 
@@ -27,20 +28,19 @@ def get_strategy(config: RuntimeConfig) -> tf.distribute.Strategy:
         `--strategy=multi_worker`.
     """
     if config.deterministic:
-        # All randomness is seeded as it is; this picks the kernels.
+        # All randomness is seeded in any case; this selects the kernels.
         tf.config.experimental.enable_op_determinism()
     resolver = find_resolver(config)
     if resolver is not None:
         return _multi_worker(config, resolver)
-    devices = tf.config.list_physical_devices("GPU")
+    gpus = tf.config.list_physical_devices("GPU")
     if config.num_virtual_devices:
-        _split_device(config.num_virtual_devices, devices)
+        _split_device(config.num_virtual_devices, gpus)
     else:
-        _grow_memory(devices)
-    kind = "GPU" if devices else "CPU"
-    logical = tf.config.list_logical_devices(kind)
-    # Mirroring one device gains nothing, and keeps the optimizer's update from
-    # being compiled.
+        _grow_memory(gpus)
+    logical = tf.config.list_logical_devices("GPU" if gpus else "CPU")
+    # Mirroring a single device gains nothing, and keeps the optimizer's update
+    # from being compiled.
     if config.strategy == "default" or len(logical) == 1:
         return tf.distribute.get_strategy()
     return tf.distribute.MirroredStrategy([device.name for device in logical])
@@ -53,45 +53,47 @@ def find_resolver(
     if config.strategy not in ("auto", "multi_worker"):
         return None
     resolver = cluster.find_cluster()
-    if config.strategy == "multi_worker":
-        if resolver is None:
-            raise ConfigError(
-                "--strategy=multi_worker needs TF_CONFIG, or SLURM's variables "
-                "of a step with several tasks; neither is set (to try it on "
-                "one machine: --launch_local=2)"
-            )
-        return resolver
+    if config.strategy == "auto":
+        alone = resolver is None or cluster.place(resolver)[0] == 1
+        return None if alone else resolver
     if resolver is None:
-        return None
-    jobs = resolver.cluster_spec().as_dict()
-    return resolver if sum(map(len, jobs.values())) > 1 else None
+        raise ConfigError(
+            "--strategy=multi_worker needs TF_CONFIG, or SLURM's variables "
+            "of a step with several tasks; neither is set (to try it on "
+            "one machine: --launch_local=2)"
+        )
+    return resolver
 
 
 def _multi_worker(
     config: RuntimeConfig,
     resolver: tf.distribute.cluster_resolver.ClusterResolver,
 ) -> tf.distribute.Strategy:
-    gpus = tf.config.list_physical_devices("GPU")
-    _grow_memory(gpus)
     if config.num_virtual_devices > 1:
         raise ConfigError(
             "--num_virtual_devices goes with one worker; got "
             f"{config.num_virtual_devices} with --strategy=multi_worker"
         )
-    jobs = resolver.cluster_spec().as_dict()
-    count, index = cluster.place(jobs, resolver.task_type, resolver.task_id)
+    _grow_memory(tf.config.list_physical_devices("GPU"))
+    count, index = cluster.place(resolver)
     seconds = config.stall_timeout_secs
+    jobs = one_line(str(resolver.cluster_spec().as_dict()))
     print(
         f"worker {index}: waiting for all {count} workers; ends with 1 after "
-        f"{seconds:g} s (--stall_timeout_secs): {one_line(str(jobs))}",
+        f"{seconds:g} s (--stall_timeout_secs): {jobs}",
         file=sys.stderr,
         flush=True,
     )
-    # TensorFlow waits for ever, and not even SIGTERM ends that.
-    with preemption.bounded(seconds):
+    # TensorFlow waits for ever, ignores SIGTERM while it does, and holds
+    # Python's global lock, so that no Python thread could end it.
+    faulthandler.dump_traceback_later(seconds, exit=True)
+    try:
         strategy = tf.distribute.MultiWorkerMirroredStrategy(resolver)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
     if threading.current_thread() is threading.main_thread():
-        # TensorFlow took it, to tell a preemption handler that is not in use.
+        # TensorFlow takes SIGTERM for its preemption handler, which this
+        # program doesn't use.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
     return strategy
 
@@ -102,21 +104,19 @@ def _grow_memory(gpus: list) -> None:
         try:
             tf.config.experimental.set_memory_growth(gpu, True)
         except RuntimeError:
-            # A notebook already runs on the GPU: its choice stands.
+            # The GPU is in use already, in a notebook: its choice stands.
             return
 
 
 def _split_device(count: int, gpus: list) -> None:
     device = gpus[0] if gpus else tf.config.list_physical_devices("CPU")[0]
-    memory = _LOGICAL_GPU_MEMORY_MB if gpus else None
-    parts = [
-        tf.config.LogicalDeviceConfiguration(memory_limit=memory)
-        for _ in range(count)
-    ]
+    part = tf.config.LogicalDeviceConfiguration(
+        memory_limit=_LOGICAL_GPU_MEMORY_MB if gpus else None
+    )
     try:
         if gpus:
             tf.config.set_visible_devices(device, "GPU")
-        tf.config.set_logical_device_configuration(device, parts)
+        tf.config.set_logical_device_configuration(device, [part] * count)
     except RuntimeError as error:
         present = tf.config.list_logical_devices(device.device_type)
         if len(present) != count:

@@ -1,4 +1,4 @@
-"""What the worker processes of one run agree on."""
+"""Agreement between the worker processes of one run."""
 
 from __future__ import annotations
 
@@ -13,25 +13,21 @@ from flowers17_tfdata.training import cluster
 class Workers:
     """The processes that train one model together, as one of them sees them.
 
-    Every method but the constructor is a collective: all workers call it, in
-    the same order, or wait for each other. One worker alone waits for nobody.
+    Every method but the constructor is a collective: all workers must call it,
+    in the same order, and wait for each other. A single worker doesn't wait.
 
     Attributes:
-      count: how many there are.
-      index: which one this is; 0 is the chief, which writes the workdir.
+      count: the number of workers.
+      index: this worker's.
+      is_chief: whether this is worker 0, which writes the workdir.
     """
 
     def __init__(self, strategy: tf.distribute.Strategy):
         self._strategy = strategy
         self.count, self.index = 1, 0
         if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
-            self.count, self.index = cluster.own_place(
-                strategy.cluster_resolver
-            )
-
-    @property
-    def is_chief(self) -> bool:
-        return self.index == 0
+            self.count, self.index = cluster.place(strategy.cluster_resolver)
+        self.is_chief = self.index == 0
 
     def gather(self, values: Sequence[float]) -> np.ndarray:
         """Returns every worker's values: float64 `[count, len(values)]`."""
@@ -52,11 +48,11 @@ class Workers:
         )
 
     def any(self, flag: bool) -> bool:
-        """Whether it is so for any worker."""
+        """Returns whether the flag is set on any worker."""
         return bool(self.gather([flag]).any())
 
     def all(self, flag: bool) -> bool:
-        """Whether it is so for all workers."""
+        """Returns whether the flag is set on all workers."""
         return bool(self.gather([flag]).all())
 
     def barrier(self) -> None:
@@ -64,6 +60,6 @@ class Workers:
         self.gather([0.0])
 
     def agree(self, values: Sequence[float]) -> bool:
-        """Whether all workers have the same values."""
+        """Returns whether all workers have the same values."""
         table = self.gather(values)
         return bool((table == table[0]).all())

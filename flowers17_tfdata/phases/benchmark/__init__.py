@@ -1,1 +1,1 @@
-"""`--phase=benchmark`: how fast each part is, beside its ceiling."""
+"""The phase `benchmark`: throughput beside its ceilings and stock Keras."""

@@ -1,32 +1,29 @@
 """What the same work takes in stock Keras, in a process of its own.
 
-Of its own, because it is to run under TensorFlow's own defaults (threads,
-oneDNN, dtype policy), not under ours.
+That process runs under TensorFlow's own defaults (threads, oneDNN, dtype
+policy) instead of this program's.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import multiprocessing
 import os
 import pathlib
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from multiprocessing.connection import Connection
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 
+import numpy as np
 import psutil
 
-from flowers17_tfdata.config.input import InputConfig
+from flowers17_tfdata.config.config import Config
 from flowers17_tfdata.errors import UserError, one_line
 from flowers17_tfdata.phases.benchmark import timing
 
-STAGES = ("image_data_generator", "keras_layers", "predict", "fit")
-
-# As many as the notebook's model.fit(workers=8).
-_GENERATOR_WORKERS = 8
-
-# What tf.data's autotuner is given to settle by.
+# Lets tf.data's autotuner settle before the clock runs.
 _AUTOTUNE_BATCHES = 16
 
 
@@ -37,47 +34,19 @@ class Work:
     Attributes:
       images: folder of class folders of image files.
       num_classes: number of classes.
-      backbone: name in keras.applications.
-      batch_size: images a batch.
-      batches_per_call: that `predict` and `fit` get at once: as many as our
-        own rows take before they return to Python.
-      input: image size and augmentation ranges.
+      batches_per_call: how many batches `predict` and `fit` get at once: as
+        many as our own rows take before they return to Python.
+      config: backbone, batch size, image size and augmentation ranges.
     """
 
     images: pathlib.Path
     num_classes: int
-    backbone: str
-    batch_size: int
     batches_per_call: int
-    input: InputConfig
+    config: Config
 
-
-def _image_data_generator(work: Work) -> Callable[[], float]:
-    # The notebook's class; Keras 3 keeps it there.
-    from keras.src.legacy.preprocessing.image import ImageDataGenerator
-
-    from flowers17_tfdata.models import backbones
-
-    generator = ImageDataGenerator(
-        preprocessing_function=backbones.get_preprocess(work.backbone),
-        rotation_range=work.input.rotation,
-        width_shift_range=work.input.shift,
-        height_shift_range=work.input.shift,
-        zoom_range=work.input.zoom,
-        horizontal_flip=work.input.horizontal_flip,
-    )
-    flow = generator.flow_from_directory(
-        str(work.images),
-        target_size=(work.input.image_size,) * 2,
-        batch_size=work.batch_size,
-    )
-    pool = ThreadPoolExecutor(_GENERATOR_WORKERS)
-
-    def call() -> int:
-        batches = range(min(len(flow), _GENERATOR_WORKERS))
-        return sum(pool.map(lambda k: len(flow[k][0]), batches))
-
-    return lambda: timing.rate(call)
+    @property
+    def batch_size(self) -> int:
+        return self.config.optimization.global_batch_size
 
 
 def _keras_layers(work: Work) -> Callable[[], float]:
@@ -86,7 +55,7 @@ def _keras_layers(work: Work) -> Callable[[], float]:
 
     from flowers17_tfdata.models import backbones
 
-    options, layers = work.input, keras.layers
+    options, layers = work.config.input, keras.layers
     augment = keras.Sequential(
         [
             layers.RandomFlip("horizontal"),
@@ -97,7 +66,7 @@ def _keras_layers(work: Work) -> Callable[[], float]:
             layers.RandomZoom(options.zoom, options.zoom, fill_mode="nearest"),
         ]
     )
-    preprocess = backbones.get_preprocess(work.backbone)
+    preprocess = backbones.get_preprocess(work.config.model.backbone)
     cached = keras.utils.image_dataset_from_directory(
         work.images,
         image_size=(options.image_size,) * 2,
@@ -116,8 +85,7 @@ def _keras_layers(work: Work) -> Callable[[], float]:
     )
 
     def run() -> float:
-        # Anew each time: one kept would go on filling its buffer while the
-        # next stage is measured.
+        # A new iterator each time, as for our own pipeline.
         batches = iter(dataset)
         for _ in range(_AUTOTUNE_BATCHES):
             next(batches)
@@ -128,63 +96,65 @@ def _keras_layers(work: Work) -> Callable[[], float]:
 
 def _model(work: Work):
     import keras
-    import numpy as np
 
     from flowers17_tfdata.models import backbones
 
-    size = work.input.image_size
-    backbone = backbones.build_backbone(work.backbone, size, "none")
+    size = work.config.input.image_size
+    backbone = backbones.build_backbone(
+        work.config.model.backbone, size, "none"
+    )
     x = keras.layers.GlobalAveragePooling2D()(backbone.output)
     x = keras.layers.Dense(work.num_classes, activation="softmax")(x)
     model = keras.Model(backbone.input, x)
     model.compile("adam", "sparse_categorical_crossentropy")
     count = work.batch_size * work.batches_per_call
     images = np.zeros([count, size, size, 3], np.float32)
-    return model, images, np.zeros(count, np.int64)
+    return model, images, {"batch_size": work.batch_size, "verbose": 0}
 
 
 def _predict(work: Work) -> Callable[[], float]:
-    model, images, _ = _model(work)
-    arguments = {"batch_size": work.batch_size, "verbose": 0}
+    model, images, arguments = _model(work)
     return lambda: timing.rate(lambda: len(model.predict(images, **arguments)))
 
 
 def _fit(work: Work) -> Callable[[], float]:
-    model, images, labels = _model(work)
+    model, images, arguments = _model(work)
+    labels = np.zeros(len(images), np.int64)
 
     def call() -> int:
-        model.fit(images, labels, batch_size=work.batch_size, verbose=0)
-        return len(labels)
+        model.fit(images, labels, **arguments)
+        return len(images)
 
     return lambda: timing.rate(call)
 
 
-_MAKERS = dict(
-    zip(
-        STAGES,
-        (_image_data_generator, _keras_layers, _predict, _fit),
-        strict=True,
-    )
-)
+_MAKERS = {
+    "input/keras_layers": _keras_layers,
+    "model/keras_predict": _predict,
+    "model/keras_fit": _fit,
+}
+STAGES = tuple(_MAKERS)
 
 
-def _serve(connection: Connection, work: Work) -> None:
-    """Answers a stage's name with its images/s, or with what went wrong."""
-    # What the class tables and progress bars would say is not the user's.
-    with contextlib.redirect_stdout(open(os.devnull, "w")):
-        runs = {}
-        while True:
-            try:
-                stage = connection.recv()
-            except EOFError:
-                return
-            try:
-                if stage not in runs:
-                    runs[stage] = _MAKERS[stage](work)
-                connection.send(runs[stage]())
-            # Whatever Keras raises: the parent tells the user.
-            except Exception as error:
-                connection.send(f"{type(error).__name__}: {one_line(error)}")
+@functools.cache
+def _make(stage: str, work: Work) -> Callable[[], float]:
+    return _MAKERS[stage](work)
+
+
+def _measure(stage: str, work: Work) -> float:
+    """Takes a measurement, in the process of stock Keras."""
+    # The command line sets it for this program.
+    os.environ.pop("TF_ENABLE_ONEDNN_OPTS", None)
+    try:
+        # Keras prints class tables and progress bars.
+        with open(os.devnull, "w") as null, contextlib.redirect_stdout(null):
+            return _make(stage, work)()
+    # Keras may raise anything, also what can't be passed between processes.
+    except Exception as error:
+        raise UserError(
+            f"benchmark: stock Keras, {stage}: {type(error).__name__}: "
+            f"{one_line(error)}"
+        ) from None
 
 
 @contextlib.contextmanager
@@ -192,41 +162,30 @@ def open_worker(work: Work) -> Iterator[Callable[[str], float]]:
     """Starts the process.
 
     Yields:
-      Function of a stage in `STAGES`: one measurement, images/s. It raises
+      A function from one of `STAGES` to a measurement, images/s. It raises
       `UserError` if stock Keras fails.
     """
     context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(theirs, work), daemon=True)
-    onednn = os.environ.pop("TF_ENABLE_ONEDNN_OPTS", None)
-    try:
-        process.start()
-    finally:
-        if onednn is not None:
-            os.environ["TF_ENABLE_ONEDNN_OPTS"] = onednn
-    theirs.close()
-    child = psutil.Process(process.pid)
+    pool = ProcessPoolExecutor(1, context)
+    process = psutil.Process(pool.submit(os.getpid).result())
 
     def run(stage: str) -> float:
         try:
-            child.resume()
-            ours.send(stage)
-            answer = ours.recv()
-            # Its tf.data would go on filling buffers while others are
-            # measured.
-            child.suspend()
-        except (EOFError, OSError, psutil.NoSuchProcess) as error:
+            process.resume()
+            images_per_sec = pool.submit(_measure, stage, work).result()
+            # Otherwise its tf.data would go on filling buffers while other
+            # rows are measured.
+            process.suspend()
+        except (BrokenProcessPool, psutil.NoSuchProcess) as error:
             raise UserError(
-                f"benchmark: the stock Keras process died in {stage} "
-                f"(exit code {process.exitcode}); out of memory? A lower "
-                "--global_batch_size helps"
+                f"benchmark: the stock Keras process died in {stage}; out of "
+                "memory? A lower --global_batch_size helps"
             ) from error
-        if isinstance(answer, str):
-            raise UserError(f"benchmark: stock Keras, {stage}: {answer}")
-        return answer
+        return images_per_sec
 
     try:
         yield run
     finally:
-        process.kill()
-        process.join()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+        pool.shutdown()

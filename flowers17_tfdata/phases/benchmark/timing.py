@@ -1,28 +1,31 @@
-"""Rates, measured in turns."""
+"""Measures rates, in turns, and compares them."""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-# One measurement lasts at least this long, seconds: beyond a scheduler's
-# hiccup.
+from flowers17_tfdata import terminal
+
+# The least duration of a measurement, seconds: long enough that a hiccup of
+# the scheduler doesn't matter.
 MIN_SECS = 1.0
 
 
 @dataclasses.dataclass
 class Row:
-    """One measured stage.
+    """One measured part of the program.
 
     Attributes:
-      stage: its name, `group/name`.
-      run: takes one measurement, images/s.
-      relative_to: stage that it is compared with, or None.
-      ceiling: stage whose rate it can't exceed, or None.
-      moved_by: what makes it faster, for the user.
+      stage: the row's name, `group/name`.
+      run: takes one measurement and returns images/s.
+      relative_to: the row to compare this one with, or None.
+      ceiling: the row whose rate this one can't exceed, or None.
+      moved_by: the flags that make it faster, for the user.
       runs: the measurements so far, images/s.
     """
 
@@ -33,75 +36,64 @@ class Row:
     moved_by: str = ""
     runs: list[float] = dataclasses.field(default_factory=list)
 
-    @property
-    def images_per_sec(self) -> float:
-        return statistics.median(self.runs)
 
-
-def rate(
-    call: Callable[[], int],
-    clock: Callable[[], float] = time.perf_counter,
-) -> float:
-    """Calls until `MIN_SECS` have passed.
+def rate(call: Callable[[], int]) -> float:
+    """Calls a function until `MIN_SECS` have passed.
 
     Args:
-      call: does some work; returns the number of images it was.
-      clock: seconds.
+      call: does some work and returns the number of images it processed.
 
     Returns:
       Images/s.
     """
-    start, images = clock(), 0
+    start, images = time.perf_counter(), 0
     while True:
         images += call()
-        elapsed = clock() - start
+        elapsed = time.perf_counter() - start
         if elapsed >= MIN_SECS:
             return images / elapsed
 
 
-def measure_in_turns(
-    rows: Sequence[Row], num_runs: int, progress: Callable[[Row], None]
-) -> None:
+def measure_in_turns(rows: Sequence[Row], num_runs: int) -> None:
     """Fills `runs` of every row.
 
-    All rows once unrecorded (tracing, caches, clocks that have yet to rise),
-    then `num_runs` rounds of all rows: a machine whose speed drifts does so
-    for everyone.
+    The first round of all rows is a warm-up (tracing, caches, clock speeds)
+    and not recorded; `num_runs` rounds follow. Taking turns makes a machine
+    whose speed drifts drift for all rows alike.
     """
-    for round_number in range(num_runs + 1):
-        for row in rows:
-            progress(row)
+    rounds = range(num_runs + 1)
+    total = len(rows) * len(rounds)
+    with terminal.EpochProgress("benchmark", total) as progress:
+        for round_number, row in itertools.product(rounds, rows):
+            progress.advance(1, row.stage)
             images_per_sec = row.run()
             if round_number:
                 row.runs.append(images_per_sec)
 
 
 def to_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Returns the rows of `benchmark.json`."""
-    by_stage = {row.stage: row for row in rows}
-    result = []
-    for row in rows:
-        other = by_stage.get(row.relative_to or "")
-        ceiling = by_stage.get(row.ceiling or "")
-        result.append(
-            {
-                "stage": row.stage,
-                "images_per_sec": row.images_per_sec,
-                "runs": row.runs,
-                "relative_to": other.stage if other else None,
-                "ratio": _ratio(row, other),
-                "ceiling": ceiling.stage if ceiling else None,
-                "share_of_ceiling": _ratio(row, ceiling),
-                "moved_by": row.moved_by,
-            }
-        )
-    return result
+    """Returns the rows of `benchmark.json`.
 
+    A ratio of two rows is the median of their rounds' ratios.
+    """
+    runs = {row.stage: row.runs for row in rows}
 
-def _ratio(row: Row, other: Row | None) -> float | None:
-    """Returns the median of the ratios, round by round."""
-    if other is None:
-        return None
-    return statistics.median(
-        a / b for a, b in zip(row.runs, other.runs, strict=True)
-    )
+    def ratio(row: Row, other: str | None) -> float | None:
+        if other is None:
+            return None
+        rounds = zip(row.runs, runs[other], strict=True)
+        return statistics.median(a / b for a, b in rounds)
+
+    return [
+        {
+            "stage": row.stage,
+            "images_per_sec": statistics.median(row.runs),
+            "runs": row.runs,
+            "relative_to": row.relative_to,
+            "ratio": ratio(row, row.relative_to),
+            "ceiling": row.ceiling,
+            "share_of_ceiling": ratio(row, row.ceiling),
+            "moved_by": row.moved_by,
+        }
+        for row in rows
+    ]

@@ -22,7 +22,7 @@ def compare(config: Config) -> None:
       UserError: the runs can't be found, read or paired.
     """
     resolver = cluster.find_cluster()
-    if resolver is not None and cluster.own_place(resolver)[1]:
+    if resolver is not None and cluster.place(resolver)[1]:
         terminal.say("compare: worker 0 does it alone")
         return
     split, seed = config.evaluation.split, config.runtime.seed

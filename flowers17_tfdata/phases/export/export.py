@@ -17,6 +17,7 @@ import flowers17_tfdata
 from flowers17_tfdata import files, machine, terminal, timings, trained_model
 from flowers17_tfdata.errors import UserError, one_line
 from flowers17_tfdata.input.examples import load_examples
+from flowers17_tfdata.models import saved_models
 from flowers17_tfdata.phases.export import (
     model_card,
     onnx_file,

@@ -1,4 +1,4 @@
-"""The curve of a range test, as the report's charts look."""
+"""The curve of a range test, in the style of the report's charts."""
 
 from __future__ import annotations
 
@@ -26,41 +26,31 @@ def curve_chart(result: Mapping[str, Any], chosen: str) -> Chart:
     """Returns the losses over the learning rates, the suggestions marked.
 
     Args:
-      result: contents of `find_lr.json`.
-      chosen: name of the suggestion.
+      result: the contents of `find_lr.json`.
+      chosen: the name of the suggestion to take.
     """
-    figure = go.Figure()
-    hover = "%{fullData.name} %{y:.3f} at %{x:.2e}<extra></extra>"
-    figure.add_scatter(
-        x=result["rates"],
-        y=result["losses"],
-        name="loss of a batch",
-        mode="lines",
-        line={"color": charts.OTHER, "width": 1},
-        hovertemplate=hover,
-    )
-    figure.add_scatter(
-        x=result["rates"],
-        y=result["smoothed"],
-        name="smoothed",
-        mode="lines",
-        line={"color": charts.TRAIN, "width": 2.75},
-        hovertemplate=hover,
-    )
+    rates = result["rates"]
     low, high = _loss_range(result)
+    lines = [
+        ("loss of a batch", rates, result["losses"], charts.OTHER, 1, "solid"),
+        ("smoothed", rates, result["smoothed"], charts.TRAIN, 2.75, "solid"),
+    ]
     for name, rate in result["suggestions"].items():
-        # A series of two points, not a shape: it is named in the legend.
+        # A series of two points, not a shape, which the legend would not name.
+        label = f"{SHOWN_NAMES[name]}: {rate:.2g}"
+        dash = "solid" if name == chosen else "dot"
+        lines.append(
+            (label, [rate, rate], [low, high], _COLOURS[name], 2, dash)
+        )
+    figure = go.Figure()
+    for label, x, y, colour, width, dash in lines:
         figure.add_scatter(
-            x=[rate, rate],
-            y=[low, high],
-            name=f"{SHOWN_NAMES[name]}: {rate:.2g}",
+            x=x,
+            y=y,
+            name=label,
             mode="lines",
-            line={
-                "color": _COLOURS[name],
-                "width": 2.25 if name == chosen else 1.5,
-                "dash": "solid" if name == chosen else "dot",
-            },
-            hovertemplate="%{fullData.name}<extra></extra>",
+            line={"color": colour, "width": width, "dash": dash},
+            hovertemplate="%{y:.3f} at %{x:.2e}",
         )
     figure.update_xaxes(
         title_text="learning rate (logarithmic)",
@@ -81,10 +71,10 @@ def curve_chart(result: Mapping[str, Any], chosen: str) -> Chart:
 
 
 def _loss_range(result: Mapping[str, Any]) -> tuple[float, float]:
-    """Returns the losses that the chart shows, lowest and highest.
+    """Returns the lowest and the highest loss that the chart shows.
 
-    What diverges may be a million times the rest: cut off at what the smoothed
-    loss was before its minimum, and a fifth.
+    A loss that diverges may be a million times the others. The chart ends a
+    fifth above the highest smoothed loss before the minimum.
     """
     smoothed, losses = result["smoothed"], result["losses"]
     if not smoothed:

@@ -34,7 +34,7 @@ def predict(config: Config) -> None:
     """
     paths = image_files.find_images(config.predict.images, sys.stdin)
     resolver = cluster.find_cluster()
-    if resolver is not None and cluster.own_place(resolver)[1]:
+    if resolver is not None and cluster.place(resolver)[1]:
         terminal.say("predict: only worker 0 predicts")
         return
     # Worker 0 must not wait for the cluster's other workers.

@@ -1,0 +1,165 @@
+"""How fast the network is: evaluation, training steps, fine-tuning."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Iterator
+
+import tensorflow as tf
+
+from flowers17_tfdata.input.examples import Examples
+from flowers17_tfdata.models import classifier, saved_models
+from flowers17_tfdata.phases import train_models, train_stages
+from flowers17_tfdata.phases.benchmark import ceilings, timing
+from flowers17_tfdata.phases.benchmark.input_speed import drain
+from flowers17_tfdata.phases.benchmark.timing import Row
+from flowers17_tfdata.session import TRAINING_SPLITS, Session
+from flowers17_tfdata.training import optimizers
+from flowers17_tfdata.training.loop import Stage
+
+_FASTER_MODEL = "--precision, --image_size, --backbone"
+_FEWER_LAYERS = "--unfreeze_from, " + _FASTER_MODEL
+
+
+def open_fine_tuning(
+    session: Session, examples: Examples, folder: pathlib.Path
+) -> tuple[Stage, Stage]:
+    """Opens the fine-tune stage as its phase does, twice.
+
+    The weights are random, since speed does not depend on them.
+
+    Args:
+      session: of the process.
+      examples: the train split.
+      folder: takes the model that fine-tuning starts from.
+
+    Returns:
+      The stage that trains all layers, and the one of `--unfreeze_from`.
+    """
+    config = session.config
+
+    def with_model(**options) -> Session:
+        model = dataclasses.replace(config.model, **options)
+        changed = dataclasses.replace(config, model=model)
+        return dataclasses.replace(
+            session, config=changed, workdir=folder, output=folder
+        )
+
+    path = folder / "initial.keras"
+    initial = train_models.build_stage_model(
+        with_model(weights="none"), "transfer"
+    )
+    saved_models.save_classifier(initial.model, path, {})
+    # Higher rates would take as long, but the weights may become NaN.
+    schedule = optimizers.learning_rate_schedule(
+        config.optimization, 1e-9, 1000, 1000
+    )
+
+    splits = dict.fromkeys(TRAINING_SPLITS, examples)
+
+    def open_stage(unfreeze_from: str) -> Stage:
+        # With pretrained weights, frozen batch-norm is folded.
+        pretrained = with_model(
+            weights="imagenet", init_from=str(path), unfreeze_from=unfreeze_from
+        )
+        return train_stages.open_stage(pretrained, "finetune", schedule, splits)
+
+    return open_stage("all"), open_stage(config.model.unfreeze_from)
+
+
+def model_rows(session: Session, whole: Stage, partly: Stage) -> list[Row]:
+    """Returns the rows of the network.
+
+    Args:
+      session: of the process.
+      whole: the stage that trains all layers.
+      partly: the stage of `--unfreeze_from`.
+    """
+    config = session.config
+    matmul = ceilings.make_matmul(session.compute_dtype)
+    # Logical devices share one processor.
+    split = config.runtime.num_virtual_devices
+    devices = 1 if split else session.strategy.num_replicas_in_sync
+
+    def ceiling(name: str, stage: Stage, size: int, training: bool) -> Row:
+        backbone = classifier.get_backbone(stage.model)
+        flop = ceilings.count_flop(backbone, size, training=training)
+        return Row(f"ceiling/{name}", lambda: matmul() * devices / flop)
+
+    size, train_size = config.input.image_size, config.input.train_image_size
+    return [
+        ceiling("matmul_forward", whole, size, training=False),
+        ceiling("matmul_step_all", whole, train_size, training=True),
+        ceiling("matmul_step", partly, train_size, training=True),
+        Row(
+            "model/forward",
+            _make_forward(whole),
+            "model/keras_predict",
+            "ceiling/matmul_forward",
+            _FASTER_MODEL,
+        ),
+        Row(
+            "model/step_all",
+            _make_steps(whole, waits=False),
+            "model/keras_fit",
+            "ceiling/matmul_step_all",
+            _FEWER_LAYERS,
+        ),
+        Row(
+            "model/step",
+            _make_steps(partly, waits=False),
+            "model/keras_fit",
+            "ceiling/matmul_step",
+            _FEWER_LAYERS,
+        ),
+        Row(
+            "train/finetune",
+            _make_steps(partly, waits=True),
+            "model/keras_fit",
+            "model/step",
+        ),
+    ]
+
+
+def _iterate(stage: Stage, make_dataset: Callable) -> Iterator:
+    strategy = stage.trainer.strategy
+    return iter(strategy.distribute_datasets_from_function(make_dataset))
+
+
+def _make_forward(stage: Stage) -> Callable[[], float]:
+    """Measures evaluation steps on one batch of images."""
+    batch = next(_iterate(stage, stage.data.make_validation))
+
+    def call() -> int:
+        stage.inference.loss_and_accuracy([batch])
+        return stage.trainer.global_batch_size
+
+    return lambda: timing.rate(call)
+
+
+def _make_steps(stage: Stage, *, waits: bool) -> Callable[[], float]:
+    """Measures training steps, as many at once as the stage takes.
+
+    Args:
+      stage: the stage whose steps to take.
+      waits: whether the steps wait for their batches; otherwise they all train
+        on one batch, which is always ready.
+    """
+
+    def make_dataset(context: tf.distribute.InputContext) -> tf.data.Dataset:
+        batches = stage.data.make_train(0, 0, context)
+        return batches if waits else batches.take(1).cache().repeat()
+
+    trainer, steps = stage.trainer, stage.steps_per_call
+    batches = _iterate(stage, make_dataset)
+
+    def call() -> int:
+        float(trainer.train_steps(batches, tf.constant(steps)).loss)
+        return steps * trainer.global_batch_size
+
+    def run() -> float:
+        drain(batches)
+        return timing.rate(call)
+
+    return run

@@ -12,11 +12,10 @@ import pytest
 import tensorflow as tf
 
 from flowers17_tfdata import files
-from flowers17_tfdata.config import config as config_lib
-from flowers17_tfdata.config.config import Config
+from flowers17_tfdata.config.config import Config, from_values, to_values
 from flowers17_tfdata.config.input import InputConfig
 from flowers17_tfdata.config.model import ModelConfig
-from flowers17_tfdata.config.optimization import OptimizationConfig
+from flowers17_tfdata.config.optimization import STAGES, OptimizationConfig
 from flowers17_tfdata.config.runtime import RuntimeConfig
 from flowers17_tfdata.errors import ConfigError, Preempted, UserError
 from flowers17_tfdata.input import input_pipeline
@@ -580,8 +579,8 @@ def test_weight_decay_spares_biases():
 
 
 def _key(stage, **values):
-    values = config_lib.to_values(CONFIG) | values
-    config = config_lib.from_values(values)
+    values = to_values(CONFIG) | values
+    config = from_values(values)
     return checkpoints.resume_key(config, stage, "set/1", "float32")
 
 
@@ -606,7 +605,7 @@ def _key(stage, **values):
     ],
 )
 def test_flags_that_a_stage_is_held_to(flag, value, stages):
-    for stage in config_lib.STAGES:
+    for stage in STAGES:
         same = _key(stage) == _key(stage, **{flag: value})
         assert same is (stage not in stages), stage
 

@@ -109,7 +109,8 @@ def _flag_files_first(argv: list[str]) -> list[str]:
         if argument == "--":
             others += [argument, *arguments]
         elif name in ("--flagfile", "-flagfile"):
-            files += [argument] if equals else [argument, *itertools.islice(arguments, 1)]
+            value = () if equals else itertools.islice(arguments, 1)
+            files += [argument, *value]
         else:
             others.append(argument)
     return [argv[0], *files, *others]

@@ -65,7 +65,8 @@ def load(path: pathlib.Path) -> Predictions:
       UserError: the file is missing or damaged.
     """
     try:
-        with np.load(path) as arrays:
+        # `np.load(path)` leaves a damaged file open.
+        with open(path, "rb") as stream, np.load(stream) as arrays:
             return Predictions(
                 tuple(map(str, arrays["ids"])),
                 arrays["labels"],

@@ -9,6 +9,7 @@ from typing import TextIO
 
 from flowers17_tfdata.data import decode
 from flowers17_tfdata.errors import ConfigError
+from flowers17_tfdata.phases import path_lists
 
 
 def find_images(spec: str, stdin: TextIO) -> list[str]:
@@ -26,17 +27,12 @@ def find_images(spec: str, stdin: TextIO) -> list[str]:
     Raises:
       ConfigError: a folder or a glob contains no images.
     """
-    if os.path.exists(os.path.expanduser(spec)):
-        names = [spec]
-    else:
-        separator = "\n" if "\n" in spec else ","
-        names = [part.strip() for part in spec.split(separator)]
     paths: list[str] = []
-    for name in filter(None, names):
+    for name in path_lists.split(spec):
         if name == "-":
             paths += filter(None, (line.rstrip("\r\n") for line in stdin))
         else:
-            paths += _expand(os.path.expanduser(name))
+            paths += _expand(name)
     return paths
 
 
@@ -49,10 +45,10 @@ def _expand(name: str) -> list[str]:
                 f"({', '.join(decode.SUFFIXES)}); {name} holds none"
             )
         return paths
-    if os.path.exists(name) or not glob.has_magic(name):
+    if not path_lists.is_pattern(name):
         return [name]
     matches = glob.glob(name, recursive=True)
-    paths = sorted(path for path in matches if os.path.isfile(path))
+    paths = sorted(filter(os.path.isfile, matches))
     if not paths:
         raise ConfigError(f"--images: a pattern must match files; got {name!r}")
     return paths

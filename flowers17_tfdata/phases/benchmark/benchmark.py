@@ -40,14 +40,10 @@ def benchmark(session: Session) -> None:
 
 def _measure(session: Session, folder: pathlib.Path) -> list[Row]:
     config = session.config
-    train = {
-        cache: load_examples(
-            session.source,
-            "train",
-            dataclasses.replace(config.input, cache=cache),
-        )
-        for cache in ("memory", "none")
-    }
+    train = {}
+    for cache in ("memory", "none"):
+        options = dataclasses.replace(config.input, cache=cache)
+        train[cache] = load_examples(session.source, "train", options)
     stages = model_speed.open_fine_tuning(
         session, train[config.input.cache], folder
     )

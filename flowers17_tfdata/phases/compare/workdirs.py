@@ -18,7 +18,7 @@ def find_pairs(options: CompareConfig, split: str) -> list[_Pair]:
     """Finds the workdirs of both lists, and pairs them in order.
 
     Args:
-      options: the two lists.
+      options: holds the two lists.
       split: the split whose predictions the workdirs must hold.
 
     Returns:
@@ -78,8 +78,8 @@ def _find(flag: str, name: str, split: str) -> list[pathlib.Path]:
             f"--{flag}: {name} holds no {file}: evaluate it first "
             f"(--phase=evaluate --split={split} --workdir={folders[0]})"
         )
-    for folder in filter(lambda path: path not in kept, folders):
-        # The run that is missing may be the one that failed.
+    for folder in (path for path in folders if path not in kept):
+        # The missing run may be one that failed.
         text = f"compare: {folder} holds no {file}: left out"
         terminal.say(text, left_out=str(folder))
     return kept

@@ -37,8 +37,17 @@ def find_images(spec: str, stdin: TextIO) -> list[str]:
 
 
 def _expand(name: str) -> list[str]:
+    """Returns the files that a path or a pattern stands for."""
     if os.path.isdir(name):
-        paths = _images_below(pathlib.Path(name))
+        folder = pathlib.Path(name)
+        paths = sorted(
+            str(path)
+            for path in folder.rglob("*")
+            # No hidden files, and nothing in hidden folders.
+            if "/." not in f"/{path.relative_to(folder).as_posix()}"
+            and path.suffix.lower() in decode.SUFFIXES
+            and path.is_file()
+        )
         if not paths:
             raise ConfigError(
                 "--images: a folder must hold images "
@@ -52,16 +61,3 @@ def _expand(name: str) -> list[str]:
     if not paths:
         raise ConfigError(f"--images: a pattern must match files; got {name!r}")
     return paths
-
-
-def _images_below(folder: pathlib.Path) -> list[str]:
-    """Returns the images in a folder and its subfolders, except hidden ones."""
-    return sorted(
-        str(path)
-        for path in folder.rglob("*")
-        if path.suffix.lower() in decode.SUFFIXES
-        and not any(
-            part.startswith(".") for part in path.relative_to(folder).parts
-        )
-        and path.is_file()
-    )

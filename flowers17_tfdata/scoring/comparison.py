@@ -41,8 +41,8 @@ def mcnemar_p(only_compared: int, only_baseline: int) -> float:
     """Returns the two-sided p-value of McNemar's exact test.
 
     If neither were better, each would be the right one with probability 1/2 on
-    an image that only one of them gets right. Q. McNemar, "Note on the sampling error of
-    the difference between correlated proportions or percentages",
+    an image that only one of them gets right. Q. McNemar, "Note on the sampling
+    error of the difference between correlated proportions or percentages",
     Psychometrika 12 (1947); T. G. Dietterich, Neural Computation 10 (1998),
     recommends it for two classifiers that are trained once.
 

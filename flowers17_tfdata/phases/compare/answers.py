@@ -60,7 +60,7 @@ def _read(workdir: pathlib.Path, split: str) -> Predictions:
             f"{path}: ids must be unique, because runs are compared by id; "
             f"{example} occurs {count} times"
         )
-    # The workdir may have been moved, or the path be relative to another folder.
+    # The workdir may have moved, or the path be relative to another folder.
     model = pathlib.Path(predictions.model)
     places = filter(pathlib.Path.is_file, (model, workdir / model.name))
     found = next(places, None)

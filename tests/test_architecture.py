@@ -42,10 +42,10 @@ IMPORTS = {
     "phases.compare": {
         "config",
         "files",
+        "phases.path_lists",
         "scoring",
         "session",
         "terminal",
-        "training",
     },
     "phases.cross_validation": {"config", "launcher", "terminal"},
     "phases.evaluate": {
@@ -83,11 +83,11 @@ IMPORTS = {
         "data",
         "files",
         "input",
+        "phases.path_lists",
         "scoring",
         "session",
         "terminal",
         "trained_model",
-        "training",
     },
     "phases.prepare": {"data", "files", "session", "terminal", "timings"},
     "phases.report": {

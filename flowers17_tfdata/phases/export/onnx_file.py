@@ -1,4 +1,4 @@
-"""ONNX: from a batch of pixels to probabilities."""
+"""Writes and runs ONNX files, which map batches of pixels to probabilities."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from flowers17_tfdata import machine
 from flowers17_tfdata.errors import UserError
 from flowers17_tfdata.phases.export.network import Network, refused
 
@@ -53,9 +54,7 @@ def convert(network: Network, path: pathlib.Path) -> None:
         raise refused("onnx", result.stderr.strip().rpartition("\n")[2])
 
 
-def load(
-    path: pathlib.Path, num_threads: int
-) -> Callable[[np.ndarray], np.ndarray]:
+def load(path: pathlib.Path) -> Callable[[np.ndarray], np.ndarray]:
     """Returns a function from pixels to probabilities.
 
     It maps uint8 `[n, image_size, image_size, 3]` in [0, 255] to float32
@@ -67,12 +66,12 @@ def load(
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = num_threads
+    options.intra_op_num_threads = machine.num_cores()
     try:
         session = onnxruntime.InferenceSession(
             str(path), options, providers=["CPUExecutionProvider"]
         )
-    # Its errors have no other common class.
+    # ONNX Runtime's errors have no other common class.
     except Exception as error:
         raise refused("onnx", error) from error
 

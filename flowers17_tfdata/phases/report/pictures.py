@@ -10,7 +10,6 @@ import numpy as np
 
 from flowers17_tfdata.data import decode
 from flowers17_tfdata.data.source import Source
-from flowers17_tfdata.errors import UserError
 
 _JPEG_QUALITY = 82
 
@@ -27,23 +26,13 @@ def read_encoded(
 
     Returns:
       `{position: JPEG, PNG, BMP or GIF}`.
-
-    Raises:
-      UserError: an image has no valid header.
     """
-    found = {}
     examples = source.read(split).take(max(positions) + 1)
-    for position, example in enumerate(examples.as_numpy_iterator()):
-        if position not in positions:
-            continue
-        try:
-            found[position] = decode.upright(example["image"])
-        except ValueError as error:
-            raise UserError(
-                f"{source.name}, split {split}: {example['id'].decode()} "
-                f"can't be decoded ({error})"
-            ) from error
-    return found
+    return {
+        position: decode.upright(example["image"])
+        for position, example in enumerate(examples.as_numpy_iterator())
+        if position in positions
+    }
 
 
 def to_data_uri(image: np.ndarray, max_side: int) -> str:

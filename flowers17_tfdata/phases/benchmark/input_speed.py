@@ -58,7 +58,7 @@ def _make_pipeline(session: Session, examples: Examples) -> Callable[[], float]:
     """
     splits = train_data.Splits({}, examples, None)
     data = train_data.image_data(session, splits, "finetune")
-    dataset = data.make_train(0, 0, None)
+    dataset = data.make_train()
 
     def run() -> float:
         # A new iterator each time: an old one would go on filling its buffer

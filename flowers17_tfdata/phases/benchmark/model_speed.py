@@ -126,7 +126,10 @@ def _make_forward(stage: Stage) -> Callable[[], float]:
     """Measures evaluation steps on one batch of images."""
     trainer = stage.trainer
     distribute = trainer.strategy.distribute_datasets_from_function
-    batch = next(iter(distribute(stage.data.make_validation)))
+    batches = distribute(
+        lambda context: stage.data.make_validation(input_context=context)
+    )
+    batch = next(iter(batches))
 
     def call() -> int:
         stage.inference.loss_and_accuracy([batch])
@@ -145,7 +148,7 @@ def _make_steps(stage: Stage, *, waits: bool) -> Callable[[], float]:
     """
 
     def make_dataset(context: tf.distribute.InputContext) -> tf.data.Dataset:
-        batches = stage.data.make_train(0, 0, context)
+        batches = stage.data.make_train(input_context=context)
         return batches if waits else batches.take(1).cache().repeat()
 
     trainer, steps = stage.trainer, stage.steps_per_call

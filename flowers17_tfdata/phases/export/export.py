@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import pathlib
 import shutil
 from typing import Any
@@ -32,6 +33,16 @@ from flowers17_tfdata.trained_model import TrainedModel
 # In every exported folder; its first key identifies the folder as ours.
 _REPORT = "parity.json"
 _WRITTEN_BY = "written_by"
+# The extra of setup.cfg that a format needs, and the packages in it.
+_EXTRAS = {
+    "tflite_float16": "export",
+    "tflite_int8": "export",
+    "onnx": "onnx",
+}
+_PACKAGES = {
+    "export": ("ai_edge_litert",),
+    "onnx": ("tf2onnx", "onnxruntime"),
+}
 # Copied beside the SavedModel: it imports nothing from this package.
 _SERVE_SCRIPT = pathlib.Path(__file__).with_name("serve.py")
 
@@ -69,8 +80,8 @@ def export_model(session: Session) -> None:
 def _check(session: Session) -> None:
     """Checks what would otherwise fail after minutes of conversion."""
     formats = session.config.export.formats
-    if "onnx" in formats:
-        onnx_file.check_installed()
+    for name in formats:
+        _check_installed(name)
     splits = session.source.split_sizes
     if "tflite_int8" in formats and tflite.REPRESENTATIVE_SPLIT not in splits:
         raise UserError(
@@ -79,6 +90,21 @@ def _check(session: Session) -> None:
             f"{', '.join(splits)}"
         )
     session.source.check_split(session.config.evaluation.split)
+
+
+def _check_installed(name: str) -> None:
+    """Checks that the packages of an optional format are installed.
+
+    Raises:
+      UserError: a package is missing.
+    """
+    extra = _EXTRAS.get(name, "")
+    for package in _PACKAGES.get(extra, ()):
+        if not importlib.util.find_spec(package):
+            raise UserError(
+                f"--export_formats={name} needs {package}: pip install "
+                f"'flowers17_tfdata[{extra}]'"
+            )
 
 
 def check_target(target: pathlib.Path) -> None:

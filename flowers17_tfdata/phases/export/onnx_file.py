@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import pathlib
 import subprocess
 import sys
@@ -12,25 +11,10 @@ from collections.abc import Callable
 import numpy as np
 
 from flowers17_tfdata import machine
-from flowers17_tfdata.errors import UserError
 from flowers17_tfdata.phases.export.network import Network, refused
 
 # The newest that tf2onnx writes; runtimes read all older ones.
 _OPSET = 18
-
-
-def check_installed() -> None:
-    """Checks that ONNX files can be written and run.
-
-    Raises:
-      UserError: a package is missing.
-    """
-    for package in ("tf2onnx", "onnxruntime"):
-        if not importlib.util.find_spec(package):
-            raise UserError(
-                f"--export_formats=onnx needs {package}: "
-                "pip install 'flowers17_tfdata[onnx]'"
-            )
 
 
 def convert(network: Network, path: pathlib.Path) -> None:

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import tensorflow as tf
-from ai_edge_litert import interpreter as litert
 
 from flowers17_tfdata import machine, terminal
 from flowers17_tfdata.data import decode
@@ -123,6 +122,9 @@ def load(path: pathlib.Path) -> Callable[[np.ndarray], np.ndarray]:
     It maps uint8 `[n, image_size, image_size, 3]` in [0, 255] to float32
     `[n, num_classes]`, one image at a time.
     """
+    # Imported here: it comes with the extra [export].
+    from ai_edge_litert import interpreter as litert
+
     with _silent_stderr():
         interpreter = litert.Interpreter(
             str(path), num_threads=machine.num_cores()

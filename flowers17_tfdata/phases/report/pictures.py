@@ -10,6 +10,7 @@ import numpy as np
 
 from flowers17_tfdata.data import decode
 from flowers17_tfdata.data.source import Source
+from flowers17_tfdata.errors import UserError
 
 _JPEG_QUALITY = 82
 
@@ -26,13 +27,22 @@ def read_encoded(
 
     Returns:
       `{position: JPEG, PNG, BMP or GIF}`.
+
+    Raises:
+      UserError: an image file was damaged since it was evaluated.
     """
     examples = source.read(split).take(max(positions) + 1)
-    return {
-        position: decode.upright(example["image"])
-        for position, example in enumerate(examples.as_numpy_iterator())
-        if position in positions
-    }
+    found = {}
+    for position, example in enumerate(examples.as_numpy_iterator()):
+        if position in positions:
+            try:
+                found[position] = decode.upright(example["image"])
+            except ValueError as error:
+                raise UserError(
+                    f"{source.name}, split {split}: {example['id'].decode()} "
+                    f"can't be decoded any more ({error})"
+                ) from error
+    return found
 
 
 def to_data_uri(image: np.ndarray, max_side: int) -> str:

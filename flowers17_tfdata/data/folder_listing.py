@@ -33,7 +33,7 @@ _NUMBERED = re.compile(r"(\d+)_(.+)", re.DOTALL)
 # Python's stand-ins for the bytes of a file name that isn't UTF-8.
 _NOT_UTF8 = re.compile("[\ud800-\udfff]")
 
-_KINDS = ", ".join(decode.SUFFIXES)
+_SUFFIXES = ", ".join(decode.SUFFIXES)
 
 
 class FolderListing(NamedTuple):
@@ -95,30 +95,40 @@ def list_images(root: pathlib.Path) -> FolderListing:
     found = []
     for split, classes in classes_of.items():
         for name, folder in classes.items():
-            for image in _images_below(folder, skipped):
-                image_id = image.relative_to(root).as_posix()
-                found.append((image_id, label_of[name], split))
+            for path in _files_below(folder):
+                kind = _kind_if_no_image(path, root)
+                if kind:
+                    skipped[kind] += 1
+                else:
+                    image_id = path.relative_to(root).as_posix()
+                    found.append((image_id, label_of[name], split))
     for folder in {root, *folder_of.values()}:
         for path in folder.iterdir():
-            if path.is_file() and not _kind_if_no_image(path):
+            if path.is_file() and not _kind_if_no_image(path, root):
                 skipped["image(s) in no class folder"] += 1
     found.sort()
+    note = ", ".join(f"{n} {kind}" for kind, n in skipped.most_common())
+    if note:
+        note = (
+            f"skipped: {note}; only files named {_SUFFIXES} are read: convert "
+            "or rename other images to use them"
+        )
     listing = FolderListing(
         _names_of(root, list(label_of)),
         [image_id for image_id, _, _ in found],
         [label for _, label, _ in found],
         [split for _, _, split in found],
         tuple(split_folders),
-        _describe(skipped),
+        note,
     )
     # An empty split folder must not be replaced by a part of train.
     empty = listing.first_empty()
     if empty:
-        why = f" ({listing.skipped})" if listing.skipped else ""
+        why = f" ({note})" if note else ""
         raise ConfigError(
             f"--dataset=folder:{root}: every class must hold images to train "
-            f"on, and every split folder images ({_KINDS}); {empty} holds none"
-            f"{why}"
+            f"on, and every split folder images ({_SUFFIXES}); {empty} holds "
+            f"none{why}"
         )
     return listing
 
@@ -192,17 +202,15 @@ def _check_classes(
             )
 
 
-def _images_below(
-    folder: pathlib.Path, skipped: collections.Counter[str]
-) -> Iterator[pathlib.Path]:
-    """Yields the image files; counts the others in `skipped` by kind."""
+def _files_below(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Yields the files in a folder and in its folders, links followed."""
 
     def stop(error: OSError):
         # os.walk would pass over a folder that it can't list.
         raise error
 
     seen = set()
-    # Collections are often made of links. They may form a circle.
+    # Collections are often made of links, which may form a circle.
     for path, folders, files in os.walk(folder, onerror=stop, followlinks=True):
         real = os.path.realpath(path)
         if real in seen:
@@ -210,16 +218,10 @@ def _images_below(
             continue
         seen.add(real)
         folders[:] = sorted(f for f in folders if not _is_hidden(f))
-        for name in files:
-            image = pathlib.Path(path, name)
-            kind = _kind_if_no_image(image)
-            if kind:
-                skipped[kind] += 1
-            else:
-                yield image
+        yield from (pathlib.Path(path, name) for name in files)
 
 
-def _kind_if_no_image(path: pathlib.Path) -> str:
+def _kind_if_no_image(path: pathlib.Path, root: pathlib.Path) -> str:
     """Returns what kind of file is skipped; '' for an image."""
     if _is_hidden(path.name):
         return "hidden file(s)"
@@ -229,19 +231,9 @@ def _kind_if_no_image(path: pathlib.Path) -> str:
     # reported with the images that can't be decoded.
     if path.exists() and not path.is_file():
         return "(no regular file)"
-    if _NOT_UTF8.search(f"{path.parent.name}/{path.name}"):
+    if _NOT_UTF8.search(str(path.relative_to(root))):
         return "image(s) whose names are not UTF-8"
     return ""
-
-
-def _describe(skipped: collections.Counter[str]) -> str:
-    if not skipped:
-        return ""
-    kinds = ", ".join(f"{n} {kind}" for kind, n in skipped.most_common())
-    return (
-        f"skipped: {kinds}; only files named {_KINDS} are read: convert or "
-        "rename other images to use them"
-    )
 
 
 def read_mark(root: pathlib.Path) -> dict[str, Any]:

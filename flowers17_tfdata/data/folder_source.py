@@ -14,6 +14,7 @@ import tensorflow as tf
 from flowers17_tfdata.config.data import FOLDER_PREFIX, DataConfig
 from flowers17_tfdata.data import scan, splitting
 from flowers17_tfdata.data.folder_listing import FolderListing, list_images
+from flowers17_tfdata.data.oxford_flowers17.splits import order_key
 from flowers17_tfdata.data.scan import OnScanned, Scan, ScannedImages
 from flowers17_tfdata.data.source import Source, fingerprint
 from flowers17_tfdata.errors import UserError, one_line
@@ -39,7 +40,7 @@ class FolderSource(Source):
         # Sorted by name they would come class by class, but the first batches,
         # from which batch-norm statistics are measured, must show all classes.
         chosen = self._positions(split)
-        chosen.sort(key=lambda k: splitting.order_key(0, self._scan.ids[k]))
+        chosen.sort(key=lambda k: order_key(0, self._scan.ids[k]))
         ids = [self._scan.ids[k] for k in chosen]
         paths = [os.fsencode(self._root / image_id) for image_id in ids]
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import collections
-import json
+import contextlib
 import os
 import pathlib
 import re
 from collections.abc import Collection, Iterator
 from typing import Any, NamedTuple
 
+from flowers17_tfdata import files
 from flowers17_tfdata.data import decode
-from flowers17_tfdata.errors import ConfigError, one_line
+from flowers17_tfdata.errors import ConfigError, UserError, one_line
 
 # Names of split folders, including those that other tools write.
 _SPLIT_NAMES = {
@@ -140,27 +141,27 @@ def _is_hidden(name: str) -> bool:
 
 def _folders_in(path: pathlib.Path) -> dict[str, pathlib.Path]:
     """Returns the folders in a folder by name, sorted."""
-    children = (c for c in path.iterdir() if not _is_hidden(c.name))
-    folders = {
-        child.name: child for child in sorted(children) if child.is_dir()
-    }
-    for name in folders:
+    folders = {}
+    for child in sorted(path.iterdir()):
+        if _is_hidden(child.name) or not child.is_dir():
+            continue
         # isprintable() is also False for bytes that aren't UTF-8.
-        if not name.isprintable():
+        if not child.name.isprintable():
             raise ConfigError(
                 f"--dataset=folder:{path}: a class folder's name must be UTF-8 "
-                f"without control characters; got {os.fsencode(name)!r}"
+                f"without control characters; got {os.fsencode(child.name)!r}"
             )
+        folders[child.name] = child
     return folders
 
 
 def _split_folders(root: pathlib.Path) -> dict[str, pathlib.Path]:
     """Returns the folder of each split; empty if the folders are classes."""
     folders = _folders_in(root)
-    splits = [_SPLIT_NAMES.get(name.lower(), "") for name in folders]
+    splits = {_SPLIT_NAMES.get(n.lower(), ""): f for n, f in folders.items()}
     if not any(splits):
         return {}
-    is_once = len(set(splits)) == len(splits)
+    is_once = len(splits) == len(folders)
     if "" in splits or "train" not in splits or not is_once:
         # Split folders first, because the list may be cut.
         names = sorted(folders, key=lambda n: n.lower() not in _SPLIT_NAMES)
@@ -169,7 +170,7 @@ def _split_folders(root: pathlib.Path) -> dict[str, pathlib.Path]:
             "folders (train, validation, test) alone, each once, with train; "
             f"got {one_line(', '.join(names), 100)}"
         )
-    return dict(zip(splits, folders.values(), strict=True))
+    return splits
 
 
 def _check_classes(
@@ -211,14 +212,14 @@ def _files_below(folder: pathlib.Path) -> Iterator[pathlib.Path]:
 
     seen = set()
     # Collections are often made of links, which may form a circle.
-    for path, folders, files in os.walk(folder, onerror=stop, followlinks=True):
+    for path, folders, names in os.walk(folder, onerror=stop, followlinks=True):
         real = os.path.realpath(path)
         if real in seen:
             folders.clear()
             continue
         seen.add(real)
         folders[:] = sorted(f for f in folders if not _is_hidden(f))
-        yield from (pathlib.Path(path, name) for name in files)
+        yield from (pathlib.Path(path, name) for name in names)
 
 
 def _kind_if_no_image(path: pathlib.Path, root: pathlib.Path) -> str:
@@ -238,19 +239,17 @@ def _kind_if_no_image(path: pathlib.Path, root: pathlib.Path) -> str:
 
 def read_mark(root: pathlib.Path) -> dict[str, Any]:
     """Returns the contents of `MARK` in a folder; empty if there is none."""
-    try:
-        mark = json.loads((root / MARK).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return mark if isinstance(mark, dict) else {}
+    with contextlib.suppress(UserError):
+        return files.read_json(root / MARK)
+    return {}
 
 
 def _names_of(root: pathlib.Path, folders: list[str]) -> tuple[str, ...]:
     """Returns the class names for which the folders were written."""
-    name_of = read_mark(root).get("class_folders")
-    if isinstance(name_of, dict) and set(name_of) == set(folders):
-        return tuple(str(name_of[folder]) for folder in folders)
-    # Take off numbers that only keep the names in order.
+    name_of = read_mark(root).get("class_folders", {})
+    if set(name_of) == set(folders):
+        return tuple(name_of[folder] for folder in folders)
+    # Drop numbers that only keep the names in order.
     matches = [_NUMBERED.fullmatch(folder) for folder in folders]
     bare = [m[2] for k, m in enumerate(matches) if m and int(m[1]) == k]
     return tuple(bare if len(set(bare)) == len(folders) else folders)

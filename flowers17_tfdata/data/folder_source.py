@@ -153,13 +153,14 @@ def _split(
     good = [k for k in range(len(listing.ids)) if k not in images.errors]
     split_of = {listing.ids[k]: listing.splits[k] for k in good}
     if fractions:
-        # Of all images, so that the audit finds their pairs in the cache.
+        # For all images, so that the audit finds their pairs in the cache.
         groups = scan.find_groups(images)
         train = [k for k in good if listing.splits[k] == "train"]
-        ids = [listing.ids[k] for k in train]
-        labels = [listing.labels[k] for k in train]
         pool = splitting.Pool(
-            ids, labels, groups[train].tolist(), listing.class_names
+            [listing.ids[k] for k in train],
+            [listing.labels[k] for k in train],
+            groups[train].tolist(),
+            listing.class_names,
         )
         split_of |= splitting.assign_splits(pool, config, fractions)
     return [split_of.get(image_id, "") for image_id in listing.ids]

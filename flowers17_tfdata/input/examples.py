@@ -130,7 +130,8 @@ class EncodedImages:
         size = self.image_size
         batch = np.empty([len(indices), size, size, 3], np.uint8)
         for k, index in enumerate(indices):
-            batch[k] = decode.decode_and_resize(self._encoded(index), size)
+            image = decode.decode_reduced(self._encoded(index), 1)
+            batch[k] = decode.resize_host(image, size)
         return batch
 
     def _encoded(self, index) -> bytes:
@@ -187,13 +188,9 @@ class FileImages:
 
     def _decode(self, position: int) -> np.ndarray:
         try:
-            encoded = decode.upright(
-                pathlib.Path(self.paths[position]).read_bytes()
-            )
-            # Where there is a GPU, the pixels must not pass through it.
-            with tf.device("CPU:0"):
-                image = decode.decode_and_resize(encoded, self.image_size)
-            return image.numpy()
+            encoded = pathlib.Path(self.paths[position]).read_bytes()
+            image = decode.decode_reduced(decode.upright(encoded), 1)
+            return decode.resize_host(image, self.image_size)
         except OSError as error:
             self.errors[position] = error.strerror or str(error)
         except (ValueError, tf.errors.InvalidArgumentError) as error:

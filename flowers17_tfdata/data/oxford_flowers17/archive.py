@@ -44,7 +44,7 @@ def image_name(number: int) -> str:
 
 def image_number(file_name: str) -> int:
     """Returns the image number, 1 to 1360, of a file name."""
-    return int(_IMAGE_NAME.fullmatch(file_name)[1])
+    return int(_IMAGE_NAME.sub(r"\1", file_name))
 
 
 def read_archive(path: str | pathlib.Path) -> dict[str, bytes]:
@@ -104,7 +104,9 @@ def _tar_images(path: pathlib.Path) -> Iterator[tuple[str, bytes]]:
                     f"{member.name} declares {member.size} bytes; an image has "
                     f"at most {_MAX_IMAGE_BYTES}"
                 )
-            yield name, tar.extractfile(member).read()
+            stream = tar.extractfile(member)
+            assert stream is not None, "a regular file has contents"
+            yield name, stream.read()
         # tarfile stops at the archive's end mark. The checksum of the
         # compressed stream, which detects damage, comes after it.
         while tar.fileobj.read(2**20):

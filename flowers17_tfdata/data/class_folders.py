@@ -71,13 +71,13 @@ def write(source: Source, path: str | os.PathLike) -> bool:
 
     Args:
       source: the data set.
-      path: a new or empty folder, or one that this wrote for the same data set.
+      path: a new or empty folder, or one written earlier for this data set.
 
     Returns:
-      Whether it was written; False: it was there already, unchanged.
+      True if the folder was written, False if it was there already, unchanged.
 
     Raises:
-      UserError: the path holds something else, or can't be written.
+      UserError: the folder holds something else, or can't be written.
     """
     path = pathlib.Path(path).expanduser()
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):

@@ -47,8 +47,8 @@ class FolderListing(NamedTuple):
       labels: the class of each image, `[n]`.
       splits: the split folder of each image, `[n]`; all `train` if there are no
         split folders.
-      split_folders: the splits that have folders.
-      skipped: which files are not used, one line; '' if all are.
+      split_folders: the splits that have folders of their own.
+      skipped: which files are not used, one line; '' if all are used.
     """
 
     class_names: tuple[str, ...]

@@ -153,8 +153,8 @@ def _scan_train(
 ) -> splitting.Pool:
     """Returns the examples of train, grouped by the near-duplicates found.
 
-    Read from the cache if the data set's files have the sizes and modification
-    times that they had then.
+    They are read from the cache if no file of the data set has changed its size
+    or modification time since it was written.
     """
     digest = hashlib.sha256(source.name.encode())
     for file in sorted(pathlib.Path(source._builder.data_path).iterdir()):

@@ -143,7 +143,7 @@ class EncodedImages:
         batch = np.empty([len(indices), size, size, 3], np.uint8)
         for k, index in enumerate(indices):
             if size == full and (transforms[k] == augmentation.IDENTITY).all():
-                # The image itself, as evaluation without other views has it.
+                # Nothing to transform: the image as `read` returns it.
                 batch[k] = self.read([index])[0]
                 continue
             image = decode.decode_reduced(
@@ -165,7 +165,7 @@ class EncodedImages:
 
 @dataclasses.dataclass(frozen=True)
 class FileImages:
-    """Images of files, decoded at each access on all cores.
+    """Images in files, decoded at each access on all cores.
 
     An image that can't be read is black, and `errors` says why.
 
@@ -349,7 +349,7 @@ def _decoded(
         message = "it can't be resized"
         try:
             decode.decode_image(decode.upright(broken["image"]))
-        # Its message is shorter: `error` holds a traceback.
+        # The message of `error` would hold a traceback.
         except (ValueError, tf.errors.InvalidArgumentError) as cause:
             message = decode.decoder_message(cause)
         raise UserError(

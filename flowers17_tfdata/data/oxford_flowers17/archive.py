@@ -31,7 +31,7 @@ DIGESTS = {
 # Each split's prefix in datasplits.mat.
 _OFFICIAL_KEYS = {"train": "trn", "validation": "val", "test": "tst"}
 _IMAGE_NAME = re.compile(r"image_(\d{4})\.jpg")
-# The largest photograph has 0.12 MB; a member far above that is not one.
+# The largest photograph has 0.12 MB; a far larger member is no photograph.
 _MAX_IMAGE_BYTES = 32 * 2**20
 # The formats that TensorFlow decodes, whatever the file's name.
 _FORMATS = ("JPEG", "PNG", "GIF", "BMP")
@@ -136,8 +136,8 @@ def check_decodable(images: Mapping[str, bytes]) -> None:
     errors = []
     for name, data in images.items():
         try:
-            # Reads the header alone, and refuses a huge size, for which
-            # TensorFlow's decoder would allocate memory.
+            # Pillow reads only the header here, and refuses a huge image, for
+            # which TensorFlow's decoder would allocate memory.
             Image.open(io.BytesIO(data), formats=_FORMATS).close()
             tf.io.decode_image(data, channels=3, expand_animations=False)
         # Pillow and TensorFlow raise many types.

@@ -124,12 +124,15 @@ def model_rows(session: Session, whole: Stage, partly: Stage) -> list[Row]:
 
 def _make_forward(stage: Stage) -> Callable[[], float]:
     """Measures evaluation steps on one batch of images."""
-    trainer = stage.trainer
-    distribute = trainer.strategy.distribute_datasets_from_function
-    batches = distribute(
-        lambda context: stage.data.make_validation(input_context=context)
+    trainer, make_validation = stage.trainer, stage.data.make_validation
+    assert make_validation is not None
+    batch = next(
+        iter(
+            trainer.strategy.distribute_datasets_from_function(
+                lambda context: make_validation(input_context=context)
+            )
+        )
     )
-    batch = next(iter(batches))
 
     def call() -> int:
         stage.inference.loss_and_accuracy([batch])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import pathlib
 import subprocess
@@ -17,7 +18,7 @@ from flowers17_tfdata.config.config import (
     from_values,
     to_values,
 )
-from flowers17_tfdata.config.option import option
+from flowers17_tfdata.config.option import Kind, flags_of
 from flowers17_tfdata.errors import ConfigError
 from flowers17_tfdata.phases.registry import PHASES
 
@@ -224,9 +225,15 @@ def test_help_of_a_phase_lists_the_flags_that_it_reads(capsys):
     assert "top_k" not in _help(capsys, "--phase=predict", "--help")
 
 
-def test_every_flag_has_a_kind():
-    with pytest.raises(TypeError, match="kind"):
-        option(1, "A flag.")
+def test_every_option_is_declared_with_a_kind():
+    """A field without one would be no flag, and nothing would check it."""
+    for name, group in GROUPS.items():
+        fields = {f.name for f in dataclasses.fields(group)}
+        flags_of_group = {f.name for f in flags_of(group)}
+        assert fields - flags_of_group == (
+            set(GROUPS) - {"run"} if name == "run" else set()
+        )
+    assert all(isinstance(flag.kind, Kind) for flag in all_flags())
 
 
 def test_rules_name_flags_and_phases_that_exist():

@@ -9,7 +9,7 @@ from flowers17_tfdata.config.data import DataConfig
 from flowers17_tfdata.config.input import InputConfig
 from flowers17_tfdata.config.model import ModelConfig
 from flowers17_tfdata.config.optimization import OptimizationConfig
-from flowers17_tfdata.config.option import Flag, Kind, flags_of, option
+from flowers17_tfdata.config.option import Flag, Kind, flags_of
 from flowers17_tfdata.config.phases import (
     CompareConfig,
     EvaluationConfig,
@@ -25,11 +25,10 @@ from flowers17_tfdata.config.runtime import RuntimeConfig
 class Config:
     """The phase and the workdir, and a group of options for each topic."""
 
-    phase: str = option("train", "What to do.", Kind.FREE, common=True)
-    workdir: str = option(
+    phase: str = Kind.FREE.option("train", "What to do.", common=True)
+    workdir: str = Kind.FREE.option(
         "workdir",
         "Folder of this run: metrics, checkpoints, models.",
-        Kind.FREE,
         common=True,
     )
     data: DataConfig = DataConfig()

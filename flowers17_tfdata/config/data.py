@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from flowers17_tfdata.config.option import Kind, option
+from flowers17_tfdata.config.option import Kind
 from flowers17_tfdata.errors import ConfigError
 
 FOLDER_PREFIX = "folder:"
@@ -14,58 +14,50 @@ FOLDER_PREFIX = "folder:"
 class DataConfig:
     """The images, their labels and their splits."""
 
-    dataset: str = option(
+    dataset: str = Kind.RUN.option(
         "oxford_flowers17",
         "folder:PATH for your own images (PATH/CLASS/*.jpg, or PATH/{train,"
         "validation,test}/CLASS/*.jpg), else a TFDS data set, NAME or NAME/"
         "CONFIG (oxford_flowers17 has seeded, official_1 to 3, synthetic).",
-        Kind.RUN,
         common=True,
     )
-    archive: str = option(
+    archive: str = Kind.FREE.option(
         "",
         "17flowers.tgz or its extracted folder, instead of the download.",
-        Kind.FREE,
         common=True,
     )
-    data_dir: str = option(
+    data_dir: str = Kind.RECALLED.option(
         "",
         "Folder of prepared TFDS data sets ('': ~/tensorflow_datasets).",
-        Kind.RECALLED,
         common=True,
     )
-    split_fractions: str = option(
+    split_fractions: str = Kind.RUN.option(
         "0.7,0.15,0.15",
         "TRAIN,VALIDATION,TEST: how to divide a data set without these splits, "
         "with equal proportions of every class.",
-        Kind.RUN,
     )
-    split_seed: int = option(
+    split_seed: int = Kind.RUN.option(
         0,
         "Seed of the division into splits (0 keeps those of oxford_flowers17).",
-        Kind.RUN,
         bounds=(0, 2**31 - 1),
     )
-    near_duplicates: str = option(
+    near_duplicates: str = Kind.RUN.option(
         "together",
         "together keeps nearly identical images in one split; anywhere does "
         "not, so that test accuracy also measures memory.",
-        Kind.RUN,
         choices=("together", "anywhere"),
     )
-    folds: int = option(
+    folds: int = Kind.RUN.option(
         0,
         "Cross-validate on K folds (3 to 20), each in turn the test split and "
         "the next one validation (0: do not).",
-        Kind.RUN,
         common=True,
         bounds=(0, 20),
     )
-    fold: int = option(
+    fold: int = Kind.RUN.option(
         -1,
         "Run this fold alone, 0 to K-1, of --folds=K (-1: run all, each in "
         "WORKDIR/fold_N, and pool the results).",
-        Kind.RUN,
         bounds=(-1, None),
     )
 

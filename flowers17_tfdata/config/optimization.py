@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from flowers17_tfdata.config.option import Kind, option
+from flowers17_tfdata.config.option import Kind
 
 STAGES = ("transfer", "finetune", "refit")
 OPTIMIZERS = ("sgd", "adam", "adamw")
@@ -33,98 +33,85 @@ class StageOptions:
 class OptimizationConfig:
     """The epochs, optimizers and losses of the training stages."""
 
-    global_batch_size: int = option(
+    global_batch_size: int = Kind.RUN.option(
         32,
         "Images per step over all replicas.",
-        Kind.RUN,
         common=True,
         bounds=(1, None),
     )
-    transfer_optimizer: str = option(
+    transfer_optimizer: str = Kind.TRAINING.option(
         SOLVER,
         "lbfgs solves the linear head on cached features, with a weight decay "
         "by cross-validation in train; the others train it in steps.",
-        Kind.TRAINING,
         stage="transfer",
         choices=(SOLVER, *OPTIMIZERS),
     )
-    transfer_epochs: int = option(
+    transfer_epochs: int = Kind.TRAINING.option(
         30,
         "Epochs of the transfer stage (lbfgs needs none).",
-        Kind.TRAINING,
         stage="transfer",
         common=True,
         bounds=(1, None),
     )
-    transfer_learning_rate: float = option(
+    transfer_learning_rate: float = Kind.TRAINING.option(
         1e-3,
         "Peak learning rate of the transfer stage (lbfgs needs none).",
-        Kind.TRAINING,
         stage="transfer",
         above=0,
     )
-    finetune_epochs: int = option(
+    finetune_epochs: int = Kind.TRAINING.option(
         8,
         "Epochs of the fine-tune stage (0: train the head alone).",
-        Kind.TRAINING,
         stage="finetune",
         common=True,
         bounds=(0, None),
     )
-    refit: bool = option(
+    refit: bool = Kind.FREE.option(
         False,
         "At the end, train the better stage once more, on train and validation "
         "together; only test can then measure the model.",
         # It adds a stage, and changes none.
-        Kind.FREE,
         common=True,
     )
-    finetune_optimizer: str = option(
+    finetune_optimizer: str = Kind.TRAINING.option(
         "adamw",
         "Optimizer of the fine-tune stage.",
-        Kind.TRAINING,
         stage="finetune",
         choices=OPTIMIZERS,
     )
-    finetune_learning_rate: float = option(
+    finetune_learning_rate: float = Kind.TRAINING.option(
         3e-4,
         "Peak learning rate of the fine-tune stage.",
-        Kind.TRAINING,
         stage="finetune",
         common=True,
         above=0,
     )
-    finetune_lowest_rate: float = option(
+    finetune_lowest_rate: float = Kind.TRAINING.option(
         1.0,
         "Learning rate of the lowest trained layer, as a share of the head's, "
         "rising geometrically in between (1: all equal).",
-        Kind.TRAINING,
         stage="finetune",
         above=0,
         bounds=(0, 1),
     )
-    schedule: str = option(
+    schedule: str = Kind.TRAINING.option(
         "cosine",
         "cosine warms up for one epoch, then decays to 0; constant stays.",
-        Kind.TRAINING,
         choices=("cosine", "constant"),
     )
-    weight_decay: float = option(
+    weight_decay: float = Kind.TRAINING.option(
         1e-4,
         "Decoupled weight decay of adamw, not on biases and batch-norm.",
-        Kind.TRAINING,
         bounds=(0, None),
     )
-    class_weights: str = option(
+    class_weights: str = Kind.TRAINING.option(
         "none",
         "balanced gives every class the same share of the loss.",
-        Kind.TRAINING,
         choices=("none", "balanced"),
     )
-    label_smoothing: float = option(
+    label_smoothing: float = Kind.TRAINING.option(
         0.0,
         "Label smoothing of the training loss.",
-        Kind.TRAINING,
         bounds=(0, 0.9),
     )
 

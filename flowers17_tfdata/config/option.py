@@ -1,8 +1,8 @@
 """How a flag is declared: its default, help, bounds, needs and kind.
 
 A flag is a field of one of the option classes in this package, declared once,
-by `option`. The absl flags, the help, the checks, what later phases take over
-from a run, and what may change when a run resumes all follow from it.
+by `Kind.option`. The absl flags, the help, the checks, what later phases take
+over from a run and what may change when a run resumes all follow from that.
 """
 
 from __future__ import annotations
@@ -34,6 +34,11 @@ class Kind(enum.Enum):
     def is_fixed(self) -> bool:
         """Whether a resumed run refuses another value."""
         return self in (Kind.RUN, Kind.TRAINING, Kind.SETTLED)
+
+    def option(self, default: Any, help_text: str, **rules: Any) -> Any:
+        """Declares a flag of this kind as a dataclass field; see `Flag`."""
+        metadata = {"help": help_text, "kind": self, **rules}
+        return dataclasses.field(default=default, metadata=metadata)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,12 +90,6 @@ class Flag:
     above: float | None = None
     needs: tuple[Needs, ...] = ()
     required_by: str = ""
-
-
-def option(default: Any, help_text: str, kind: Kind, **rules: Any) -> Any:
-    """Declares a flag as the dataclass field of its name; see `Flag`."""
-    metadata = {"help": help_text, "kind": kind, **rules}
-    return dataclasses.field(default=default, metadata=metadata)
 
 
 def flags_of(config_class: Any) -> list[Flag]:

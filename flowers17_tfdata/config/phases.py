@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from flowers17_tfdata.config.option import Kind, Needs, option
+from flowers17_tfdata.config.option import Kind, Needs
 from flowers17_tfdata.errors import ConfigError, did_you_mean
 
 EXPORT_FORMATS = (
@@ -20,33 +20,29 @@ EXPORT_FORMATS = (
 class EvaluationConfig:
     """The trained model, and how it is evaluated."""
 
-    model: str = option(
+    model: str = Kind.FREE.option(
         "",
         "Saved .keras classifier ('': the workdir's model_refit.keras, else "
         "the better of the other two on validation).",
-        Kind.FREE,
         common=True,
         needs=(Needs("phase", ("train",), never=True),),
     )
-    split: str = option(
+    split: str = Kind.FREE.option(
         "test",
         "Split to evaluate, report or compare.",
-        Kind.FREE,
         common=True,
     )
-    tta: int = option(
+    tta: int = Kind.RECALLED.option(
         1,
         "Test-time augmentation: average over K views of each image (itself, "
         "its mirror image, then random ones), at K times the cost.",
-        Kind.RECALLED,
         common=True,
         bounds=(1, 1000),
         needs=(Needs("augmentation", ("affine",), above=2),),
     )
-    assert_accuracy_at_least: float = option(
+    assert_accuracy_at_least: float = Kind.FREE.option(
         0.0,
         "Exit with 3 if the accuracy is lower than this.",
-        Kind.FREE,
         common=True,
         bounds=(0, 1),
     )
@@ -56,37 +52,32 @@ class EvaluationConfig:
 class PredictConfig:
     """What `--phase=predict` reads and writes."""
 
-    images: str = option(
+    images: str = Kind.FREE.option(
         "",
         "Images, comma-separated: files, folders, globs ('photos/**/*.jpg'), "
         "or - to read one path per line from standard input.",
-        Kind.FREE,
         common=True,
         required_by="predict",
     )
-    format: str = option(
+    format: str = Kind.FREE.option(
         "table",
         "table for people, json with one object per line, or csv.",
-        Kind.FREE,
         common=True,
         choices=("table", "json", "csv"),
     )
-    output: str = option(
+    output: str = Kind.FREE.option(
         "",
         "File to write the predictions to ('': standard output).",
-        Kind.FREE,
         common=True,
     )
-    top_k: int = option(
+    top_k: int = Kind.FREE.option(
         3,
         "Number of classes to print, the likeliest first.",
-        Kind.FREE,
         bounds=(1, None),
     )
-    labels: str = option(
+    labels: str = Kind.FREE.option(
         "",
         "File of class names, one per line, for a model without any.",
-        Kind.FREE,
     )
 
 
@@ -94,17 +85,15 @@ class PredictConfig:
 class ExportConfig:
     """What `--phase=export` writes."""
 
-    export_dir: str = option(
+    export_dir: str = Kind.FREE.option(
         "",
         "Folder to export to ('': export in the workdir).",
-        Kind.FREE,
         common=True,
     )
-    export_formats: str = option(
+    export_formats: str = Kind.FREE.option(
         "saved_model,keras,tflite_float16,tflite_int8",
         "Formats to export, comma-separated: saved_model, keras, "
         "tflite_float16, tflite_int8, onnx.",
-        Kind.FREE,
         common=True,
     )
 
@@ -141,10 +130,9 @@ class ExportConfig:
 class FoldersConfig:
     """What `--phase=folders` writes."""
 
-    folders_dir: str = option(
+    folders_dir: str = Kind.FREE.option(
         "",
         "Folder to write class folders to ('': folders in the workdir).",
-        Kind.FREE,
     )
 
 
@@ -152,17 +140,15 @@ class FoldersConfig:
 class CompareConfig:
     """The runs that `--phase=compare` compares."""
 
-    compare: str = option(
+    compare: str = Kind.FREE.option(
         "",
         "Workdirs of evaluated runs: folders and globs, comma-separated.",
-        Kind.FREE,
         common=True,
         required_by="compare",
     )
-    baseline: str = option(
+    baseline: str = Kind.FREE.option(
         "",
         "As many workdirs to compare them with, in the same order.",
-        Kind.FREE,
         common=True,
         required_by="compare",
     )
@@ -172,9 +158,8 @@ class CompareConfig:
 class FindLrConfig:
     """What `--phase=find_lr` searches for."""
 
-    find_lr_stage: str = option(
+    find_lr_stage: str = Kind.FREE.option(
         "finetune",
         "Stage to find a learning rate for.",
-        Kind.FREE,
         choices=("transfer", "finetune"),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from flowers17_tfdata.config.option import Kind, Needs, option
+from flowers17_tfdata.config.option import Kind, Needs
 from flowers17_tfdata.errors import ConfigError
 
 
@@ -12,87 +12,75 @@ from flowers17_tfdata.errors import ConfigError
 class RuntimeConfig:
     """Devices, precision, console output and interruptions."""
 
-    console: str = option(
+    console: str = Kind.FREE.option(
         "normal",
         "quiet prints errors alone; verbose adds details and TensorFlow's "
         "notes; json prints one object per line.",
-        Kind.FREE,
         choices=("quiet", "normal", "verbose", "json"),
     )
-    strategy: str = option(
+    strategy: str = Kind.FREE.option(
         "auto",
         "default: one device; mirrored: all devices of this machine; "
         "multi_worker: all workers that TF_CONFIG or SLURM names; auto: "
         "whichever uses all that there is.",
-        Kind.FREE,
         common=True,
         choices=("auto", "default", "mirrored", "multi_worker"),
     )
-    num_virtual_devices: int = option(
+    num_virtual_devices: int = Kind.FREE.option(
         0,
         "Split the CPU or the GPU into N logical devices, to try replicas.",
-        Kind.FREE,
         bounds=(0, 64),
         needs=(Needs("strategy", ("default",), never=True, above=1),),
     )
-    launch_local: int = option(
+    launch_local: int = Kind.FREE.option(
         0,
         "Start N workers on this machine, to try a cluster.",
-        Kind.FREE,
         bounds=(0, 64),
         needs=(
             Needs("strategy", ("auto", "multi_worker")),
             Needs("phase", ("predict", "compare"), never=True),
         ),
     )
-    precision: str = option(
+    precision: str = Kind.RUN.option(
         "auto",
         "auto: mixed_bfloat16 where the hardware supports it, mixed_float16 on "
         "older GPUs with tensor cores, else float32.",
-        Kind.RUN,
         common=True,
         choices=("auto", "float32", "mixed_bfloat16", "mixed_float16"),
     )
-    xla: str = option(
+    xla: str = Kind.FREE.option(
         "auto",
         "Compile the forward and backward pass with XLA; auto: on GPUs.",
-        Kind.FREE,
         choices=("auto", "on", "off"),
     )
-    profile_steps: str = option(
+    profile_steps: str = Kind.FREE.option(
         "",
         "FIRST,LAST: profile these steps of each stage for TensorBoard.",
-        Kind.FREE,
     )
-    checkpoint_every_secs: float = option(
+    checkpoint_every_secs: float = Kind.FREE.option(
         0.0,
         "Save within epochs too, this often, seconds (0: only after each epoch "
         "and at SIGTERM or SIGUSR1).",
-        Kind.FREE,
         bounds=(0, None),
     )
-    grace_secs: float = option(
+    grace_secs: float = Kind.FREE.option(
         120.0,
         "Time to save and exit with 42 after SIGTERM or SIGUSR1, seconds.",
-        Kind.FREE,
         above=0,
     )
-    deterministic: bool = option(
+    deterministic: bool = Kind.FREE.option(
         False,
         "Use deterministic kernels: bit-equal results on the same hardware.",
-        Kind.FREE,
     )
-    stall_timeout_secs: float = option(
+    stall_timeout_secs: float = Kind.FREE.option(
         600.0,
         "With several workers, exit with 1 if one is missing or no step ends "
         "within this time, seconds.",
-        Kind.FREE,
         above=0,
     )
-    seed: int = option(
+    seed: int = Kind.TRAINING.option(
         0,
         "Seed of all that is drawn at random, but for the splits.",
-        Kind.TRAINING,
         common=True,
         bounds=(0, 2**31 - 1),
     )

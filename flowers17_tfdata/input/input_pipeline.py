@@ -74,9 +74,8 @@ def make_normalize(
       compute_dtype: the dtype of the result.
 
     Returns:
-      A function of a batch of images in [0, 255], uint8 or float32. It is
-      compiled into one loop: separate operations to cast, scale and shift would
-      each read and write the whole batch.
+      A function of images in [0, 255], uint8 or float32. It is compiled into
+      one loop: separate operations would each read and write the whole batch.
     """
 
     @tf.function(jit_compile=True)
@@ -137,8 +136,8 @@ def make_train_dataset(
 ) -> tf.data.Dataset:
     """Makes the infinite training pipeline.
 
-    It shuffles, then repeats: an epoch holds every example exactly once.
-    Examples of weight 0 fill the last batch of an epoch.
+    It shuffles, then repeats: an epoch holds every example exactly once, and
+    examples of weight 0 fill its last batch.
 
     Args:
       examples: the examples to train on.
@@ -280,8 +279,7 @@ def make_eval_dataset(
 ) -> tf.data.Dataset:
     """Makes the evaluation pipeline: one pass, in order.
 
-    Every example has weight 1. Examples of weight 0 fill the last step up to
-    whole batches on every replica.
+    Examples of weight 0 fill the last step up to whole batches on all replicas.
 
     Args:
       examples: the examples.
@@ -321,8 +319,8 @@ def _batch_maker(examples, config, preprocess, compute_dtype):
     normalize = make_normalize(preprocess, compute_dtype)
 
     def make_batch(indices, weights, transforms) -> Batch:
-        # Python code, but only for microseconds per image: OpenCV and the
-        # decoder release the GIL.
+        # Python, but for microseconds per image: the decoder and OpenCV
+        # release the GIL.
         resamples = on_host and bool(transforms.shape[1])
         size = config.train_image_size if resamples else config.image_size
 
@@ -397,7 +395,6 @@ def finish(batches: tf.data.Dataset, make_batch: Callable) -> tf.data.Dataset:
     options.autotune.enabled = False
     options.deterministic = True
     # The indices are sharded already: sharding again would drop examples.
-    options.experimental_distribute.auto_shard_policy = (
-        tf.data.experimental.AutoShardPolicy.OFF
-    )
+    off = tf.data.experimental.AutoShardPolicy.OFF
+    options.experimental_distribute.auto_shard_policy = off
     return batches.prefetch(_PREFETCHED_BATCHES).with_options(options)

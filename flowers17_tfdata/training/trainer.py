@@ -58,18 +58,16 @@ class Trainer:
             scope.
           strategy: the current strategy.
           global_batch_size: images per step over all replicas.
-          optimizer: the optimizer, created in the strategy's scope.
-          training_model: a model that shares the layers of `model` and takes
-            training images of another size; None: `model` itself.
+          optimizer: created in the strategy's scope.
+          training_model: shares the layers of `model`, for training images of
+            another size; None: `model` itself.
           label_smoothing: the label smoothing of the training loss, in [0, 1).
-          device_stage: from a replica's `Batch` to the model's inputs; see
-            `input_pipeline.make_device_stage`.
+          device_stage: see `input_pipeline.make_device_stage`.
           xla: compile the forward and backward pass of each replica. Collective
             operations and the optimizer stay outside: XLA can't compile them.
-          xla_update: compile the optimizer's update too, if there is only one
-            device: it then passes over each variable once instead of once per
-            operation. That halves the step of a head; beside the step of a
-            network it saves little and takes seconds to compile.
+          xla_update: compile the optimizer's update too, on a single device.
+            That halves the step of a head, which passes over each variable once
+            instead of once per operation; a network's step gains little.
           deterministic: whether `enable_op_determinism` was called.
         """
         self.model = model
@@ -84,18 +82,15 @@ class Trainer:
         self._scales_loss = isinstance(
             optimizer, keras.optimizers.LossScaleOptimizer
         )
-        self._forward_backward = self._gradients_and_totals
+        self._forward_backward = compiled = self._gradients_and_totals
         if xla:
-            self._forward_backward = tf.function(
-                self._forward_backward, jit_compile=True
-            )
+            self._forward_backward = tf.function(compiled, jit_compile=True)
         distributes = isinstance(
             strategy,
             tf.distribute.MirroredStrategy
             | tf.distribute.MultiWorkerMirroredStrategy,
         )
-        # Under these strategies the optimizer merges replicas even if there is
-        # only one, which XLA can't compile.
+        # These merge replicas even if there is one, which XLA can't compile.
         self._update = self._apply_to_variables
         if xla_update and not distributes:
             self._update = tf.function(self._update, jit_compile=True)

@@ -69,8 +69,7 @@ def confusion_chart(evaluation: Mapping[str, Any]) -> Chart | None:
     )
     figure.update_yaxes(**ticks, range=[n - 0.5, -0.5], title_text="true class")
     figure.update_layout(margin_t=8)
-    # A cell must be wide enough for a count of two digits.
-    size = 22 * n + 150
+    size = 22 * n + 150  # A cell is wide enough for a count of two digits.
     return charts.make_chart(
         "chart-confusion",
         "Confusion matrix: rows are the true classes, columns the predicted",

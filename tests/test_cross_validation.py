@@ -363,21 +363,19 @@ def test_folds_of_different_images_are_not_pooled(tmp_path):
 
 
 @pytest.fixture
-def cross_validate(tmp_path):
+def cross_validate(tmp_path, tiny_command):
     """Returns `cross_validate(*flags) -> CompletedProcess`."""
     root = write_classes(tmp_path / "photos", {"rose": 24, "lily": 15})
 
     def cross_validate(*flags):
-        command = [
-            *(sys.executable, "-m", "tests.worker_main"),
-            f"--workdir={tmp_path / 'work'}",
+        command = tiny_command(
+            tmp_path / "work",
             f"--data_dir={tmp_path / 'data'}",
-            f"--dataset=folder:{root}",
-            *("--backbone=tiny_net", "--weights=none", "--image_size=32"),
+            *(f"--dataset=folder:{root}", "--archive="),
             *("--global_batch_size=16", "--finetune_epochs=1"),
             f"--count_steps={tmp_path / 'steps'}",
             *flags,
-        ]
+        )
         return subprocess.run(
             command, cwd=ROOT, capture_output=True, text=True, timeout=600
         )

@@ -13,37 +13,19 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from flowers17_tfdata import cli, files
+from flowers17_tfdata import files
 from flowers17_tfdata.models import batch_norm
 
 ROOT = pathlib.Path(__file__).parents[1]
 
 
 @pytest.fixture
-def run(tmp_path, data_dir, dummy_archive, tiny_backbone, capsys):
-    """Returns `run(*flags) -> (exit code, stdout, stderr)`."""
-
-    def run(*flags):
-        code = cli.main(
-            [
-                "main.py",
-                f"--workdir={tmp_path / 'work'}",
-                f"--data_dir={data_dir}",
-                f"--archive={dummy_archive}",
-                f"--backbone={tiny_backbone}",
-                "--weights=none",
-                "--image_size=32",
-                "--global_batch_size=64",
-                "--finetune_epochs=2",
-                "--finetune_learning_rate=1e-2",
-                "--strategy=default",
-                *flags,
-            ]
-        )
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
+def default_flags(default_flags) -> list[str]:
+    return [
+        *default_flags,
+        "--finetune_epochs=2",
+        "--finetune_learning_rate=1e-2",
+    ]
 
 
 def _one_line(err: str) -> str:
@@ -54,7 +36,7 @@ def _one_line(err: str) -> str:
 
 
 def test_train_leaves_all_its_files(run, tmp_path):
-    code, out, err = run("--phase=train")
+    code, out, err = run("work", "--phase=train")
     assert code == 0, err
     workdir = tmp_path / "work"
     for name in ("transfer", "finetune"):
@@ -137,14 +119,14 @@ def test_train_leaves_all_its_files(run, tmp_path):
     # The same command again finds everything done.
     kept = (workdir / "metrics.jsonl").read_text()
     kept_config = (workdir / "config.json").read_text()
-    code, out, _ = run("--phase=train")
+    code, out, _ = run("work", "--phase=train")
     assert code == 0
     assert "transfer: already done" in out
     assert "finetune: already done" in out
     assert (workdir / "metrics.jsonl").read_text() == kept
 
     # A changed flag is refused before anything is lost.
-    code, _, err = run("--phase=train", "--dropout=0.1")
+    code, _, err = run("work", "--phase=train", "--dropout=0.1")
     assert code == 2
     assert "--dropout" in _one_line(err)
     assert "started with 0.0, got 0.1" in err
@@ -152,41 +134,46 @@ def test_train_leaves_all_its_files(run, tmp_path):
     assert (workdir / "config.json").read_text() == kept_config
 
     # The saved model on another split; the gate.
-    code, out, _ = run("--phase=evaluate", "--split=validation")
+    code, out, _ = run("work", "--phase=evaluate", "--split=validation")
     assert code == 0
     evaluation = json.loads((workdir / "evaluation.json").read_text())
     best = max(line["validation_accuracy"] for line in lines)
     assert evaluation["accuracy"] == pytest.approx(best)
-    code, _, err = run("--phase=evaluate", "--assert_accuracy_at_least=1")
+    code, _, err = run(
+        "work", "--phase=evaluate", "--assert_accuracy_at_least=1"
+    )
     assert code == 3
     assert "--assert_accuracy_at_least=1.0" in _one_line(err)
 
-    code, _, err = run("--phase=evaluate", "--split=tset")
+    code, _, err = run("work", "--phase=evaluate", "--split=tset")
     assert code == 1
     assert "--split must be one of train, validation, test" in _one_line(err)
-    code, _, err = run("--phase=evaluate", "--image_size=48")
+    code, _, err = run("work", "--phase=evaluate", "--image_size=48")
     assert code == 1
     assert "--image_size=32" in _one_line(err)
 
 
 def test_phases_one_by_one_and_from_another_model(run, tmp_path):
-    code, out, err = run("--phase=prepare")
+    code, out, err = run("work", "--phase=prepare")
     assert code == 0, err
     assert "0 pairs across splits" in out
-    code, _, err = run("--phase=finetune")
+    code, _, err = run("work", "--phase=finetune")
     assert code == 1
     assert "run --phase=transfer in this --workdir first" in _one_line(err)
-    assert run("--phase=transfer")[0] == 0
+    assert run("work", "--phase=transfer")[0] == 0
     code, _, err = run(
-        "--phase=finetune", "--finetune_epochs=1", "--unfreeze_from=block9"
+        "work",
+        "--phase=finetune",
+        "--finetune_epochs=1",
+        "--unfreeze_from=block9",
     )
     assert code == 2
     assert "--unfreeze_from" in _one_line(err)
     code, _, err = run(
+        "other",
         "--phase=finetune",
         "--finetune_epochs=1",
         "--unfreeze_from=block2",
-        f"--workdir={tmp_path / 'other'}",
         f"--init_from={tmp_path / 'work' / 'model_transfer.keras'}",
     )
     assert code == 0, err
@@ -207,7 +194,7 @@ def test_phases_one_by_one_and_from_another_model(run, tmp_path):
     ],
 )
 def test_mistakes_get_one_line(run, flags, code, expected):
-    got, _, err = run("--phase=transfer", *flags)
+    got, _, err = run("work", "--phase=transfer", *flags)
     assert got == code, err
     assert expected in _one_line(err)
 
@@ -216,7 +203,7 @@ def test_wrong_archive_gets_one_line(run, tmp_path):
     path = tmp_path / "wrong.tgz"
     path.write_bytes(b"not a tgz")
     code, _, err = run(
-        "--phase=prepare", f"--archive={path}", f"--data_dir={tmp_path}"
+        "work", "--phase=prepare", f"--archive={path}", f"--data_dir={tmp_path}"
     )
     assert code == 1
     assert f"--archive {path}" in _one_line(err)
@@ -233,11 +220,11 @@ def test_corrupt_jpeg_is_named_and_nothing_is_prepared(
         f"--archive={folder}",
         f"--data_dir={tmp_path / 'data'}",
     ]
-    code, _, err = run(*flags)
+    code, _, err = run("work", *flags)
     assert code == 1
     assert "image_0100.jpg" in _one_line(err)
     shutil.unpack_archive(dummy_archive, folder, filter="data")
-    assert run(*flags)[0] == 0
+    assert run("work", *flags)[0] == 0
 
 
 def test_terminated_run_exits_with_42_and_goes_on(tmp_path, tiny_command):
@@ -348,7 +335,7 @@ def test_all_options_of_the_recipe_go_together(run, tmp_path):
         *("--label_smoothing=0.1", "--unfreeze_from=block2", "--tta=3"),
     ]
     for phase in ("transfer", "finetune", "refit", "evaluate"):
-        code, _, err = run(f"--phase={phase}", *recipe)
+        code, _, err = run("work", f"--phase={phase}", *recipe)
         assert code == 0, err
     workdir = tmp_path / "work"
     for stage in ("finetune", "refit"):
@@ -358,9 +345,11 @@ def test_all_options_of_the_recipe_go_together(run, tmp_path):
     assert evaluation["model"].endswith("model_refit.keras")
     assert evaluation["views"] == 3
     # Another stage's flag changes nothing of this one.
-    code, out, err = run("--phase=transfer", *recipe, "--finetune_epochs=3")
+    code, out, err = run(
+        "work", "--phase=transfer", *recipe, "--finetune_epochs=3"
+    )
     assert code == 0 and "already done" in out, err
     # What is trained on is asked for again when a run is resumed.
-    code, _, err = run("--phase=finetune", *recipe, "--crop=0.5")
+    code, _, err = run("work", "--phase=finetune", *recipe, "--crop=0.5")
     assert code == 2
     assert "--crop" in _one_line(err)

@@ -69,17 +69,12 @@ class Run:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, data_dir, dummy_archive):
+def run(tmp_path_factory, tiny_flags):
     """A run in mixed precision, exported in all formats."""
     workdir = tmp_path_factory.mktemp("run")
     flags = (
         f"--workdir={workdir}",
-        f"--data_dir={data_dir}",
-        f"--archive={dummy_archive}",
-        "--backbone=tiny_net",
-        "--weights=none",
-        "--image_size=32",
-        "--global_batch_size=64",
+        *tiny_flags,
         "--finetune_epochs=3",
         "--finetune_learning_rate=1e-2",
         "--precision=mixed_bfloat16",

@@ -31,28 +31,8 @@ def weights(tmp_path) -> pathlib.Path:
 
 
 @pytest.fixture
-def run(tmp_path, data_dir, dummy_archive, tiny_backbone, weights, capsys):
-    """Returns `run(*flags) -> (exit code, stdout, stderr)`, in `work`."""
-
-    def run(*flags):
-        code = cli.main(
-            [
-                "main.py",
-                f"--workdir={tmp_path / 'work'}",
-                f"--data_dir={data_dir}",
-                f"--archive={dummy_archive}",
-                f"--backbone={tiny_backbone}",
-                f"--weights={weights}",
-                "--image_size=32",
-                "--global_batch_size=64",
-                "--finetune_epochs=1",
-                "--strategy=default",
-                *flags,
-            ]
-        )
-        return code, *capsys.readouterr()
-
-    return run
+def default_flags(default_flags, weights) -> list[str]:
+    return [*default_flags, f"--weights={weights}", "--finetune_epochs=1"]
 
 
 @pytest.fixture
@@ -92,7 +72,7 @@ def _lines(workdir, phase) -> list[dict]:
 
 def test_a_ruined_fine_tuning_is_not_kept(run, predict, workdir):
     ruined = ["--finetune_learning_rate=10", "--schedule=constant"]
-    code, out, err = run("--phase=train", *ruined)
+    code, out, err = run("work", "--phase=train", *ruined)
     assert code == 0, err
     head, tuned = (
         _lines(workdir, phase)[-1]["validation_accuracy"]
@@ -107,13 +87,13 @@ def test_a_ruined_fine_tuning_is_not_kept(run, predict, workdir):
     assert _evaluation(workdir)["model"] == str(transfer)
     assert "model_transfer.keras" in (workdir / "report.html").read_text()
     # Later phases take the same one.
-    assert run("--phase=evaluate", *ruined)[0] == 0
+    assert run("work", "--phase=evaluate", *ruined)[0] == 0
     assert _evaluation(workdir)["model"] == str(transfer)
     found = predict()
     assert found == predict(f"--model={transfer}")
     assert found != predict(f"--model={workdir / 'model_finetune.keras'}")
     # So does refit: its head, nothing fine-tuned.
-    code, out, err = run("--phase=refit", *ruined)
+    code, out, err = run("work", "--phase=refit", *ruined)
     assert code == 0, err
     (line,) = _lines(workdir, "refit")
     assert line["validation_accuracy"] is None
@@ -124,7 +104,7 @@ def test_a_ruined_fine_tuning_is_not_kept(run, predict, workdir):
 def test_a_fine_tuning_that_helps_is_kept(run, predict, workdir, monkeypatch):
     bad = (9.0, 0.0)
     monkeypatch.setattr(linear_head.LinearHead, "evaluate", lambda *_: bad)
-    code, out, err = run("--phase=train")
+    code, out, err = run("work", "--phase=train")
     assert code == 0, err
     (line,) = _lines(workdir, "finetune")
     accuracy = line["validation_accuracy"]
@@ -132,7 +112,7 @@ def test_a_fine_tuning_that_helps_is_kept(run, predict, workdir, monkeypatch):
     finetune = workdir / "model_finetune.keras"
     assert _evaluation(workdir)["model"] == str(finetune)
     assert predict() == predict(f"--model={finetune}")
-    code, _, err = run("--phase=refit")
+    code, _, err = run("work", "--phase=refit")
     assert code == 0, err
     (line,) = _lines(workdir, "refit")
     # 1060 images in batches of 64, as fine-tuning goes.
@@ -146,7 +126,7 @@ def test_validation_of_the_best_epoch_is_what_counts(run, workdir, monkeypatch):
     monkeypatch.setattr(
         Inference, "loss_and_accuracy", lambda *_: (1.0, next(accuracies))
     )
-    code, out, err = run("--phase=train", "--finetune_epochs=2")
+    code, out, err = run("work", "--phase=train", "--finetune_epochs=2")
     assert code == 0, err
     assert "fine-tuning helped on validation: 50.0% -> 90.0%" in out
     assert _evaluation(workdir)["model"].endswith("model_finetune.keras")
@@ -154,7 +134,7 @@ def test_validation_of_the_best_epoch_is_what_counts(run, workdir, monkeypatch):
 
 def test_without_fine_tuning_the_head_is_refitted(run, workdir):
     flags = ["--finetune_epochs=0", "--refit", "--feature_views=3"]
-    code, out, err = run("--phase=train", *flags)
+    code, out, err = run("work", "--phase=train", *flags)
     assert code == 0, err
     assert "refit: trained on train and validation; " in out
     assert "fine-tuning" not in out
@@ -186,7 +166,9 @@ def test_without_fine_tuning_the_head_is_refitted(run, workdir):
     labels = []
     for split in ("train", "validation"):
         model = f"--model={workdir / 'model_transfer.keras'}"
-        code, _, err = run("--phase=evaluate", f"--split={split}", model)
+        code, _, err = run(
+            "work", "--phase=evaluate", f"--split={split}", model
+        )
         assert code == 0, err
         path = workdir / f"predictions_{split}.npz"
         labels.append(predictions.load(path).labels)
@@ -200,7 +182,7 @@ def test_without_fine_tuning_the_head_is_refitted(run, workdir):
     )
 
     # All of it is done.
-    code, out, err = run("--phase=train", *flags)
+    code, out, err = run("work", "--phase=train", *flags)
     assert code == 0, err
     assert out.count("already done") == 2
 
@@ -209,7 +191,7 @@ def test_a_trained_head_is_refitted_as_it_was_trained(run, workdir):
     """By steps, with a hidden layer, for as many epochs."""
     flags = ["--finetune_epochs=0", "--transfer_optimizer=adamw"]
     flags += ["--head_units=8", "--transfer_epochs=2"]
-    code, _, err = run("--phase=train", "--refit", *flags)
+    code, _, err = run("work", "--phase=train", "--refit", *flags)
     assert code == 0, err
     steps = {
         phase: [x["step"] for x in _lines(workdir, phase)]
@@ -221,7 +203,7 @@ def test_a_trained_head_is_refitted_as_it_was_trained(run, workdir):
 
 
 def test_there_is_nothing_to_refit(run, workdir):
-    code, _, err = run("--phase=refit")
+    code, _, err = run("work", "--phase=refit")
     assert code == 1
     needed = workdir / "model_transfer.keras"
     assert f"error: --phase=refit needs {needed}: run --phase=train" in err

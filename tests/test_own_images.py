@@ -10,7 +10,7 @@ import shutil
 import numpy as np
 import pytest
 
-from flowers17_tfdata import cli, files
+from flowers17_tfdata import files
 from flowers17_tfdata.scoring import predictions
 from tests.test_folder_source import write_classes, write_picture
 
@@ -24,30 +24,15 @@ def photos(tmp_path):
 
 
 @pytest.fixture
-def run(tmp_path, photos, tiny_backbone, capsys):
-    """Returns `run(*flags) -> (exit code, stdout, stderr)`."""
-
-    def run(*flags):
-        code = cli.main(
-            [
-                "main.py",
-                f"--workdir={tmp_path / 'work'}",
-                f"--data_dir={tmp_path / 'data'}",
-                f"--dataset=folder:{photos}",
-                f"--backbone={tiny_backbone}",
-                "--weights=none",
-                "--image_size=32",
-                "--global_batch_size=16",
-                "--finetune_epochs=1",
-                "--strategy=default",
-                *flags,
-            ]
-        )
-        out, err = capsys.readouterr()
-        assert "Traceback" not in err
-        return code, out, err
-
-    return run
+def default_flags(tmp_path, default_flags, photos) -> list[str]:
+    return [
+        *default_flags,
+        f"--data_dir={tmp_path / 'data'}",
+        f"--dataset=folder:{photos}",
+        "--archive=",
+        "--global_batch_size=16",
+        "--finetune_epochs=1",
+    ]
 
 
 def _splits(path) -> dict[str, tuple[str, str]]:
@@ -59,7 +44,7 @@ def _splits(path) -> dict[str, tuple[str, str]]:
 
 
 def test_own_images_from_folders_to_evaluation(run, tmp_path, photos):
-    code, out, err = run("--phase=train", "--class_weights=balanced")
+    code, out, err = run("work", "--phase=train", "--class_weights=balanced")
     assert code == 0, err
     assert "1 of 71 images can't be decoded" in out
     assert "consider --class_weights=balanced" in out
@@ -85,7 +70,9 @@ def test_own_images_from_folders_to_evaluation(run, tmp_path, photos):
     kept = {p.name: p.read_bytes() for p in work.iterdir() if p.is_file()}
     (photos / "rose" / "000.jpg").rename(photos / "lily" / "rose.jpg")
     for phase in ("train", "transfer", "evaluate", "prepare"):
-        code, _, err = run(f"--phase={phase}", "--class_weights=balanced")
+        code, _, err = run(
+            "work", f"--phase={phase}", "--class_weights=balanced"
+        )
         assert code == 1
         assert "is not what --workdir" in err
         assert "1 added" in err
@@ -97,14 +84,14 @@ def test_own_images_from_folders_to_evaluation(run, tmp_path, photos):
 
     # Put back, all is as it was.
     (photos / "lily" / "rose.jpg").rename(photos / "rose" / "000.jpg")
-    code, out, err = run("--phase=train", "--class_weights=balanced")
+    code, out, err = run("work", "--phase=train", "--class_weights=balanced")
     assert code == 0, err
     assert "finetune: already done" in out
 
 
 def test_class_weights_are_part_of_what_is_resumed(run):
-    assert run("--phase=transfer", "--class_weights=balanced")[0] == 0
-    code, _, err = run("--phase=transfer")
+    assert run("work", "--phase=transfer", "--class_weights=balanced")[0] == 0
+    code, _, err = run("work", "--phase=transfer")
     assert code == 2
     assert "--class_weights" in err
 
@@ -116,6 +103,7 @@ def transfer(run, tmp_path):
     def transfer(weights, *flags):
         work = tmp_path / weights
         code, _, err = run(
+            "work",
             "--phase=transfer",
             f"--workdir={work}",
             f"--class_weights={weights}",
@@ -152,7 +140,7 @@ def test_class_weights_reach_a_solved_head(run, transfer):
     for weights in ("none", "balanced"):
         work = transfer(weights)
         code, _, err = run(
-            "--phase=evaluate", "--split=train", f"--workdir={work}"
+            "work", "--phase=evaluate", "--split=train", f"--workdir={work}"
         )
         assert code == 0, err
         found = predictions.load(work / "predictions_train.npz")
@@ -167,15 +155,15 @@ def test_class_weights_reach_a_solved_head(run, transfer):
 
 def test_folders_phase(run, tmp_path):
     out_dir = tmp_path / "out"
-    code, out, err = run("--phase=folders", f"--folders_dir={out_dir}")
+    code, out, err = run("work", "--phase=folders", f"--folders_dir={out_dir}")
     assert code == 0, err
     assert f"class folders written to {out_dir}" in out
     assert sorted(os.listdir(out_dir / "train")) == ["lily", "rose", "x"]
-    code, out, _ = run("--phase=folders", f"--folders_dir={out_dir}")
+    code, out, _ = run("work", "--phase=folders", f"--folders_dir={out_dir}")
     assert code == 0
     assert "already" in out
     (out_dir / "mine.txt").touch()
-    code, _, err = run("--phase=folders", f"--folders_dir={out_dir}")
+    code, _, err = run("work", "--phase=folders", f"--folders_dir={out_dir}")
     assert code == 1
     assert f"--folders_dir {out_dir} must be new or empty" in err
 
@@ -192,7 +180,7 @@ def test_a_file_that_vanishes_gets_one_line(run, photos, monkeypatch):
         return source
 
     monkeypatch.setattr(folder_source, "open_folder", open_then_lose)
-    code, _, err = run("--phase=transfer")
+    code, _, err = run("work", "--phase=transfer")
     assert code == 1
     assert "can't be read any more (/" in err
     assert "/rose/" in err
@@ -203,7 +191,7 @@ def test_a_file_that_vanishes_gets_one_line(run, photos, monkeypatch):
 def test_a_renamed_folder_with_the_training_s_images_is_refused(
     run, tmp_path, photos
 ):
-    assert run("--phase=transfer")[0] == 0
+    assert run("work", "--phase=transfer")[0] == 0
     renamed = tmp_path / "renamed"
     shutil.copytree(photos, renamed)
     for k in range(8):
@@ -212,7 +200,7 @@ def test_a_renamed_folder_with_the_training_s_images_is_refused(
     model = tmp_path / "work" / "model_transfer.keras"
     for flags in ([], [f"--model={model}"]):
         code, _, err = run(
-            "--phase=evaluate", f"--dataset=folder:{renamed}", *flags
+            "work", "--phase=evaluate", f"--dataset=folder:{renamed}", *flags
         )
         assert code == 1
         assert "were trained on by" in err
@@ -222,6 +210,8 @@ def test_a_renamed_folder_with_the_training_s_images_is_refused(
         name = ("rose", "lily", "x")[k % 3]
         (other / name).mkdir(parents=True, exist_ok=True)
         write_picture(other / name / f"other{k}.jpg", 500 + k)
-    code, out, err = run("--phase=evaluate", f"--dataset=folder:{other}")
+    code, out, err = run(
+        "work", "--phase=evaluate", f"--dataset=folder:{other}"
+    )
     assert code == 0, err
     assert "test: accuracy" in out

@@ -65,18 +65,15 @@ def command(data_dir, dummy_archive):
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory, command) -> pathlib.Path:
+def trained(tmp_path_factory, command, tiny_flags) -> pathlib.Path:
     """A workdir after `--phase=train`; not to be written to."""
     workdir = tmp_path_factory.mktemp("trained") / "work"
     policy = keras.config.dtype_policy()
     code = command(
         workdir,
         "--phase=train",
-        "--backbone=tiny_net",
-        "--weights=none",
-        "--image_size=32",
+        *tiny_flags,
         "--transfer_optimizer=adamw",
-        "--global_batch_size=64",
         "--transfer_epochs=2",
         "--finetune_epochs=2",
         "--finetune_learning_rate=1e-2",

@@ -6,7 +6,6 @@ import json
 
 import pytest
 
-from flowers17_tfdata import cli
 from flowers17_tfdata.config.data import DataConfig
 from flowers17_tfdata.data import audit as audit_lib
 from flowers17_tfdata.data.oxford_flowers17 import archive, splits
@@ -211,32 +210,6 @@ def test_twins_of_a_folder_lie_anywhere_if_so_asked(tmp_path):
     assert found["together"][1] == 0
     assert found["anywhere"][1] > 3
     assert found["together"][0] != found["anywhere"][0]
-
-
-@pytest.fixture
-def run(tmp_path, data_dir, dummy_archive, tiny_backbone, capsys):
-    """Returns `run(workdir, *flags) -> (exit code, stdout, stderr)`."""
-
-    def run(workdir, *flags):
-        code = cli.main(
-            [
-                "main.py",
-                f"--workdir={tmp_path / workdir}",
-                f"--data_dir={data_dir}",
-                f"--archive={dummy_archive}",
-                f"--backbone={tiny_backbone}",
-                "--weights=none",
-                "--image_size=32",
-                "--global_batch_size=64",
-                "--strategy=default",
-                *flags,
-            ]
-        )
-        out, err = capsys.readouterr()
-        assert err.count("error: ") == (code != 0), err
-        return code, out, err
-
-    return run
 
 
 def test_a_model_is_not_tested_on_what_another_seed_trained_it_on(

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from flowers17_tfdata import cli, files, machine
+from flowers17_tfdata import files, machine
 from flowers17_tfdata.config.model import ModelConfig
 from flowers17_tfdata.config.optimization import OptimizationConfig
 from flowers17_tfdata.config.runtime import RuntimeConfig
@@ -46,35 +46,29 @@ def weights(tmp_path, tiny_backbone) -> pathlib.Path:
 
 
 @pytest.fixture
-def run(tmp_path, data_dir, dummy_archive, tiny_backbone, weights, capsys):
+def default_flags(default_flags, weights) -> list[str]:
+    return [
+        *default_flags,
+        f"--weights={weights}",
+        "--head_units=16",
+        "--feature_views=1",
+        "--transfer_optimizer=adamw",
+        "--label_smoothing=0.1",
+        "--transfer_epochs=3",
+        "--finetune_epochs=1",
+    ]
+
+
+@pytest.fixture
+def run(run):
     """Returns `run(workdir, *flags) -> stdout`."""
 
-    def run(workdir, *flags):
-        code = cli.main(
-            [
-                "main.py",
-                f"--workdir={tmp_path / workdir}",
-                f"--data_dir={data_dir}",
-                f"--archive={dummy_archive}",
-                f"--backbone={tiny_backbone}",
-                f"--weights={weights}",
-                "--image_size=32",
-                "--head_units=16",
-                "--feature_views=1",
-                "--transfer_optimizer=adamw",
-                "--label_smoothing=0.1",
-                "--global_batch_size=64",
-                "--transfer_epochs=3",
-                "--finetune_epochs=1",
-                "--strategy=default",
-                *flags,
-            ]
-        )
-        out, err = capsys.readouterr()
+    def succeed(*arguments):
+        code, out, err = run(*arguments)
         assert code == 0, err
         return out
 
-    return run
+    return succeed
 
 
 def _weights(path) -> list[np.ndarray]:

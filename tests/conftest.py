@@ -37,7 +37,7 @@ def _same_arithmetic_everywhere():
 
 @pytest.fixture(autouse=True)
 def _restore_global_state(monkeypatch):
-    # Also what a fixture of a wider scope has left.
+    # A fixture of a wider scope may have set another policy.
     keras.config.set_dtype_policy("float32")
     monkeypatch.delenv("TF_CONFIG", raising=False)
     yield
@@ -46,10 +46,10 @@ def _restore_global_state(monkeypatch):
 
 @pytest.fixture(scope="session")
 def mirrored_strategy() -> tf.distribute.MirroredStrategy:
-    """Two replicas on the two logical CPUs.
+    """Two replicas on the two logical CPUs, shared by all tests.
 
-    One for all tests: a second strategy in a process starts again at the first
-    collective's key, which TensorFlow still holds with the old shape.
+    A second MirroredStrategy in the same process would reuse the keys of the
+    first one's collectives, for which TensorFlow remembers other shapes.
     """
     return tf.distribute.MirroredStrategy(
         [d.name for d in tf.config.list_logical_devices("CPU")]

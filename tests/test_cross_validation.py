@@ -158,6 +158,7 @@ def _tested(open_fold, num_folds: int) -> collections.Counter:
     return tested
 
 
+@pytest.mark.slow
 def test_folds_of_the_prepared_flowers(data_dir, dummy_archive, flowers):
     def open_fold(**options):
         return open_source(
@@ -383,6 +384,7 @@ def cross_validate(tmp_path, tiny_command):
     return cross_validate
 
 
+@pytest.mark.slow
 def test_cross_validation_from_end_to_end(tmp_path, cross_validate):
     work = tmp_path / "work"
     # One fold first, as if the rest had been stopped.
@@ -434,6 +436,7 @@ def test_cross_validation_from_end_to_end(tmp_path, cross_validate):
     assert "--dropout" in result.stderr
 
 
+@pytest.mark.slow
 def test_heads_alone_are_pooled(tmp_path, cross_validate):
     work = tmp_path / "work"
     flags = ["--folds=3", "--finetune_epochs=0"]

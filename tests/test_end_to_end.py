@@ -35,6 +35,7 @@ def _one_line(err: str) -> str:
     return lines[0]
 
 
+@pytest.mark.slow
 def test_train_leaves_all_its_files(run, tmp_path):
     code, out, err = run("work", "--phase=train")
     assert code == 0, err
@@ -43,8 +44,8 @@ def test_train_leaves_all_its_files(run, tmp_path):
         assert (workdir / f"model_{name}.keras").stat().st_size > 0
         assert f"{name}: best epoch" in out
 
-    # Random weights: batch-norm is measured before the head is fitted to its
-    # outputs, then trained, then folded.
+    # With random weights, batch-norm statistics are measured before the head is
+    # fitted; then batch-norm is trained; then it is folded.
     transfer, finetune = (
         keras.models.load_model(workdir / f"model_{name}.keras")
         for name in ("transfer", "finetune")
@@ -65,7 +66,7 @@ def test_train_leaves_all_its_files(run, tmp_path):
     assert audit["undecodable"] == []
 
     lines = files.read_json_lines(workdir / "metrics.jsonl")
-    # A head is solved in iterations.
+    # The steps of transfer are the solver's iterations.
     assert [(x["phase"], x["epoch"], x["step"]) for x in lines] == [
         ("transfer", 1, lines[0]["step"]),
         ("finetune", 1, 13),
@@ -133,7 +134,7 @@ def test_train_leaves_all_its_files(run, tmp_path):
     assert (workdir / "metrics.jsonl").read_text() == kept
     assert (workdir / "config.json").read_text() == kept_config
 
-    # The saved model on another split; the gate.
+    # The saved model is evaluated on another split; the gate fails.
     code, out, _ = run("work", "--phase=evaluate", "--split=validation")
     assert code == 0
     evaluation = json.loads((workdir / "evaluation.json").read_text())
@@ -153,6 +154,7 @@ def test_train_leaves_all_its_files(run, tmp_path):
     assert "--image_size=32" in _one_line(err)
 
 
+@pytest.mark.slow
 def test_phases_one_by_one_and_from_another_model(run, tmp_path):
     code, out, err = run("work", "--phase=prepare")
     assert code == 0, err
@@ -209,6 +211,7 @@ def test_wrong_archive_gets_one_line(run, tmp_path):
     assert f"--archive {path}" in _one_line(err)
 
 
+@pytest.mark.slow
 def test_corrupt_jpeg_is_named_and_nothing_is_prepared(
     run, tmp_path, dummy_archive
 ):
@@ -227,13 +230,14 @@ def test_corrupt_jpeg_is_named_and_nothing_is_prepared(
     assert run("work", *flags)[0] == 0
 
 
+@pytest.mark.slow
 def test_terminated_run_exits_with_42_and_goes_on(tmp_path, tiny_command):
     command = tiny_command(
         tmp_path,
         "--phase=transfer",
         "--transfer_optimizer=adamw",
         "--feature_views=0",
-        # Long enough to be stopped in, wherever it is by then.
+        # So many that the run cannot end before the signal.
         "--transfer_epochs=500",
     )
     arguments = {"cwd": ROOT, "stderr": subprocess.PIPE, "text": True}
@@ -270,6 +274,7 @@ def test_terminated_run_exits_with_42_and_goes_on(tmp_path, tiny_command):
     assert len(epochs) >= 2
 
 
+@pytest.mark.slow
 def test_two_virtual_devices_in_a_fresh_process(tmp_path, tiny_command):
     result = subprocess.run(
         tiny_command(
@@ -299,6 +304,7 @@ def _variables(workdir):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adamw", "lbfgs"])
 def test_deterministic_runs_are_bit_equal(tmp_path, tiny_command, optimizer):
     for name in ("a", "b"):
@@ -327,8 +333,9 @@ def test_deterministic_runs_are_bit_equal(tmp_path, tiny_command, optimizer):
     assert config["flags"]["deterministic"] is True
 
 
+@pytest.mark.slow
 def test_all_options_of_the_recipe_go_together(run, tmp_path):
-    """From another size than evaluation's to a model of evaluation's."""
+    """Training on smaller images gives a model of evaluation's size."""
     recipe = [
         *("--train_scale=0.75", "--crop=0.3", "--rotation=15", "--shift=0"),
         *("--feature_views=3", "--finetune_lowest_rate=0.1", "--refit"),
@@ -344,12 +351,12 @@ def test_all_options_of_the_recipe_go_together(run, tmp_path):
     evaluation = json.loads((workdir / "evaluation.json").read_text())
     assert evaluation["model"].endswith("model_refit.keras")
     assert evaluation["views"] == 3
-    # Another stage's flag changes nothing of this one.
+    # The flag of another stage may change.
     code, out, err = run(
         "work", "--phase=transfer", *recipe, "--finetune_epochs=3"
     )
     assert code == 0 and "already done" in out, err
-    # What is trained on is asked for again when a run is resumed.
+    # A flag that this stage depends on may not.
     code, _, err = run("work", "--phase=finetune", *recipe, "--crop=0.5")
     assert code == 2
     assert "--crop" in _one_line(err)

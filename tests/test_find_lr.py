@@ -197,6 +197,7 @@ def _files(workdir: pathlib.Path) -> dict[str, str]:
     }
 
 
+@pytest.mark.slow
 def test_finetune_of_a_run_is_tried_and_nothing_else_changes(
     run, tiny, tmp_path, try_rates
 ):
@@ -241,6 +242,7 @@ def test_finetune_of_a_run_is_tried_and_nothing_else_changes(
     assert code == 0, err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["transfer", "finetune"])
 def test_the_losses_are_the_stages_own(run, tiny, tmp_path, stage, try_rates):
     """So are model, statistics, images, their order and augmentation."""
@@ -267,6 +269,7 @@ def _result(workdir: pathlib.Path) -> dict:
     return json.loads((workdir / "find_lr.json").read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("views", [0, 1])
 def test_transfer_is_tried_before_anything_is_trained(
     run, tiny, tmp_path, views, try_rates
@@ -292,6 +295,7 @@ def test_transfer_is_tried_before_anything_is_trained(
     assert ("features" in kept) == (views > 0)
 
 
+@pytest.mark.slow
 def test_two_replicas_see_the_losses_of_one(
     run, tiny, tmp_path, monkeypatch, mirrored_strategy, try_rates
 ):
@@ -328,6 +332,7 @@ def test_a_run_that_trains_keeps_it_out(run, tiny, tmp_path):
     assert f"error: --workdir {tmp_path / 'a'} is in use" in err
 
 
+@pytest.mark.slow
 def test_rates_too_high_from_the_start_are_told(run, tiny, tmp_path, try_rates):
     try_rates(100, 1e4, 1e5)
     code, _, err = run(

@@ -1,4 +1,4 @@
-"""The better one of head and fine-tuned model goes on, from end to end."""
+"""The run keeps the better of the head and the fine-tuned model."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ from flowers17_tfdata.training import linear_head
 from flowers17_tfdata.training.inference import Inference
 from tests import fakes
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def weights(tmp_path) -> pathlib.Path:
-    """Weights that are worth something: of random, but of measured, outputs."""
+    """Random weights with measured batch-norm: their features are useful."""
     keras.utils.set_random_seed(2)
     backbone = fakes.build_tiny_net((32, 32, 3))
     images = np.random.default_rng(2).uniform(-1, 1, [8, 32, 32, 3])
@@ -86,13 +88,13 @@ def test_a_ruined_fine_tuning_is_not_kept(run, predict, workdir):
     ) in " ".join(out.split())
     assert _evaluation(workdir)["model"] == str(transfer)
     assert "model_transfer.keras" in (workdir / "report.html").read_text()
-    # Later phases take the same one.
+    # Later phases use the same model.
     assert run("work", "--phase=evaluate", *ruined)[0] == 0
     assert _evaluation(workdir)["model"] == str(transfer)
     found = predict()
     assert found == predict(f"--model={transfer}")
     assert found != predict(f"--model={workdir / 'model_finetune.keras'}")
-    # So does refit: its head, nothing fine-tuned.
+    # So does refit: it fits a head and fine-tunes nothing.
     code, out, err = run("work", "--phase=refit", *ruined)
     assert code == 0, err
     (line,) = _lines(workdir, "refit")
@@ -115,12 +117,12 @@ def test_a_fine_tuning_that_helps_is_kept(run, predict, workdir, monkeypatch):
     code, _, err = run("work", "--phase=refit")
     assert code == 0, err
     (line,) = _lines(workdir, "refit")
-    # 1060 images in batches of 64, as fine-tuning goes.
+    # Fine-tuning's batches: 1060 images, 64 at a time.
     assert line["step"] == 17
 
 
 def test_validation_of_the_best_epoch_is_what_counts(run, workdir, monkeypatch):
-    """Not that of the last one, which is worse than the head."""
+    """The last epoch is worse than the head, but the best one counts."""
     accuracies = iter([0.9, 0.1])
     monkeypatch.setattr(linear_head.LinearHead, "evaluate", lambda *_: (1, 0.5))
     monkeypatch.setattr(
@@ -157,7 +159,7 @@ def test_without_fine_tuning_the_head_is_refitted(run, workdir):
         _lines(workdir, "transfer")[0]["validation_accuracy"]
     )
 
-    # It is the optimum on the views of both splits, computed once.
+    # The head is the optimum on the views of both splits.
     (file, more) = sorted(
         (np.load(path)["values"] for path in workdir.glob("features/*.npz")),
         key=lambda values: -values.shape[1],
@@ -181,14 +183,14 @@ def test_without_fine_tuning_the_head_is_refitted(run, workdir):
         refitted.get_layer("predictions").kernel, head.kernel, atol=1e-5
     )
 
-    # All of it is done.
+    # Nothing is done again.
     code, out, err = run("work", "--phase=train", *flags)
     assert code == 0, err
     assert out.count("already done") == 2
 
 
 def test_a_trained_head_is_refitted_as_it_was_trained(run, workdir):
-    """By steps, with a hidden layer, for as many epochs."""
+    """With the same optimizer, hidden layer and number of epochs."""
     flags = ["--finetune_epochs=0", "--transfer_optimizer=adamw"]
     flags += ["--head_units=8", "--transfer_epochs=2"]
     code, _, err = run("work", "--phase=train", "--refit", *flags)

@@ -66,7 +66,7 @@ def test_own_images_from_folders_to_evaluation(run, tmp_path, photos):
         split == "test" for _, split in splits.values()
     )
 
-    # An image goes from one class to another.
+    # An image moves to another class.
     kept = {p.name: p.read_bytes() for p in work.iterdir() if p.is_file()}
     (photos / "rose" / "000.jpg").rename(photos / "lily" / "rose.jpg")
     for phase in ("train", "transfer", "evaluate", "prepare"):
@@ -82,7 +82,7 @@ def test_own_images_from_folders_to_evaluation(run, tmp_path, photos):
     same = {"splits.csv", "audit.json", "metrics.jsonl", "evaluation.json"}
     assert {k: kept[k] for k in same} == {k: after[k] for k in same}
 
-    # Put back, all is as it was.
+    # Moved back, everything is as before.
     (photos / "lily" / "rose.jpg").rename(photos / "rose" / "000.jpg")
     code, out, err = run("work", "--phase=train", "--class_weights=balanced")
     assert code == 0, err
@@ -195,7 +195,7 @@ def test_a_renamed_folder_with_the_training_s_images_is_refused(
     renamed = tmp_path / "renamed"
     shutil.copytree(photos, renamed)
     for k in range(8):
-        # Other images in between: another split of the old ones.
+        # Additional images change the split of the old ones.
         write_picture(renamed / "rose" / f"new{k}.jpg", 900 + k)
     model = tmp_path / "work" / "model_transfer.keras"
     for flags in ([], [f"--model={model}"]):
@@ -204,7 +204,7 @@ def test_a_renamed_folder_with_the_training_s_images_is_refused(
         )
         assert code == 1
         assert "were trained on by" in err
-    # What it was not trained on is evaluated, whatever its folder is called.
+    # Images that it was not trained on are evaluated, in any folder.
     other = tmp_path / "elsewhere" / "photos"
     for k in range(27):
         name = ("rose", "lily", "x")[k % 3]

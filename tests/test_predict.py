@@ -206,6 +206,7 @@ def test_more_classes_than_there_are(predict, trained):
     assert out.splitlines()[0].count("label") == 17
 
 
+@pytest.mark.slow
 def test_a_list_on_standard_input_is_read_in_a_process(trained):
     workdir, folder = trained
     names = [folder / "image_0003.jpg", folder / "image_0001.jpg"]
@@ -226,6 +227,7 @@ def test_a_list_on_standard_input_is_read_in_a_process(trained):
     assert [row["file"] for row in rows] == list(map(str, names))
 
 
+@pytest.mark.slow
 def test_tensorflow_adds_nothing_to_standard_error(tmp_path):
     command = [sys.executable, "main.py", "--phase=predict", "--images=x.jpg"]
     result = subprocess.run(

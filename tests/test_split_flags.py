@@ -212,6 +212,7 @@ def test_twins_of_a_folder_lie_anywhere_if_so_asked(tmp_path):
     assert found["together"][0] != found["anywhere"][0]
 
 
+@pytest.mark.slow
 def test_a_model_is_not_tested_on_what_another_seed_trained_it_on(
     run, tmp_path
 ):

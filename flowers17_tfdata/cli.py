@@ -12,7 +12,6 @@ import tempfile
 from collections.abc import Iterator
 
 from flowers17_tfdata import command_help, flags, launcher
-from flowers17_tfdata.config.config import Config
 from flowers17_tfdata.errors import (
     DownloadFailed,
     Preempted,
@@ -29,11 +28,7 @@ def main(argv: list[str]) -> int:
     """
     program = _program(argv[0])
     try:
-        return _run(flags.parse(argv), argv[1:])
-    except flags.HelpRequested as request:
-        text = command_help.help_text(program, request.phase, request.full)
-        print(text, flush=True)
-        return 0
+        return _run(program, argv)
     except UserError as error:
         kind = "stopped" if isinstance(error, Preempted) else "error"
         # A path may hold a line break.
@@ -59,7 +54,13 @@ def main(argv: list[str]) -> int:
         return 130
 
 
-def _run(config: Config, arguments: list[str]) -> int:
+def _run(program: str, argv: list[str]) -> int:
+    try:
+        config, arguments = flags.parse(argv), argv[1:]
+    except flags.HelpRequested as request:
+        text = command_help.help_text(program, request.phase, request.full)
+        print(text, flush=True)
+        return 0
     if config.runtime.launch_local:
         return launcher.launch(arguments, config.runtime.launch_local)
     if config.data.runs_all_folds:

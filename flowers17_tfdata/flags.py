@@ -67,8 +67,9 @@ def parse(argv: list[str]) -> Config:
     values = {f.name: FLAGS[f.name].value for f in all_flags()}
     phase = PHASES.get(values["phase"])
     if FLAGS.help or FLAGS.helpfull:
-        given = phase if FLAGS["phase"].present else None
-        raise HelpRequested(given, FLAGS.helpfull)
+        raise HelpRequested(
+            phase if FLAGS["phase"].present else None, FLAGS.helpfull
+        )
     if phase is None:
         raise ConfigError(
             f"--phase must be one of {', '.join(PHASES)}; got "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
 import re
@@ -12,10 +13,12 @@ import sys
 import cv2
 import pytest
 
-from flowers17_tfdata import flags
+from flowers17_tfdata import command_help, flags
 from flowers17_tfdata.data.oxford_flowers17 import synthetic
+from tests.test_architecture import IMPORTS
 
 ROOT = pathlib.Path(__file__).parents[1]
+PACKAGE = ROOT / "flowers17_tfdata"
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 WALK_THROUGHS = [
     ("README.md", "## Your photographs"),
@@ -49,6 +52,19 @@ def commands(text: str) -> list[list[str]]:
     return found
 
 
+def _help_commands() -> list[list[str]]:
+    """Returns the commands that the help and the hints for offline use name."""
+    text = command_help.help_text("python main.py", None, full=True) + "\n"
+    text += command_help.offline_text("python main.py")
+    return commands(text.replace("\n  python", "\n    python"))
+
+
+def _parse(words: list[str]) -> None:
+    """Fails if a command has a flag that does not exist, or a bad value."""
+    with contextlib.suppress(flags.HelpRequested):
+        flags.parse(["main.py", *words])
+
+
 def _anchors(page: pathlib.Path) -> set[str]:
     """Returns the anchors that GitHub makes of a page's headings."""
     return {
@@ -75,22 +91,55 @@ def test_the_readme_links_to_every_page():
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_named_files_exist(page):
+    text = page.read_text()
+    for name in re.findall(r"`([\w./-]+/[\w.-]+\.(?:py|flags|yaml))`", text):
+        assert (ROOT / name).exists() or (PACKAGE / name).exists(), name
+
+
+def _architecture_block(heading: str) -> list[str]:
+    """Returns the indented lines below a heading of architecture.md."""
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    section = text.partition(f"## {heading}\n")[2].partition("\n## ")[0]
+    lines = section.splitlines()
+    return [line.strip() for line in lines if line.startswith("    ")]
+
+
+def test_architecture_names_modules_that_exist():
+    names = [line.split()[0] for line in _architecture_block("The modules")]
+    assert len(names) > 50
+    for name in names:
+        path = PACKAGE / name
+        assert path.is_dir() or path.with_suffix(".py").is_file(), name
+
+
+def test_architecture_shows_the_arrows():
+    lines = _architecture_block("The arrows")
+    line_of = {
+        name.strip().replace("/", "."): number
+        for number, line in enumerate(lines)
+        for name in line.split(",")
+    }
+    # It imports `cli` alone.
+    assert IMPORTS.keys() - {"__main__"} <= line_of.keys()
+    for part, others in IMPORTS.items():
+        for other in others:
+            assert line_of.get(part, -1) < line_of[other], (part, other)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_commands_have_real_flags(page, monkeypatch):
     monkeypatch.chdir(ROOT)
     for words in commands(page.read_text()):
-        if "--help" not in words:
-            flags.parse(["main.py", *words])
+        _parse(words)
 
 
 def test_commands_in_the_help_have_real_flags(monkeypatch):
     monkeypatch.chdir(ROOT)
-    text = flags.help_text("python main.py") + "\n"
-    text += flags.offline_text("python main.py")
-    found = commands(text.replace("\n  python", "\n    python"))
+    found = _help_commands()
     assert len(found) >= 8
     for words in found:
-        if "--help" not in words:
-            flags.parse(["main.py", *words])
+        _parse(words)
 
 
 def test_commands_are_found():
@@ -148,7 +197,7 @@ def test_walk_through_works(page, heading, tmp_path):
         words
         for words in commands(text)
         # tf_flowers would have to be downloaded.
-        if "--help" not in words and "--dataset=tf_flowers" not in words
+        if "--dataset=tf_flowers" not in words
     ]
     assert len(found) >= 3
     for words in found:
@@ -164,14 +213,12 @@ def test_commands_on_a_trained_run_work(tmp_path, dummy_archive):
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     train = ["--flagfile=configs/flowers17.flags", f"--archive={dummy_archive}"]
     _run([*train, "--workdir=runs/flowers17"], tmp_path)
-    texts = [page.read_text() for page in PAGES]
-    texts.append(
-        flags.help_text("python main.py").replace("\n  python", "\n    python")
-    )
     found = {
         tuple(words)
-        for text in texts
-        for words in commands(text)
+        for words in [
+            *(w for page in PAGES for w in commands(page.read_text())),
+            *_help_commands(),
+        ]
         if "--workdir=runs/flowers17" in words
         and any(word.startswith("--phase=") for word in words)
     }

@@ -24,6 +24,7 @@ from flowers17_tfdata.training import checkpoints, loop, metrics, optimizers
 from flowers17_tfdata.training.inference import Inference
 from flowers17_tfdata.training.preemption import StopRequest
 from flowers17_tfdata.training.profiler import Profiler
+from flowers17_tfdata.training.stage import StageData, Trainable
 from flowers17_tfdata.training.trainer import Trainer
 from tests import fakes
 
@@ -45,7 +46,7 @@ def _preprocess(images):
     return images / 127.5 - 1
 
 
-def _data(config=CONFIG) -> loop.StageData:
+def _data(config=CONFIG) -> StageData:
     train = fakes.make_noise_examples(40)
     validation = fakes.make_noise_examples(20, seed=1)
     arguments = {
@@ -74,11 +75,11 @@ def _data(config=CONFIG) -> loop.StageData:
             **arguments,
         )
 
-    return loop.StageData(
+    return StageData(
         num_examples=40,
         make_train=make_train,
         make_validation=functools.partial(make_eval, validation),
-        make_statistics=functools.partial(make_eval, train),
+        statistics=make_eval(train),
         device_stage=input_pipeline.make_device_stage(
             config.input, _preprocess, arguments["compute_dtype"]
         ),
@@ -105,7 +106,7 @@ def _stage(
     kwargs.setdefault("data", _data(config))
     options = config.optimization.stage("transfer")
     trained = {"options": options} | (trained or {})
-    trained = loop.Trainable(model, **trained)
+    trained = Trainable(model, **trained)
     return loop.Stage(name, config, workdir, trained, strategy, **kwargs)
 
 

@@ -13,10 +13,10 @@ import keras
 import pytest
 
 from flowers17_tfdata import cli, flags, terminal
-from flowers17_tfdata.config.config import PHASES, Config
 from flowers17_tfdata.config.model import ModelConfig
 from flowers17_tfdata.errors import ConfigError, UserError, did_you_mean
 from flowers17_tfdata.models import backbones, summary
+from flowers17_tfdata.phases.registry import PHASES
 from tests import fakes
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -122,7 +122,7 @@ def test_help_of_a_phase_shows_its_flags_alone(phase, capsys):
 
 def test_misspelt_values_get_a_suggestion():
     with pytest.raises(ConfigError, match=r"did you mean finetune\?"):
-        Config(phase="fintune")
+        flags.parse(["main.py", "--phase=fintune"])
     with pytest.raises(ConfigError, match=r"did you mean inceptionv3\b"):
         backbones.get_preprocess("inceptoin_v3")
     assert did_you_mean("xyz", ["train", "test"]) == ""

@@ -178,8 +178,8 @@ def absorb_standardization(head: keras.Model) -> None:
         for x in (scaling.mean, scaling.variance)
     )
     dense = next(x for x in head.layers if isinstance(x, keras.layers.Dense))
-    weights = for_raw_features(*dense.get_weights(), mean, np.sqrt(variance))
-    dense.set_weights(weights)
+    kernel, bias = dense.get_weights()
+    dense.set_weights(for_raw_features(kernel, bias, mean, np.sqrt(variance)))
 
 
 def check_backbone(model: keras.Model, path: object, backbone: str) -> None:

@@ -23,8 +23,8 @@ from flowers17_tfdata.input.feature_cache import Features
 from flowers17_tfdata.models import backbones, batch_norm, classifier, folding
 from flowers17_tfdata.session import TRAINING_SPLITS, Session
 from flowers17_tfdata.training import inference
-from flowers17_tfdata.training.loop import StageData
 from flowers17_tfdata.training.preemption import StopRequest
+from flowers17_tfdata.training.stage import StageData
 
 # The number of images that batch-norm statistics are measured on: once before
 # the transfer stage, and after each epoch that trains batch-norm.
@@ -137,15 +137,16 @@ def image_data(session: Session, splits: Splits, method: str) -> StageData:
             splits.validation, input_context=context, **arguments
         )
 
-    def make_statistics():
+    statistics = None
+    if num_measured:
         batches = input_pipeline.make_eval_dataset(splits.train, **arguments)
-        return batches.take(max(1, num_measured // size))
+        statistics = batches.take(max(1, num_measured // size))
 
     return StageData(
         num_examples=splits.train.num_examples,
         make_train=make_train,
         make_validation=make_validation if splits.validation else None,
-        make_statistics=make_statistics if num_measured else None,
+        statistics=statistics,
         device_stage=input_pipeline.make_device_stage(
             options, preprocess, session.compute_dtype
         ),
@@ -186,7 +187,7 @@ def extract_features(
       Preempted: the process was asked to stop.
     """
     config = session.config
-    if images.make_statistics:
+    if images.statistics is not None:
         batch_norm.measure_statistics(model, images.statistics_batches())
     extractor = _get_extractor(session, model)
     digest = inference.weights_digest(extractor)
@@ -237,15 +238,14 @@ def _cached_features(
     )
     file = f"features/{key}.npz"
     path, start = session.workdir / file, time.perf_counter()
-    arrays = feature_cache.load(path)
+    arrays = feature_cache.load(path) or {}
     # All workers must take part in computing them.
-    found = session.workers.all(arrays is not None)
+    found = session.workers.all(bool(arrays))
     if not found:
-        arrays = {
-            "values": _extract_views(
-                session, extractor, name, examples, num_views, stop
-            )
-        }
+        values = _extract_views(
+            session, extractor, name, examples, num_views, stop
+        )
+        arrays = {"values": values}
         files.write_arrays(
             session.output / file, arrays, f"the feature cache {path}"
         )

@@ -10,6 +10,7 @@ from typing import Any
 
 import keras
 import tensorflow as tf
+from keras.optimizers.schedules import LearningRateSchedule
 
 from flowers17_tfdata import files, terminal, timings
 from flowers17_tfdata.config.config import Config
@@ -33,13 +34,9 @@ from flowers17_tfdata.training import (
     metrics,
     preemption,
 )
-from flowers17_tfdata.training.loop import (
-    Schedule,
-    Stage,
-    StageResult,
-    Trainable,
-)
+from flowers17_tfdata.training.loop import Stage
 from flowers17_tfdata.training.preemption import StopRequest
+from flowers17_tfdata.training.stage import StageResult, Trainable
 
 # Returning to Python costs milliseconds per step: nothing beside the seconds of
 # a CPU's step, too much beside a GPU's, and most of the time of a head's.
@@ -128,6 +125,27 @@ def _checked_resume_key(session: Session, stage: str) -> dict[str, Any]:
     return key
 
 
+@dataclasses.dataclass(frozen=True)
+class _StageRun:
+    """One stage of an open run, ready to be trained.
+
+    Attributes:
+      session: the open run.
+      stage: `transfer`, `finetune` or `refit`.
+      method: how the stage trains: `transfer` or `finetune`.
+      splits: the splits to train and validate on.
+      start: the model that the stage starts from.
+      stop: the request to save and stop.
+    """
+
+    session: Session
+    stage: str
+    method: str
+    splits: train_data.Splits
+    start: StageModel
+    stop: StopRequest
+
+
 def _run_stage(
     session: Session,
     stage: str,
@@ -135,29 +153,29 @@ def _run_stage(
     key: dict[str, Any],
     stop: StopRequest,
 ) -> None:
-    config = session.config
     folder = session.output / "checkpoints" / stage
-    start = time.perf_counter()
+    start_secs = time.perf_counter()
     method = _method(session, stage)
     with timings.measure(session.output, f"{stage}: building the network"):
-        start_model = train_models.build_stage_model(session, method)
-    model = start_model.model
-    summary.show(model, stage, session.output, config.model)
+        start = train_models.build_stage_model(session, method)
+    model = start.model
+    summary.show(model, stage, session.output, session.config.model)
     folder.mkdir(parents=True, exist_ok=True)
     checkpoints.write_resume_key(folder, key)
+    run = _StageRun(session, stage, method, splits, start, stop)
     if (
         method == "transfer"
-        and config.optimization.transfer_optimizer == SOLVER
+        and session.config.optimization.transfer_optimizer == SOLVER
     ):
-        result = _solve_head(session, stage, splits, model, stop)
+        result = _solve_head(run)
     else:
-        result = _train(session, stage, method, splits, start_model, stop)
+        result = _train(run)
     if stage != "transfer":
         # The transfer stage's model keeps its batch-norm: fine-tuning may
         # train it.
         with session.strategy.scope():
             model = folding.fold_batch_norm(model)
-    _save_model(session, stage, model, splits, result)
+    _save_model(run, model, result)
     files.write_json(folder / "done.json", dataclasses.asdict(result))
     if result.validation_accuracy is None:
         outcome = f"trained on {' and '.join(splits.trained)}"
@@ -168,7 +186,7 @@ def _run_stage(
         )
     terminal.say(
         f"{stage}: {outcome}; {result.seconds:.0f} s in epochs, "
-        f"{time.perf_counter() - start:.0f} s in this process; saved "
+        f"{time.perf_counter() - start_secs:.0f} s in this process; saved "
         f"{session.model_path(stage)}"
     )
     # The next stage reads the files that the chief wrote.
@@ -191,41 +209,29 @@ def _method(session: Session, stage: str) -> str:
     return kept
 
 
-def _train(
-    session: Session,
-    stage: str,
-    method: str,
-    splits: train_data.Splits,
-    start_model: StageModel,
-    stop: StopRequest,
-) -> StageResult:
+def _train(run: _StageRun) -> StageResult:
     """Trains a stage's model epoch by epoch."""
-    runner = _make_stage(session, stage, method, splits, start_model, stop)
-    with timings.measure(session.output, f"{stage}: epochs"):
-        result = runner.run()
-    if runner.model is not start_model.model:
+    stage = _make_stage(run)
+    with timings.measure(run.session.output, f"{run.stage}: epochs"):
+        result = stage.run()
+    if stage.model is not run.start.model:
         # This is the head, which trains on standardized features.
-        classifier.absorb_standardization(runner.model)
+        classifier.absorb_standardization(stage.model)
     return result
 
 
-def _solve_head(
-    session: Session,
-    stage: str,
-    splits: train_data.Splits,
-    model: keras.Model,
-    stop: StopRequest,
-) -> StageResult:
+def _solve_head(run: _StageRun) -> StageResult:
     """Gives the model the optimal linear head for the training features.
 
     It writes one line to `metrics.jsonl`, and no checkpoint: the features take
     most of the time, and they are cached.
     """
-    images = train_data.image_data(session, splits, "transfer")
+    session, stage, model = run.session, run.stage, run.start.model
+    images = train_data.image_data(session, run.splits, run.method)
     train, validation = train_data.extract_features(
-        session, splits, images, model, stop
+        session, run.splits, images, model, run.stop
     )
-    start = time.perf_counter()
+    start_secs = time.perf_counter()
     class_weights = train_data.class_weights(session, train.labels)
     with timings.measure(session.output, f"{stage}: solving the head"):
         head = linear_head.fit(
@@ -235,16 +241,14 @@ def _solve_head(
             example_weights=(
                 None if class_weights is None else class_weights[train.labels]
             ),
-            stop=stop,
+            stop=run.stop,
         )
     with session.strategy.scope():
         predictions = model.get_layer("predictions")
         predictions.set_weights([head.kernel, head.bias])
-    seconds = time.perf_counter() - start
+    seconds = time.perf_counter() - start_secs
     train_loss, train_accuracy = head.evaluate(train)
-    loss, accuracy = (
-        (None, None) if validation is None else head.evaluate(validation)
-    )
+    loss, accuracy = head.evaluate(validation) if validation else (None, None)
     writer = metrics.MetricsWriter(session.output, stage, 0)
     writer.write(
         {
@@ -271,22 +275,18 @@ def _solve_head(
 
 
 def _save_model(
-    session: Session,
-    stage: str,
-    model: keras.Model,
-    splits: train_data.Splits,
-    result: StageResult,
+    run: _StageRun, model: keras.Model, result: StageResult
 ) -> None:
-    source = session.source
-    extras = {
+    session, source, trained = (
+        run.session,
+        run.session.source,
+        run.splits.trained,
+    )
+    extras: dict[str, Any] = {
         "class_names": list(source.class_names),
         "dataset": source.name,
-        "trained_splits": list(splits.trained),
-        "trained_on": [
-            fingerprint
-            for split in splits.trained
-            for fingerprint in source.fingerprints(split)
-        ],
+        "trained_splits": list(trained),
+        "trained_on": [f for s in trained for f in source.fingerprints(s)],
     }
     if result.validation_accuracy is not None:
         extras["validation"] = {
@@ -294,67 +294,61 @@ def _save_model(
             "loss": result.validation_loss,
         }
     saved_models.save_classifier(
-        model, session.output / session.model_path(stage).name, extras
+        model, session.output / session.model_path(run.stage).name, extras
     )
 
 
 def _make_stage(
-    session: Session,
-    stage: str,
-    method: str,
-    splits: train_data.Splits,
-    start_model: StageModel,
-    stop: StopRequest,
-    schedule: Schedule | None = None,
+    run: _StageRun,
+    schedule: LearningRateSchedule | None = None,
 ) -> Stage:
     """Chooses what a stage trains, and on which data."""
-    config, model = session.config, start_model.model
-    data = train_data.image_data(session, splits, method)
-    if method == "transfer" and config.input.feature_views > 0:
+    session, config = run.session, run.session.config
+    data = train_data.image_data(session, run.splits, run.method)
+    if run.method == "transfer" and config.input.feature_views > 0:
         train, validation = train_data.extract_features(
-            session, splits, data, model, stop
+            session, run.splits, data, run.start.model, run.stop
         )
         data = train_data.head_data(session, train, validation)
         with session.strategy.scope():
-            head = classifier.get_standardizing_head(model, train.values)
+            head = classifier.get_standardizing_head(
+                run.start.model, train.values
+            )
         trained = Trainable(
             head,
-            config.optimization.stage(method),
+            config.optimization.stage(run.method),
             steps_per_call=_HEAD_STEPS_PER_CALL,
             xla_update=True,
         )
     else:
-        trained = _on_images(config, method, start_model)
+        trained = _on_images(config, run.method, run.start)
     return Stage(
-        stage,
+        run.stage,
         config,
         session.workdir,
         trained,
         session.strategy,
         data,
-        stop=stop,
+        stop=run.stop,
         output=session.output,
         workers=session.workers,
         schedule=schedule,
     )
 
 
-def _on_images(
-    config: Config, method: str, start_model: StageModel
-) -> Trainable:
-    model, scales = start_model
+def _on_images(config: Config, method: str, start: StageModel) -> Trainable:
     reduced = rate_scales = None
     if method == "finetune":
-        reduced = training_size.training_model(model, config.input)
+        reduced = training_size.training_model(start.model, config.input)
         rate_scales = freezing.learning_rate_scales(
-            model,
+            start.model,
             config.optimization.finetune_lowest_rate,
-            scales,
+            start.channel_scales,
             config.optimization.finetune_optimizer,
         )
     has_gpu = bool(tf.config.list_physical_devices("GPU"))
     return Trainable(
-        model,
+        start.model,
         config.optimization.stage(method),
         reduced,
         rate_scales,
@@ -365,7 +359,7 @@ def _on_images(
 def open_stage(
     session: Session,
     stage: str,
-    schedule: Schedule | None = None,
+    schedule: LearningRateSchedule | None = None,
     examples: dict[str, Examples] | None = None,
 ) -> Stage:
     """Makes a stage the way its phase does, to try its steps.
@@ -386,7 +380,6 @@ def open_stage(
         train_models.initial_model_path(session)
     examples = examples or train_data.load_examples(session)
     splits = train_data.select_splits(session, stage, examples)
-    start_model = train_models.build_stage_model(session, stage)
-    return _make_stage(
-        session, stage, stage, splits, start_model, StopRequest(), schedule
-    )
+    start = train_models.build_stage_model(session, stage)
+    run = _StageRun(session, stage, stage, splits, start, StopRequest())
+    return _make_stage(run, schedule)

@@ -103,8 +103,8 @@ def _require(holds: Any, rule: str, value: Any) -> None:
 
 
 def _is_address(value: Any) -> bool:
-    match = isinstance(value, str) and _ADDRESS.fullmatch(value)
-    return bool(match) and 0 < int(match[1]) < 65536
+    match = _ADDRESS.fullmatch(value) if isinstance(value, str) else None
+    return match is not None and 0 < int(match[1]) < 65536
 
 
 def _tf_config_of_slurm() -> str:

@@ -198,5 +198,5 @@ def weights_digest(model: keras.Model) -> str:
             continue
         value = keras.ops.convert_to_numpy(variable)
         digest.update(f"{value.shape} {value.dtype}".encode())
-        digest.update(np.ascontiguousarray(value))
+        digest.update(value.tobytes())
     return digest.hexdigest()

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 import pathlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from flowers17_tfdata import terminal
 from flowers17_tfdata.config.config import Config
-from flowers17_tfdata.config.optimization import StageOptions
 from flowers17_tfdata.errors import UserError
 from flowers17_tfdata.input import input_pipeline
-from flowers17_tfdata.input.input_pipeline import Batch
 from flowers17_tfdata.models import batch_norm
 from flowers17_tfdata.training import metrics, optimizers
 from flowers17_tfdata.training.checkpoints import StageCheckpoints
@@ -26,91 +22,13 @@ from flowers17_tfdata.training.inference import Inference
 from flowers17_tfdata.training.precision import uses_xla
 from flowers17_tfdata.training.preemption import StopRequest
 from flowers17_tfdata.training.profiler import Profiler
+from flowers17_tfdata.training.stage import StageData, StageResult, Trainable
 from flowers17_tfdata.training.trainer import Trainer, TrainTotals
 from flowers17_tfdata.training.workers import Workers
 
 # Reading a value waits for the device. At every step that would keep Python
 # from running ahead; once per epoch would train on NaN for minutes.
 _STEPS_BETWEEN_CHECKS = 10
-
-Schedule = keras.optimizers.schedules.LearningRateSchedule
-
-
-@dataclasses.dataclass(frozen=True)
-class StageData:
-    """What a stage trains and validates on.
-
-    Attributes:
-      num_examples: the number of training examples.
-      make_train: from `(initial_epoch, initial_step, input_context)` to the
-        infinite training dataset.
-      make_validation: from `input_context` to one pass over the validation
-        examples; None: the stage isn't validated, and keeps its last epoch.
-      make_statistics: returns clean batches of training examples, on which
-        batch-norm statistics are measured; None: they aren't measured.
-      device_stage: from a replica's `Batch` to the model's inputs.
-    """
-
-    num_examples: int
-    make_train: Callable[
-        [int, int, tf.distribute.InputContext], tf.data.Dataset
-    ]
-    make_validation: (
-        Callable[[tf.distribute.InputContext], tf.data.Dataset] | None
-    )
-    make_statistics: Callable[[], tf.data.Dataset] | None = None
-    device_stage: Callable[[Batch], tf.Tensor] = lambda batch: batch.inputs
-
-    def statistics_batches(self) -> Iterator[tf.Tensor]:
-        """Returns the model's inputs for the batches of `make_statistics`."""
-        return map(self.device_stage, self._statistics)
-
-    @functools.cached_property
-    def _statistics(self) -> tf.data.Dataset:
-        # Made once: each new dataset would be traced and compiled again.
-        return self.make_statistics()
-
-
-@dataclasses.dataclass(frozen=True)
-class Trainable:
-    """What a stage trains, and how.
-
-    Attributes:
-      model: the model, with this stage's layers frozen, built in the strategy's
-        scope. It takes images or features, whichever the stage's data holds.
-      options: the epochs, the optimizer and the learning rate.
-      training_model: a model that shares the layers of `model` and takes
-        training images of another size; None: `model` itself.
-      rate_scales: the factor of the learning rate for each trainable variable;
-        None: 1 for all.
-      steps_per_call: the number of training steps between two returns to
-        Python.
-      xla_update: compile the optimizer's update (see `Trainer`).
-    """
-
-    model: keras.Model
-    options: StageOptions
-    training_model: keras.Model | None = None
-    rate_scales: Sequence[np.ndarray] | None = None
-    steps_per_call: int = 1
-    xla_update: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class StageResult:
-    """The kept epoch of a stage, and the wall time of all its epochs.
-
-    Attributes:
-      best_epoch: the number of the kept epoch.
-      validation_accuracy: its accuracy; None: the stage isn't validated.
-      validation_loss: its loss, nats; None: the stage isn't validated.
-      seconds: the wall time of all epochs, seconds.
-    """
-
-    best_epoch: int
-    validation_accuracy: float | None
-    validation_loss: float | None
-    seconds: float
 
 
 class Stage:
@@ -147,12 +65,13 @@ class Stage:
         stop: StopRequest | None = None,
         output: pathlib.Path | None = None,
         workers: Workers | None = None,
-        schedule: Schedule | None = None,
+        schedule: keras.optimizers.schedules.LearningRateSchedule | None = None,
     ):
         self.name = name
         self.model = trained.model
         self._config = config
         self._trained = trained
+        self._epochs = trained.options.epochs
         self.steps_per_call = trained.steps_per_call
         self._strategy = strategy
         self.data = data
@@ -231,24 +150,22 @@ class Stage:
         else:
             self._measure_frozen_batch_norm()
         writer = metrics.MetricsWriter(self._output, self.name, done)
-        if done < self._trained.options.epochs:
+        if done < self._epochs:
             batches = iter(self._train_batches(done, step))
-            for epoch in range(done, self._trained.options.epochs):
+            for epoch in range(done, self._epochs):
                 self._run_epoch(epoch, batches, writer)
                 self._stop.check(f"{self.name} epoch {epoch + 1} is saved")
         writer.close()
         self._profiler.stop()
         self._checkpoints.restore_best()
-        kept, validated = self._checkpoints, self.data.make_validation
+        kept = self._checkpoints
+        accuracy = loss = None
+        if self.data.make_validation:
+            accuracy = float(kept.best_accuracy.numpy())
+            loss = float(kept.best_loss.numpy())
+        seconds = float(kept.seconds.numpy())
         return StageResult(
-            best_epoch=int(kept.best_epoch.numpy()),
-            validation_accuracy=(
-                float(kept.best_accuracy.numpy()) if validated else None
-            ),
-            validation_loss=(
-                float(kept.best_loss.numpy()) if validated else None
-            ),
-            seconds=float(kept.seconds.numpy()),
+            int(kept.best_epoch.numpy()), accuracy, loss, seconds
         )
 
     def try_steps(self, num_steps: int) -> Iterator[tuple[float, float]]:
@@ -271,16 +188,14 @@ class Stage:
             yield rate, float(totals.loss) / float(totals.examples)
 
     def _run_epoch(
-        self,
-        epoch: int,
-        batches: Iterator,
-        writer: metrics.MetricsWriter,
+        self, epoch: int, batches: Iterator, writer: metrics.MetricsWriter
     ) -> None:
         totals, train_secs = self._train_epoch(epoch, batches)
         start = time.perf_counter()
         loss, accuracy = self._validate(epoch)
         examples = float(totals.examples)
         step = (epoch + 1) * self._steps_per_epoch
+        seconds = train_secs + time.perf_counter() - start
         line = {
             "phase": self.name,
             "epoch": epoch + 1,
@@ -292,25 +207,22 @@ class Stage:
             "learning_rate": float(self._schedule(step - 1)),
             "images_per_sec": examples / train_secs,
             "data_wait_fraction": float(totals.wait_secs) / train_secs,
-            "seconds": train_secs + time.perf_counter() - start,
+            "seconds": seconds,
         }
         # Before the checkpoint: if the process dies in between, the epoch runs
         # again and its old line is dropped. A missing line would never return.
         writer.write(line)
-        self._checkpoints.save(line["seconds"])
+        self._checkpoints.save(seconds)
         self._saved_at = time.monotonic()
+        validated = ""
+        if loss is not None:
+            validated = f"validation loss {loss:.3f} accuracy {accuracy:.3f}, "
         terminal.say(
-            f"{self.name} epoch {epoch + 1}/{self._trained.options.epochs}: "
+            f"{self.name} epoch {epoch + 1}/{self._epochs}: "
             f"train loss {line['train_loss']:.3f} "
-            f"accuracy {line['train_accuracy']:.3f}, "
-            + (
-                f"validation loss {loss:.3f} accuracy {accuracy:.3f}, "
-                if loss is not None
-                else ""
-            )
-            + f"{line['images_per_sec']:.1f} images/s "
-            f"(wait {line['data_wait_fraction']:.1%}), "
-            f"{line['seconds']:.0f} s",
+            f"accuracy {line['train_accuracy']:.3f}, {validated}"
+            f"{line['images_per_sec']:.1f} images/s "
+            f"(wait {line['data_wait_fraction']:.1%}), {seconds:.0f} s",
             **line,
         )
 
@@ -322,9 +234,8 @@ class Stage:
         Returns:
           The loss and the accuracy, or None for both.
         """
-        last = epoch + 1 == self._trained.options.epochs
         if self.data.make_validation is None:
-            if last:
+            if epoch + 1 == self._epochs:
                 self._measure_trained_batch_norm()
                 self._checkpoints.keep()
             return None, None
@@ -342,7 +253,7 @@ class Stage:
         # They are not zero if a run resumes within the epoch.
         totals = TrainTotals(*tf.unstack(self._checkpoints.sums))
         step = checked = int(self._checkpoints.step.numpy())
-        title = f"{self.name} epoch {epoch + 1}/{self._trained.options.epochs}"
+        title = f"{self.name} epoch {epoch + 1}/{self._epochs}"
         batch_size = self.trainer.global_batch_size
         start = time.perf_counter() - float(self._checkpoints.step_secs.numpy())
         with terminal.EpochProgress(title, self._steps_per_epoch) as progress:
@@ -364,7 +275,9 @@ class Stage:
                 progress.advance(count, f"{rate:.1f} images/s")
                 if due:
                     seconds = time.perf_counter() - start
-                    self._save_within_epoch(epoch, step, totals, seconds)
+                    self._checkpoints.save_within_epoch(step, totals, seconds)
+                    self._saved_at = time.monotonic()
+                    self._stop.check(f"{title} is saved, after step {step}")
         return totals, time.perf_counter() - start
 
     def _save_is_due(self) -> bool:
@@ -373,29 +286,18 @@ class Stage:
         late = every and time.monotonic() - self._saved_at >= every
         return self._workers.any(bool(late or self._stop.requested))
 
-    def _save_within_epoch(
-        self, epoch: int, step: int, totals: TrainTotals, seconds: float
-    ) -> None:
-        self._checkpoints.save_within_epoch(step, totals, seconds)
-        self._saved_at = time.monotonic()
-        self._stop.check(
-            f"{self.name} is saved in epoch {epoch + 1}, after step {step}"
-        )
-
     def _check_finite(
         self, totals: TrainTotals, epoch: int, first: int, step: int
     ) -> None:
         if math.isfinite(float(totals.loss)):
             return
+        kept = ""
+        if epoch:
+            kept = f", in another --workdir; epoch {epoch}'s checkpoint is kept"
         raise UserError(
             f"the training loss became {float(totals.loss)} in {self.name} "
             f"epoch {epoch + 1}, step {first} to {step}: try a lower "
-            f"--{self._trained.options.method}_learning_rate"
-            + (
-                f", in another --workdir; epoch {epoch}'s checkpoint is kept"
-                if epoch
-                else ""
-            )
+            f"--{self._trained.options.method}_learning_rate{kept}"
         )
 
     def _measure_frozen_batch_norm(self) -> None:
@@ -403,7 +305,7 @@ class Stage:
 
         Random weights have none that could be kept.
         """
-        if self.data.make_statistics and not self._trained_batch_norm:
+        if self.data.statistics is not None and not self._trained_batch_norm:
             batch_norm.measure_statistics(
                 self.model, self.data.statistics_batches()
             )
@@ -414,7 +316,7 @@ class Stage:
         In training it uses the statistics of each batch; validation and the
         saved model use those of the data.
         """
-        if self.data.make_statistics and self._trained_batch_norm:
+        if self.data.statistics is not None and self._trained_batch_norm:
             self._statistics_measurer.run(self.data.statistics_batches())
 
     @functools.cached_property

@@ -99,8 +99,8 @@ class Trainer:
         self._update = self._apply_to_variables
         if xla_update and not distributes:
             self._update = tf.function(self._update, jit_compile=True)
+        # Now, not in the first step: a checkpoint restores into it.
         with strategy.scope():
-            # Now, not in the first step: a checkpoint restores into it.
             optimizer.build(model.trainable_variables)
 
     @tf.function

@@ -105,7 +105,7 @@ def test_it_is_the_optimum(decay, weighted):
     np.testing.assert_allclose(
         found, _probabilities(values, expected[:-1], expected[-1]), atol=2e-3
     )
-    # No nearby decay is better.
+    # The gradient of the loss is 0 there.
     raw = features.values.astype(np.float64).reshape(-1, CHANNELS)
     kernel = head.kernel * raw.std(axis=0)[:, None]
     p = found.reshape(-1, NUM_CLASSES)

@@ -385,23 +385,6 @@ def test_folded_kernels_take_the_steps_of_unfolded_ones(
     assert np.abs(as_they_come - unfolded).max() > 0.02
 
 
-def test_trained_batch_norm_is_folded_in_the_end(run, tmp_path):
-    run("random", "--weights=none", "--phase=transfer")
-    run("random", "--weights=none", "--phase=finetune")
-    transfer, finetune = (
-        keras.models.load_model(tmp_path / "random" / f"model_{name}.keras")
-        for name in ("transfer", "finetune")
-    )
-    assert batch_norm.batch_norm_layers(transfer)
-    assert not batch_norm.batch_norm_layers(finetune)
-    run("random", "--weights=none", "--phase=evaluate", "--split=validation")
-    evaluation = files.read_json(tmp_path / "random" / "evaluation.json")
-    lines = files.read_json_lines(tmp_path / "random" / "metrics.jsonl")
-    assert evaluation["accuracy"] == pytest.approx(
-        lines[-1]["validation_accuracy"]
-    )
-
-
 def test_profile_is_written(run, tmp_path):
     out = run(
         "profiled",
@@ -453,9 +436,9 @@ def test_fixed_views_do_not_depend_on_the_augmentation(run, tmp_path):
 def test_fine_tuning_alone_takes_smaller_images(run, tmp_path, monkeypatch):
     sizes, make = [], input_pipeline.make_train_dataset
 
-    def watched(images, options, *args, **kwargs):
-        sizes.append(options.train_image_size)
-        return make(images, options, *args, **kwargs)
+    def watched(examples, config, **kwargs):
+        sizes.append(config.train_image_size)
+        return make(examples, config, **kwargs)
 
     monkeypatch.setattr(input_pipeline, "make_train_dataset", watched)
     flags = ["--feature_views=0", "--transfer_epochs=1", "--train_scale=0.75"]

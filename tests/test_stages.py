@@ -136,7 +136,7 @@ def test_the_saved_model_takes_images_as_its_head_took_features(
 def test_a_solved_head_leaves_one_line_and_is_not_solved_again(run, tmp_path):
     flags = ["--transfer_optimizer=lbfgs", "--head_units=0"]
     out = run("a", "--phase=transfer", *flags)
-    assert "transfer: the head's optimum in " in out
+    assert "transfer: solved the head in " in out
     (line,) = files.read_json_lines(tmp_path / "a" / "metrics.jsonl")
     assert (line["phase"], line["epoch"]) == ("transfer", 1)
     assert line["validation_accuracy"] > 0.3

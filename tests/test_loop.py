@@ -115,10 +115,45 @@ def _weights(stage):
     return [keras.ops.convert_to_numpy(v) for v in model.variables]
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """Returns `undisturbed(config, strategy)`, trained once for each.
+
+    It returns the final weights, the result and the lines of metrics.jsonl.
+    """
+
+    @functools.cache
+    def train(config, strategy):
+        workdir = tmp_path_factory.mktemp("undisturbed")
+        stage = _stage(workdir, config, strategy)
+        result = stage.run()
+        lines = files.read_json_lines(workdir / "metrics.jsonl")
+        return _weights(stage), result, lines
+
+    return train
+
+
+def _assert_ends_as(stage, workdir, result, undisturbed):
+    """The resumed stage has the weights, result and metrics of another."""
+    weights, expected, lines = undisturbed
+    for a, b in zip(_weights(stage), weights, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert result.best_epoch == expected.best_epoch
+    assert result.validation_loss == expected.validation_loss
+    resumed = files.read_json_lines(workdir / "metrics.jsonl")
+    for a, b in zip(resumed, lines, strict=True):
+        for key in (
+            *("epoch", "step", "train_loss"),
+            *("validation_loss", "learning_rate"),
+        ):
+            assert a[key] == b[key], key
+
+
 class _Killed(Exception):
     """Stands in for a kill at a chosen moment."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("owner", "method"),
     [
@@ -129,7 +164,7 @@ class _Killed(Exception):
 )
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_interrupted_run_resumes_to_bit_equal_weights(
-    tmp_path, monkeypatch, owner, method, optimizer
+    tmp_path, monkeypatch, undisturbed, owner, method, optimizer
 ):
     config = dataclasses.replace(
         CONFIG,
@@ -137,10 +172,6 @@ def test_interrupted_run_resumes_to_bit_equal_weights(
             OPTIMIZATION, transfer_optimizer=optimizer
         ),
     )
-    whole = _stage(tmp_path / "whole", config)
-    expected = whole.run()
-
-    workdir = tmp_path / "interrupted"
     original, calls = getattr(owner, method), []
 
     def killed(*args):
@@ -153,39 +184,27 @@ def test_interrupted_run_resumes_to_bit_equal_weights(
     with monkeypatch.context() as patch:
         patch.setattr(owner, method, killed)
         with pytest.raises(_Killed):
-            _stage(workdir, config).run()
-    resumed = _stage(workdir, config)
+            _stage(tmp_path, config).run()
+    resumed = _stage(tmp_path, config)
     result = resumed.run()
-
-    for a, b in zip(_weights(whole), _weights(resumed), strict=True):
-        np.testing.assert_array_equal(a, b)
-    assert result.best_epoch == expected.best_epoch
-    assert result.validation_loss == expected.validation_loss
-    lines = [
-        files.read_json_lines(folder / "metrics.jsonl")
-        for folder in (tmp_path / "whole", workdir)
-    ]
-    assert [line["epoch"] for line in lines[1]] == [1, 2, 3, 4]
-    for a, b in zip(*lines, strict=True):
-        for key in ("step", "train_loss", "validation_loss", "learning_rate"):
-            assert a[key] == b[key], key
+    expected = undisturbed(config, None)
+    assert [line["epoch"] for line in expected[2]] == [1, 2, 3, 4]
+    _assert_ends_as(resumed, tmp_path, result, expected)
 
 
-@pytest.mark.parametrize("replicas", [1, 2])
+@pytest.mark.parametrize(
+    "replicas", [1, pytest.param(2, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("step", [1, 3, 5])
 def test_stopped_within_an_epoch_goes_on_from_that_step(
-    request, tmp_path, replicas, step
+    request, tmp_path, undisturbed, replicas, step
 ):
     """It stops in the first epoch, at its end, or in the second one."""
     strategy = None
     if replicas == 2:
         strategy = request.getfixturevalue("mirrored_strategy")
-    whole = _stage(tmp_path / "whole", strategy=strategy)
-    expected = whole.run()
-
-    workdir = tmp_path / "stopped"
     stop = StopRequest()
-    stage = _stage(workdir, strategy=strategy, stop=stop)
+    stage = _stage(tmp_path, strategy=strategy, stop=stop)
     train_steps, calls = stage.trainer.train_steps, []
 
     def stopping(batches, num_steps):
@@ -198,7 +217,7 @@ def test_stopped_within_an_epoch_goes_on_from_that_step(
     with pytest.raises(Preempted, match=f"step {(step - 1) % 3 + 1}"):
         stage.run()
     assert len(calls) == step
-    resumed = _stage(workdir, strategy=strategy)
+    resumed = _stage(tmp_path, strategy=strategy)
     again, count = resumed.trainer.train_steps, []
 
     def counting(batches, num_steps):
@@ -208,16 +227,8 @@ def test_stopped_within_an_epoch_goes_on_from_that_step(
     resumed.trainer.train_steps = counting
     result = resumed.run()
     assert len(count) == 4 * 3 - step
-    assert result.best_epoch == expected.best_epoch
-    for a, b in zip(_weights(whole), _weights(resumed), strict=True):
-        np.testing.assert_array_equal(a, b)
-    lines = [
-        files.read_json_lines(folder / "metrics.jsonl")
-        for folder in (tmp_path / "whole", workdir)
-    ]
-    for a, b in zip(*lines, strict=True):
-        for key in ("epoch", "step", "train_loss", "validation_loss"):
-            assert a[key] == b[key], key
+    expected = undisturbed(CONFIG, strategy)
+    _assert_ends_as(resumed, tmp_path, result, expected)
 
 
 def test_checkpoints_by_the_clock_lose_no_finished_step(tmp_path, capsys):

@@ -167,6 +167,7 @@ def test_where_there_is_a_gpu_nothing_is_changed(monkeypatch):
     assert "call" not in vars(_convolution(model))
 
 
+@pytest.mark.slow
 def test_training_on_smaller_images_avoids_it_too():
     keras.config.set_dtype_policy("mixed_bfloat16")
     sizes = InputConfig(image_size=64, train_scale=0.75)

@@ -274,22 +274,24 @@ def test_terminated_run_exits_with_42_and_goes_on(tmp_path, tiny_command):
     assert len(epochs) >= 2
 
 
+def _train_in_process(command: list[str]) -> None:
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.slow
 def test_two_virtual_devices_in_a_fresh_process(tmp_path, tiny_command):
-    result = subprocess.run(
+    _train_in_process(
         tiny_command(
             tmp_path,
             "--phase=train",
             "--finetune_epochs=1",
             "--num_virtual_devices=2",
             "--augment_on=device",
-        ),
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=600,
+        )
     )
-    assert result.returncode == 0, result.stderr
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["num_replicas"] == 2
     evaluation = json.loads((tmp_path / "evaluation.json").read_text())
@@ -308,7 +310,7 @@ def _variables(workdir):
 @pytest.mark.parametrize("optimizer", ["adamw", "lbfgs"])
 def test_deterministic_runs_are_bit_equal(tmp_path, tiny_command, optimizer):
     for name in ("a", "b"):
-        result = subprocess.run(
+        _train_in_process(
             tiny_command(
                 tmp_path / name,
                 "--phase=train",
@@ -318,13 +320,8 @@ def test_deterministic_runs_are_bit_equal(tmp_path, tiny_command, optimizer):
                 f"--feature_views={0 if optimizer == 'adamw' else 3}",
                 "--transfer_epochs=1",
                 "--finetune_epochs=1",
-            ),
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=600,
+            )
         )
-        assert result.returncode == 0, result.stderr
     for a, b in zip(
         _variables(tmp_path / "a"), _variables(tmp_path / "b"), strict=True
     ):

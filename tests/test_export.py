@@ -308,6 +308,7 @@ def test_onnx_takes_batches(run):
     )
 
 
+@pytest.mark.slow
 def test_onnx_takes_a_network_with_constants(tmp_path):
     keras.utils.set_random_seed(0)
     inputs = keras.Input((32, 32, 3))
@@ -327,6 +328,7 @@ def test_onnx_takes_a_network_with_constants(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_network_that_a_converter_refuses_is_one_line(tmp_path):
     model = keras.Sequential(
         [

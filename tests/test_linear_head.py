@@ -149,6 +149,7 @@ def test_all_views_count():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("apart", [0.2, 1.0, 3.0])
 def test_the_decay_is_that_of_the_lowest_cross_validated_loss(
     monkeypatch, apart

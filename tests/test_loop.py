@@ -192,9 +192,8 @@ def test_interrupted_run_resumes_to_bit_equal_weights(
     _assert_ends_as(resumed, tmp_path, result, expected)
 
 
-@pytest.mark.parametrize(
-    "replicas", [1, pytest.param(2, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("replicas", [1, 2])
 @pytest.mark.parametrize("step", [1, 3, 5])
 def test_stopped_within_an_epoch_goes_on_from_that_step(
     request, tmp_path, undisturbed, replicas, step
@@ -231,6 +230,7 @@ def test_stopped_within_an_epoch_goes_on_from_that_step(
     _assert_ends_as(resumed, tmp_path, result, expected)
 
 
+@pytest.mark.slow
 def test_checkpoints_by_the_clock_lose_no_finished_step(tmp_path, capsys):
     runtime = dataclasses.replace(CONFIG.runtime, checkpoint_every_secs=1e-9)
     config = dataclasses.replace(CONFIG, runtime=runtime)
@@ -374,6 +374,7 @@ def test_nan_stops_with_the_flag_to_turn_and_keeps_the_checkpoint(
     assert all(np.all(np.isfinite(w)) for w in _weights(again))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     # The host rounds augmented pixels to whole gray levels.
     ("augment_on", "tolerance"),

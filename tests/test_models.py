@@ -416,6 +416,7 @@ def test_learning_rates_of_channels(tiny_backbone, optimizer, power):
     assert {float(share) for share in found.values()} == {1.0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["inception_v3", "mobilenet_v2", "resnet50v2"])
 def test_real_backbones_fold_and_take_two_sizes(name):
     config = ModelConfig(backbone=name, weights="none")

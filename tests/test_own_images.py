@@ -43,6 +43,7 @@ def _splits(path) -> dict[str, tuple[str, str]]:
         }
 
 
+@pytest.mark.slow
 def test_own_images_from_folders_to_evaluation(run, tmp_path, photos):
     code, out, err = run("work", "--phase=train", "--class_weights=balanced")
     assert code == 0, err
@@ -115,6 +116,7 @@ def transfer(run, tmp_path):
     return transfer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("feature_views", [0, 1])
 def test_class_weights_change_the_loss_alone(transfer, feature_views):
     lines = {}
@@ -134,6 +136,7 @@ def test_class_weights_change_the_loss_alone(transfer, feature_views):
         assert none[name] == pytest.approx(balanced[name], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_class_weights_reach_a_solved_head(run, transfer):
     """Mistakes on the largest class cost less, those on the smallest more."""
     losses = {}

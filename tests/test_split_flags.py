@@ -73,6 +73,7 @@ def test_seed_0_is_the_prepared_data_set_itself(open_flowers):
     assert _split_of(source) == _make_splits(0, pairs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 7])
 def test_a_seed_divides_as_the_archive_would_be(open_flowers, seed):
     source = open_flowers(split_seed=seed)
@@ -86,6 +87,7 @@ def test_a_seed_divides_as_the_archive_would_be(open_flowers, seed):
     }
 
 
+@pytest.mark.slow
 def test_drawn_flowers_are_divided_too(open_flowers):
     assert open_flowers("synthetic").name == "oxford_flowers17/synthetic/1.0.0"
     source = open_flowers("synthetic", split_seed=2)
@@ -93,6 +95,7 @@ def test_drawn_flowers_are_divided_too(open_flowers):
     assert _split_of(source) == _make_splits(2, [])
 
 
+@pytest.mark.slow
 def test_order_is_the_data_set_s_whatever_the_seed(open_flowers):
     place = {name: k for k, name in enumerate(_rows(open_flowers()))}
     source = open_flowers(split_seed=1)
@@ -104,6 +107,7 @@ def test_order_is_the_data_set_s_whatever_the_seed(open_flowers):
         assert names == sorted(names, key=place.__getitem__)
 
 
+@pytest.mark.slow
 def test_names_tell_divisions_apart(open_flowers):
     options = [
         {},
@@ -123,6 +127,7 @@ def _audit(source: Source) -> dict:
     return audit_lib.audit(source, source.scan())["near_duplicates"]
 
 
+@pytest.mark.slow
 def test_known_pairs_stay_together_or_lie_anywhere(open_flowers):
     known = {frozenset(p) for p in open_flowers().known_near_duplicates}
     assert len(known) == 132
@@ -142,6 +147,7 @@ def test_known_pairs_stay_together_or_lie_anywhere(open_flowers):
     assert _audit(open_flowers(split_seed=1))["num_pairs_across_splits"] == 0
 
 
+@pytest.mark.slow
 def test_images_trained_on_are_known_in_another_division(open_flowers):
     whole, other = open_flowers(), open_flowers(split_seed=1)
     for source in (whole, other):
@@ -251,6 +257,7 @@ def test_a_model_is_not_tested_on_what_another_seed_trained_it_on(
         assert "the flags that divide them" in err
 
 
+@pytest.mark.slow
 def test_the_audit_tells_of_a_plain_split(run, tmp_path):
     code, out, err = run(
         "work", "--phase=prepare", "--near_duplicates=anywhere"

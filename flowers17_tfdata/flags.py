@@ -5,6 +5,8 @@ Only this module uses `absl.flags`.
 
 from __future__ import annotations
 
+import itertools
+
 from absl import flags
 
 from flowers17_tfdata.config import rules
@@ -58,7 +60,7 @@ def parse(argv: list[str]) -> Config:
     # Tests parse several command lines in one process.
     FLAGS.unparse_flags()
     try:
-        rest = FLAGS(argv)
+        rest = FLAGS(_flag_files_first(argv))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--flagfile can't be read: {error}") from error
     # ValueError comes from flags that absl and TensorFlow define.
@@ -97,3 +99,18 @@ def parse(argv: list[str]) -> Config:
     config = from_values(values)
     rules.check(config)
     return config
+
+
+def _flag_files_first(argv: list[str]) -> list[str]:
+    """Moves `--flagfile` to the front: other flags win, wherever they stand."""
+    files, others, arguments = [], [], iter(argv[1:])
+    for argument in arguments:
+        name, equals, _ = argument.partition("=")
+        if argument == "--":
+            others += [argument, *arguments]
+        elif name in ("--flagfile", "-flagfile"):
+            value = () if equals else itertools.islice(arguments, 1)
+            files += [argument, *value]
+        else:
+            others.append(argument)
+    return [argv[0], *files, *others]

@@ -122,7 +122,7 @@ def open_devices(
     strategy = strategies.get_strategy(config.runtime)
     workers = Workers(strategy)
     if not workers.is_chief:
-        terminal.be_quiet()
+        terminal.configure("quiet")
     policy = precision.set_precision(config.runtime.precision)
     terminal.detail(
         f"{strategy.num_replicas_in_sync} replica(s) on {workers.count} "

@@ -1,4 +1,4 @@
-"""What the user sees: lines, tables and progress bars."""
+"""The output that users see: lines, tables and progress bars."""
 
 from __future__ import annotations
 
@@ -15,8 +15,11 @@ import rich.progress
 import rich.table
 import rich.text
 
-# From this ratio on, a good accuracy can hide that small classes fail.
+# From this imbalance on, a good accuracy can hide failures in small classes.
 _IMBALANCED = 3.0
+
+# The scores that `--console=json` adds to the line of an evaluation.
+_SCORES = ("num_examples", "accuracy", "loss")
 
 _mode = "normal"
 _on_stderr = False
@@ -33,11 +36,6 @@ def configure(mode: str, *, on_stderr: bool = False) -> None:
     _mode, _on_stderr = mode, on_stderr
 
 
-def be_quiet() -> None:
-    """Prints nothing from now on: another process of the run does."""
-    configure("quiet", on_stderr=_on_stderr)
-
-
 def say(text: str, **record: Any) -> None:
     """Prints one line.
 
@@ -46,7 +44,9 @@ def say(text: str, **record: Any) -> None:
       **record: JSON-serializable values that `--console=json` adds to it.
     """
     if _mode == "json":
-        _print_json(text, record)
+        line = {"time": round(time.time(), 3), "message": text, **record}
+        stream = sys.stderr if _on_stderr else sys.stdout
+        print(json.dumps(line), file=stream, flush=True)
     else:
         _make_console().print(text, markup=False)
 
@@ -80,12 +80,6 @@ def _make_console() -> rich.console.Console:
     )
 
 
-def _print_json(text: str, record: Mapping[str, Any]) -> None:
-    line = {"time": round(time.time(), 3), "message": text, **record}
-    stream = sys.stderr if _on_stderr else sys.stdout
-    print(json.dumps(line), file=stream, flush=True)
-
-
 def show_table(
     title: str,
     columns: Sequence[str],
@@ -96,14 +90,14 @@ def show_table(
 
     Args:
       title: the table's title.
-      columns: names of the columns.
-      rows: a value for each column; floats are shown with three decimals.
+      columns: the names of the columns.
+      rows: the values of each row; floats are shown with three decimals.
       records: the rows that `--console=json` prints. Defaults to `rows`.
     """
     if _mode == "json":
         if records is None:
             records = [dict(zip(columns, row, strict=True)) for row in rows]
-        _print_json(title, {"rows": records})
+        say(title, rows=records)
         return
     # In a str, rich would take names in brackets for markup.
     text = rich.text.Text
@@ -129,7 +123,7 @@ class EpochProgress:
 
     Args:
       title: the text before the bar.
-      num_steps: length of the pass, or None if it is unknown.
+      num_steps: the number of steps, or None if it is unknown.
     """
 
     def __init__(self, title: str, num_steps: int | None):
@@ -165,7 +159,7 @@ class ScanProgress(EpochProgress):
     It appears with the first image: data sets whose scan is cached need none.
 
     Args:
-      num_images: number of images, or None if it is unknown.
+      num_images: the number of images, or None if it is unknown.
     """
 
     def __init__(self, num_images: int | None):
@@ -176,7 +170,7 @@ class ScanProgress(EpochProgress):
 
     def scanned(self, num_images: int) -> None:
         """Sets the number of images that have been scanned so far."""
-        # Does nothing if the bar is already there.
+        # A second call does nothing.
         self._progress.start()
         self._progress.update(self._task, completed=num_images)
 
@@ -203,11 +197,12 @@ def show_audit(audit: Mapping[str, Any]) -> None:
         f"{duplicates['num_pairs_across_splits']} pairs across splits"
     )
     for pair in duplicates["pairs"]:
-        if pair["classes"][0] != pair["classes"][1]:
+        (one, other), (label, second) = pair["ids"], pair["classes"]
+        if label != second:
             say(
                 f"{duplicates['num_pairs_across_classes']} of them are in two "
-                f"classes, first {pair['ids'][0]} ({pair['classes'][0]}) and "
-                f"{pair['ids'][1]} ({pair['classes'][1]}): one label is wrong"
+                f"classes, first {one} ({label}) and {other} ({second}): one "
+                "label is wrong"
             )
             break
     if audit["imbalance"] >= _IMBALANCED:
@@ -222,7 +217,8 @@ def show_audit(audit: Mapping[str, Any]) -> None:
 
 def show_evaluation(evaluation: Mapping[str, Any]) -> None:
     """Prints the contents of `evaluation.json`."""
-    _show_per_class(f"{evaluation['split']} split", evaluation)
+    split = evaluation["split"]
+    _show_per_class(f"{split} split", evaluation)
     low, high = evaluation["accuracy_interval"]
     top_5 = views = ""
     # With five classes or fewer, top-5 accuracy is always 1.
@@ -231,14 +227,12 @@ def show_evaluation(evaluation: Mapping[str, Any]) -> None:
     if evaluation["views"] > 1:
         views = f", mean of {evaluation['views']} views"
     say(
-        f"{evaluation['split']}: accuracy {evaluation['accuracy']:.4f} "
+        f"{split}: accuracy {evaluation['accuracy']:.4f} "
         f"(95 % interval {low:.4f} to {high:.4f}, "
         f"{evaluation['num_examples']} images{views}), "
         f"{top_5}loss {evaluation['loss']:.4f}",
-        **{
-            name: evaluation[name]
-            for name in ("split", "num_examples", "accuracy", "loss")
-        },
+        split=split,
+        **{name: evaluation[name] for name in _SCORES},
     )
 
 
@@ -259,7 +253,7 @@ def show_cross_validation(result: Mapping[str, Any]) -> None:
         f"tested once); over {len(folds)} folds {spread['mean']:.4f} +- "
         f"{spread['standard_deviation']:.4f} (standard deviation), "
         f"{spread['minimum']:.4f} to {spread['maximum']:.4f}",
-        **{name: result[name] for name in ("num_examples", "accuracy", "loss")},
+        **{name: result[name] for name in _SCORES},
         over_folds=dict(spread),
     )
 

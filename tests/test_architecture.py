@@ -16,7 +16,6 @@ IMPORTS = {
     "__main__": {"cli"},
     "cli": {
         "command_help",
-        "config",
         "flags",
         "launcher",
         "phases.cross_validation",
@@ -43,10 +42,10 @@ IMPORTS = {
     "phases.compare": {
         "config",
         "files",
+        "phases.path_lists",
         "scoring",
         "session",
         "terminal",
-        "training",
     },
     "phases.cross_validation": {"config", "launcher", "terminal"},
     "phases.evaluate": {
@@ -84,11 +83,11 @@ IMPORTS = {
         "data",
         "files",
         "input",
+        "phases.path_lists",
         "scoring",
         "session",
         "terminal",
         "trained_model",
-        "training",
     },
     "phases.prepare": {"data", "files", "session", "terminal", "timings"},
     "phases.report": {
@@ -118,12 +117,13 @@ IMPORTS = {
         "phases.train_stages",
         "session",
     },
-    "phases.train_data": {
-        "config",
+    "phases.train_data": {"config", "input", "models", "session", "training"},
+    "phases.train_features": {
         "files",
         "input",
         "machine",
         "models",
+        "phases.train_data",
         "session",
         "terminal",
         "timings",
@@ -136,6 +136,7 @@ IMPORTS = {
         "input",
         "models",
         "phases.train_data",
+        "phases.train_features",
         "phases.train_models",
         "session",
         "terminal",

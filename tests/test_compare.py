@@ -494,5 +494,5 @@ def test_only_worker_0_of_a_cluster_compares(compare, runs, monkeypatch):
     )
     code, out, err = compare(*_BOTH)
     assert code == 0, err
-    assert out == "compare: worker 0 does it alone\n"
+    assert out == "compare: only worker 0 does this\n"
     assert not (runs / "comparison").exists()

@@ -304,3 +304,13 @@ def test_nothing_is_written_among_own_images(tmp_path, flag, inside, capsys):
     assert f"--{flag} must lie outside the folder of images" in (
         capsys.readouterr().err
     )
+
+
+@pytest.mark.parametrize("form", ["--flagfile={}", "--flagfile {}"])
+def test_flags_win_over_a_flag_file_wherever_they_stand(tmp_path, form):
+    path = tmp_path / "a.flags"
+    path.write_text("--seed=3\n--image_size=99\n")
+    files = form.format(path).split()
+    for argv in (["--seed=7", *files], [*files, "--seed=7"]):
+        config = flags.parse(["main.py", *argv])
+        assert (config.runtime.seed, config.input.image_size) == (7, 99)

@@ -265,7 +265,7 @@ def test_a_broken_image_fails_the_request(run, broken):
     [("model_float16.tflite", 0.01), ("model_int8.tflite", 0.15)],
 )
 def test_tflite_takes_pixels(run, file, tolerance):
-    classify = tflite.load(run.folder / file, 1)
+    classify = tflite.load(run.folder / file)
     np.testing.assert_allclose(
         classify(_pixels(FILES)), _expected(run, FILES), atol=tolerance
     )
@@ -302,7 +302,7 @@ def test_int8_is_int8_between_its_ends(run):
 
 @pytest.mark.slow
 def test_onnx_takes_batches(run):
-    classify = onnx_file.load(run.folder / "model.onnx", 1)
+    classify = onnx_file.load(run.folder / "model.onnx")
     np.testing.assert_allclose(
         classify(_pixels(FILES)), _expected(run, FILES), atol=1e-5
     )
@@ -321,7 +321,7 @@ def test_onnx_takes_a_network_with_constants(tmp_path):
     onnx_file.convert(subject, tmp_path / "model.onnx")
     images = _pixels(FILES)
     np.testing.assert_allclose(
-        onnx_file.load(tmp_path / "model.onnx", 1)(images),
+        onnx_file.load(tmp_path / "model.onnx")(images),
         subject.probabilities(tf.cast(images, tf.float32)),
         # The logits are up to 70.
         atol=1e-4,
@@ -340,7 +340,7 @@ def test_a_network_that_a_converter_refuses_is_one_line(tmp_path):
     subject = network.Network(model, lambda images: images)
     with pytest.raises(UserError, match="onnx can't be made of this network"):
         onnx_file.convert(subject, tmp_path / "model.onnx")
-        onnx_file.load(tmp_path / "model.onnx", 1)
+        onnx_file.load(tmp_path / "model.onnx")
     with pytest.raises(UserError, match="float16 can't be made of this"):
         tflite.convert(subject, tmp_path / "float16.tflite")
 
@@ -409,8 +409,12 @@ def test_compare_counts_and_measures(tmp_path):
     for name in ("a", "b"):
         (tmp_path / "folder" / name).write_bytes(bytes(5_000_000))
     row = parity.compare(
-        *("onnx", tmp_path / "folder", found, np.array([1, 1, 1])),
-        *(reference, trained),
+        "onnx",
+        tmp_path / "folder",
+        found,
+        labels=np.array([1, 1, 1]),
+        reference=reference,
+        trained=trained,
     )
     assert (row.pop("format"), row.pop("file")) == ("onnx", "folder")
     assert row == pytest.approx(

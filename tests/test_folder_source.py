@@ -461,8 +461,8 @@ def test_a_class_folder_whose_name_can_t_be_written_is_refused(
 def test_images_in_a_folder_whose_name_is_not_utf8_are_skipped(
     flat, open_folder
 ):
-    folder = os.path.join(os.fsencode(flat), b"rose", b"caf\xe9")
-    os.mkdir(folder)
+    folder = os.path.join(os.fsencode(flat), b"rose", b"caf\xe9", b"inner")
+    os.makedirs(folder)
     picture = (flat / "rose" / "000.jpg").read_bytes()
     with open(os.path.join(folder, b"x.jpg"), "wb") as file:
         file.write(picture)

@@ -50,36 +50,24 @@ def _data(config=CONFIG) -> StageData:
     train = fakes.make_noise_examples(40)
     validation = fakes.make_noise_examples(20, seed=1)
     arguments = {
+        "config": config.input,
+        "preprocess": _preprocess,
         "global_batch_size": config.optimization.global_batch_size,
         "compute_dtype": keras.config.dtype_policy().compute_dtype,
     }
 
-    def make_train(initial_epoch, initial_step, context):
-        return input_pipeline.make_train_dataset(
-            train,
-            config.input,
-            _preprocess,
-            seed=config.runtime.seed,
-            initial_epoch=initial_epoch,
-            initial_step=initial_step,
-            input_context=context,
-            **arguments,
-        )
-
-    def make_eval(examples, context=None):
-        return input_pipeline.make_eval_dataset(
-            examples,
-            config.input,
-            _preprocess,
-            input_context=context,
-            **arguments,
-        )
-
     return StageData(
         num_examples=40,
-        make_train=make_train,
-        make_validation=functools.partial(make_eval, validation),
-        statistics=make_eval(train),
+        make_train=functools.partial(
+            input_pipeline.make_train_dataset,
+            train,
+            seed=config.runtime.seed,
+            **arguments,
+        ),
+        make_validation=functools.partial(
+            input_pipeline.make_eval_dataset, validation, **arguments
+        ),
+        statistics=input_pipeline.make_eval_dataset(train, **arguments),
         device_stage=input_pipeline.make_device_stage(
             config.input, _preprocess, arguments["compute_dtype"]
         ),

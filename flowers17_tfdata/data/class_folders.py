@@ -10,7 +10,7 @@ import os
 import pathlib
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from flowers17_tfdata import files
 from flowers17_tfdata.data import folder_listing
@@ -71,13 +71,13 @@ def write(source: Source, path: str | os.PathLike) -> bool:
 
     Args:
       source: the data set.
-      path: a new or empty folder, or one that this wrote for the same data set.
+      path: a new or empty folder, or one written earlier for this data set.
 
     Returns:
-      Whether it was written; False: it was there already, unchanged.
+      True if the folder was written, False if it was there already, unchanged.
 
     Raises:
-      UserError: the path holds something else, or can't be written.
+      UserError: the folder holds something else, or can't be written.
     """
     path = pathlib.Path(path).expanduser()
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
@@ -167,6 +167,11 @@ def _rows(class_names: Sequence[str], scan: Scan) -> list[tuple[str, ...]]:
     return list(zip(scan.ids, names, scan.splits, strict=True))
 
 
+def _places(rows: Iterable[Sequence[str]]) -> dict[str, str]:
+    """Returns `{file: "CLASS in SPLIT"}` for the images in a split."""
+    return {file: f"{name} in {split}" for file, name, split in rows if split}
+
+
 def describe_changes(
     path: pathlib.Path, class_names: Sequence[str], scan: Scan
 ) -> str:
@@ -183,11 +188,10 @@ def describe_changes(
     try:
         with open(path, encoding="utf-8", newline="") as stream:
             _, *rows = csv.reader(stream)
-            before = {row[0]: " in ".join(row[1:]) for row in rows if row[2]}
-    except (OSError, ValueError, IndexError, csv.Error):
+            before = _places(rows)
+    except (OSError, ValueError, csv.Error):
         return ""
-    rows_now = _rows(class_names, scan)
-    now = {row[0]: " in ".join(row[1:]) for row in rows_now if row[2]}
+    now = _places(_rows(class_names, scan))
     changes = {
         "moved": [f for f in now if before.get(f, now[f]) != now[f]],
         "added": [f for f in now if f not in before],

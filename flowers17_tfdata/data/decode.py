@@ -72,8 +72,8 @@ def upright(encoded: bytes) -> bytes:
     return stream.getvalue()
 
 
-def _orientation(image: Image.Image) -> int | None:
-    """Returns the orientation in a JPEG's EXIF; None: it has none.
+def _orientation(image: Image.Image) -> int:
+    """Returns the orientation in a JPEG's EXIF; 0 if it has none.
 
     Pillow's `getexif` also accepts other types of the tag, and XMP. An exported
     model reads the same bytes in a graph (`export.exif`) and must turn the same
@@ -81,11 +81,11 @@ def _orientation(image: Image.Image) -> int | None:
     """
     # For a PNG, Pillow would decode the whole image to find a late EXIF chunk.
     if image.format == "PNG":
-        return None
+        return 0
     tiff = image.info.get("exif", b"").removeprefix(b"Exif\0\0")
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
     if order is None:
-        return None
+        return 0
     try:
         (first,) = struct.unpack_from(f"{order}I", tiff, 4)
         (count,) = struct.unpack_from(f"{order}H", tiff, first)
@@ -98,7 +98,7 @@ def _orientation(image: Image.Image) -> int | None:
     except struct.error:
         # The directory is truncated.
         pass
-    return None
+    return 0
 
 
 def decode_image(encoded: tf.Tensor) -> tf.Tensor:

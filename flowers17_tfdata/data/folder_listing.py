@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import collections
-import json
+import contextlib
 import os
 import pathlib
 import re
 from collections.abc import Collection, Iterator
 from typing import Any, NamedTuple
 
+from flowers17_tfdata import files
 from flowers17_tfdata.data import decode
-from flowers17_tfdata.errors import ConfigError, one_line
+from flowers17_tfdata.errors import ConfigError, UserError, one_line
 
 # Names of split folders, including those that other tools write.
 _SPLIT_NAMES = {
@@ -33,7 +34,7 @@ _NUMBERED = re.compile(r"(\d+)_(.+)", re.DOTALL)
 # Python's stand-ins for the bytes of a file name that isn't UTF-8.
 _NOT_UTF8 = re.compile("[\ud800-\udfff]")
 
-_KINDS = ", ".join(decode.SUFFIXES)
+_SUFFIXES = ", ".join(decode.SUFFIXES)
 
 
 class FolderListing(NamedTuple):
@@ -46,8 +47,8 @@ class FolderListing(NamedTuple):
       labels: the class of each image, `[n]`.
       splits: the split folder of each image, `[n]`; all `train` if there are no
         split folders.
-      split_folders: the splits that have folders.
-      skipped: which files are not used, one line; '' if all are.
+      split_folders: the splits that have folders of their own.
+      skipped: which files are not used, one line; '' if all are used.
     """
 
     class_names: tuple[str, ...]
@@ -95,30 +96,40 @@ def list_images(root: pathlib.Path) -> FolderListing:
     found = []
     for split, classes in classes_of.items():
         for name, folder in classes.items():
-            for image in _images_below(folder, skipped):
-                image_id = image.relative_to(root).as_posix()
-                found.append((image_id, label_of[name], split))
+            for path in _files_below(folder):
+                kind = _kind_if_no_image(path, root)
+                if kind:
+                    skipped[kind] += 1
+                else:
+                    image_id = path.relative_to(root).as_posix()
+                    found.append((image_id, label_of[name], split))
     for folder in {root, *folder_of.values()}:
         for path in folder.iterdir():
-            if path.is_file() and not _kind_if_no_image(path):
+            if path.is_file() and not _kind_if_no_image(path, root):
                 skipped["image(s) in no class folder"] += 1
     found.sort()
+    note = ", ".join(f"{n} {kind}" for kind, n in skipped.most_common())
+    if note:
+        note = (
+            f"skipped: {note}; only files named {_SUFFIXES} are read: convert "
+            "or rename other images to use them"
+        )
     listing = FolderListing(
         _names_of(root, list(label_of)),
         [image_id for image_id, _, _ in found],
         [label for _, label, _ in found],
         [split for _, _, split in found],
         tuple(split_folders),
-        _describe(skipped),
+        note,
     )
     # An empty split folder must not be replaced by a part of train.
     empty = listing.first_empty()
     if empty:
-        why = f" ({listing.skipped})" if listing.skipped else ""
+        why = f" ({note})" if note else ""
         raise ConfigError(
             f"--dataset=folder:{root}: every class must hold images to train "
-            f"on, and every split folder images ({_KINDS}); {empty} holds none"
-            f"{why}"
+            f"on, and every split folder images ({_SUFFIXES}); {empty} holds "
+            f"none{why}"
         )
     return listing
 
@@ -130,27 +141,27 @@ def _is_hidden(name: str) -> bool:
 
 def _folders_in(path: pathlib.Path) -> dict[str, pathlib.Path]:
     """Returns the folders in a folder by name, sorted."""
-    children = (c for c in path.iterdir() if not _is_hidden(c.name))
-    folders = {
-        child.name: child for child in sorted(children) if child.is_dir()
-    }
-    for name in folders:
+    folders = {}
+    for child in sorted(path.iterdir()):
+        if _is_hidden(child.name) or not child.is_dir():
+            continue
         # isprintable() is also False for bytes that aren't UTF-8.
-        if not name.isprintable():
+        if not child.name.isprintable():
             raise ConfigError(
                 f"--dataset=folder:{path}: a class folder's name must be UTF-8 "
-                f"without control characters; got {os.fsencode(name)!r}"
+                f"without control characters; got {os.fsencode(child.name)!r}"
             )
+        folders[child.name] = child
     return folders
 
 
 def _split_folders(root: pathlib.Path) -> dict[str, pathlib.Path]:
     """Returns the folder of each split; empty if the folders are classes."""
     folders = _folders_in(root)
-    splits = [_SPLIT_NAMES.get(name.lower(), "") for name in folders]
+    splits = {_SPLIT_NAMES.get(n.lower(), ""): f for n, f in folders.items()}
     if not any(splits):
         return {}
-    is_once = len(set(splits)) == len(splits)
+    is_once = len(splits) == len(folders)
     if "" in splits or "train" not in splits or not is_once:
         # Split folders first, because the list may be cut.
         names = sorted(folders, key=lambda n: n.lower() not in _SPLIT_NAMES)
@@ -159,7 +170,7 @@ def _split_folders(root: pathlib.Path) -> dict[str, pathlib.Path]:
             "folders (train, validation, test) alone, each once, with train; "
             f"got {one_line(', '.join(names), 100)}"
         )
-    return dict(zip(splits, folders.values(), strict=True))
+    return splits
 
 
 def _check_classes(
@@ -192,34 +203,26 @@ def _check_classes(
             )
 
 
-def _images_below(
-    folder: pathlib.Path, skipped: collections.Counter[str]
-) -> Iterator[pathlib.Path]:
-    """Yields the image files; counts the others in `skipped` by kind."""
+def _files_below(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Yields the files in a folder and in its folders, links followed."""
 
     def stop(error: OSError):
         # os.walk would pass over a folder that it can't list.
         raise error
 
     seen = set()
-    # Collections are often made of links. They may form a circle.
-    for path, folders, files in os.walk(folder, onerror=stop, followlinks=True):
+    # Collections are often made of links, which may form a circle.
+    for path, folders, names in os.walk(folder, onerror=stop, followlinks=True):
         real = os.path.realpath(path)
         if real in seen:
             folders.clear()
             continue
         seen.add(real)
         folders[:] = sorted(f for f in folders if not _is_hidden(f))
-        for name in files:
-            image = pathlib.Path(path, name)
-            kind = _kind_if_no_image(image)
-            if kind:
-                skipped[kind] += 1
-            else:
-                yield image
+        yield from (pathlib.Path(path, name) for name in names)
 
 
-def _kind_if_no_image(path: pathlib.Path) -> str:
+def _kind_if_no_image(path: pathlib.Path, root: pathlib.Path) -> str:
     """Returns what kind of file is skipped; '' for an image."""
     if _is_hidden(path.name):
         return "hidden file(s)"
@@ -229,36 +232,24 @@ def _kind_if_no_image(path: pathlib.Path) -> str:
     # reported with the images that can't be decoded.
     if path.exists() and not path.is_file():
         return "(no regular file)"
-    if _NOT_UTF8.search(f"{path.parent.name}/{path.name}"):
+    if _NOT_UTF8.search(str(path.relative_to(root))):
         return "image(s) whose names are not UTF-8"
     return ""
 
 
-def _describe(skipped: collections.Counter[str]) -> str:
-    if not skipped:
-        return ""
-    kinds = ", ".join(f"{n} {kind}" for kind, n in skipped.most_common())
-    return (
-        f"skipped: {kinds}; only files named {_KINDS} are read: convert or "
-        "rename other images to use them"
-    )
-
-
 def read_mark(root: pathlib.Path) -> dict[str, Any]:
     """Returns the contents of `MARK` in a folder; empty if there is none."""
-    try:
-        mark = json.loads((root / MARK).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return mark if isinstance(mark, dict) else {}
+    with contextlib.suppress(UserError):
+        return files.read_json(root / MARK)
+    return {}
 
 
 def _names_of(root: pathlib.Path, folders: list[str]) -> tuple[str, ...]:
     """Returns the class names for which the folders were written."""
-    name_of = read_mark(root).get("class_folders")
-    if isinstance(name_of, dict) and set(name_of) == set(folders):
-        return tuple(str(name_of[folder]) for folder in folders)
-    # Take off numbers that only keep the names in order.
+    name_of = read_mark(root).get("class_folders", {})
+    if set(name_of) == set(folders):
+        return tuple(name_of[folder] for folder in folders)
+    # Drop numbers that only keep the names in order.
     matches = [_NUMBERED.fullmatch(folder) for folder in folders]
     bare = [m[2] for k, m in enumerate(matches) if m and int(m[1]) == k]
     return tuple(bare if len(set(bare)) == len(folders) else folders)

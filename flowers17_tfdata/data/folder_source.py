@@ -14,6 +14,7 @@ import tensorflow as tf
 from flowers17_tfdata.config.data import FOLDER_PREFIX, DataConfig
 from flowers17_tfdata.data import scan, splitting
 from flowers17_tfdata.data.folder_listing import FolderListing, list_images
+from flowers17_tfdata.data.oxford_flowers17.splits import order_key
 from flowers17_tfdata.data.scan import OnScanned, Scan, ScannedImages
 from flowers17_tfdata.data.source import Source, fingerprint
 from flowers17_tfdata.errors import UserError, one_line
@@ -39,7 +40,7 @@ class FolderSource(Source):
         # Sorted by name they would come class by class, but the first batches,
         # from which batch-norm statistics are measured, must show all classes.
         chosen = self._positions(split)
-        chosen.sort(key=lambda k: splitting.order_key(0, self._scan.ids[k]))
+        chosen.sort(key=lambda k: order_key(0, self._scan.ids[k]))
         ids = [self._scan.ids[k] for k in chosen]
         paths = [os.fsencode(self._root / image_id) for image_id in ids]
 
@@ -152,13 +153,14 @@ def _split(
     good = [k for k in range(len(listing.ids)) if k not in images.errors]
     split_of = {listing.ids[k]: listing.splits[k] for k in good}
     if fractions:
-        # Of all images, so that the audit finds their pairs in the cache.
+        # For all images, so that the audit finds their pairs in the cache.
         groups = scan.find_groups(images)
         train = [k for k in good if listing.splits[k] == "train"]
-        ids = [listing.ids[k] for k in train]
-        labels = [listing.labels[k] for k in train]
         pool = splitting.Pool(
-            ids, labels, groups[train].tolist(), listing.class_names
+            [listing.ids[k] for k in train],
+            [listing.labels[k] for k in train],
+            groups[train].tolist(),
+            listing.class_names,
         )
         split_of |= splitting.assign_splits(pool, config, fractions)
     return [split_of.get(image_id, "") for image_id in listing.ids]

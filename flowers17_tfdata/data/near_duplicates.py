@@ -2,9 +2,9 @@
 
 A pair that straddles train and test makes the test accuracy a measure of
 memory. The hash is dHash (N. Krawetz, "Kind of Like That", 2013): the signs of
-horizontal brightness differences of a 16 x 17 thumbnail, 256 bits. It sees
-copies, re-encodings, small borders and, hashed a second time, mirror images;
-not crops.
+horizontal brightness differences of a 16 x 17 thumbnail, 256 bits. It finds
+copies, re-encoded copies, copies with a small border and, by the hash of the
+mirrored thumbnail, mirror images; it doesn't find crops.
 """
 
 from __future__ import annotations
@@ -124,8 +124,8 @@ def _without_crowds(
       bits: bool `[n, 256]`.
 
     Returns:
-      The positions of the images kept, int `[k]`, and the (first, second) that
-      link each other image to the one before it in its crowd.
+      The positions of the images kept, int `[k]`, and the pairs of neighbours
+      in each crowd, (first, second), which join it to one group.
     """
     hashes = np.packbits(bits, axis=1).view("V32").ravel()
     _, value_of, counts = np.unique(

@@ -7,7 +7,7 @@ import hashlib
 import itertools
 import pathlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -36,9 +36,9 @@ Image = bytes | pathlib.Path
 # Called with the number of images decoded so far.
 OnScanned = Callable[[int], None]
 
-# A thumbnail, float16 `[16, 17]`; height and width, int32 `[2]`; the error, or
-# ''. The cache file has an array for each.
-_Row = tuple[np.ndarray, np.ndarray, str]
+# A thumbnail, float16 `[16, 17]`; height and width; the error, or ''. The cache
+# file has an array for each.
+_Row = tuple[np.ndarray, Sequence[int], str]
 _COLUMNS = ("thumbnails", "sizes", "errors")
 
 
@@ -81,12 +81,7 @@ def scan_images(
     encoded: Iterable[bytes], on_scanned: OnScanned | None = None
 ) -> ScannedImages:
     """Decodes images to thumbnails, holding only some images at a time."""
-    rows: list[_Row] = []
-    for chunk in _scan_chunks(encoded):
-        rows += chunk
-        if on_scanned:
-            on_scanned(len(rows))
-    return _to_arrays(rows)
+    return _to_arrays(list(_scan(encoded, on_scanned)))
 
 
 def scan_files(
@@ -107,25 +102,29 @@ def scan_files(
     """
     known = _load_rows(cache)
     missing = [key for key in paths if key not in known]
-    done, saved_at = 0, time.monotonic()
-    for rows in _scan_chunks(paths[key] for key in missing):
-        known |= zip(missing[done : done + len(rows)], rows, strict=True)
-        done += len(rows)
-        if on_scanned:
-            on_scanned(done)
-        if done == len(missing) or time.monotonic() - saved_at > _SAVE_SECS:
+    rows = _scan((paths[key] for key in missing), on_scanned)
+    saved_at = time.monotonic()
+    for key, row in zip(missing, rows, strict=True):
+        known[key] = row
+        if key == missing[-1] or time.monotonic() - saved_at > _SAVE_SECS:
             _save_rows(cache, {k: known[k] for k in paths if k in known})
             saved_at = time.monotonic()
     found = _to_arrays([known[key] for key in paths])
     return found._replace(pairs_cache=cache.with_suffix(".pairs.npz"))
 
 
-def _scan_chunks(images: Iterable[Image]) -> Iterator[list[_Row]]:
-    remaining = iter(images)
+def _scan(
+    images: Iterable[Image], on_scanned: OnScanned | None
+) -> Iterator[_Row]:
+    remaining, done = iter(images), 0
     # TensorFlow decodes without holding Python's lock.
     with concurrent.futures.ThreadPoolExecutor(machine.num_cores()) as threads:
         while chunk := list(itertools.islice(remaining, _CHUNK)):
-            yield list(threads.map(_scan_image, chunk))
+            rows = list(threads.map(_scan_image, chunk))
+            done += len(rows)
+            if on_scanned:
+                on_scanned(done)
+            yield from rows
 
 
 def _scan_image(image: Image) -> _Row:
@@ -134,21 +133,21 @@ def _scan_image(image: Image) -> _Row:
         with tf.device("CPU:0"):
             encoded = decode.upright(encoded)
             if encoded.startswith(decode.JPEG_MAGIC):
-                size = tf.io.extract_jpeg_shape(encoded)[:2].numpy()
+                shape = tf.io.extract_jpeg_shape(encoded).numpy().tolist()
                 # Decoding all of 12 megapixels for 272 gray levels takes five
                 # times as long. A truncated file is detected all the same.
-                ratio = decode.reduction(*size, _LEAST_SIDE)
+                ratio = decode.reduction(shape[0], shape[1], _LEAST_SIDE)
                 pixels = decode.decode_reduced(encoded, ratio)
             else:
                 pixels = decode.decode_reduced(encoded, 1)
-                size = np.array(pixels.shape[:2], np.int32)
+                shape = pixels.shape
             gray = tf.image.rgb_to_grayscale(tf.cast(pixels, tf.float32))
             small = tf.image.resize(gray, [16, 17], method="area")[..., 0]
     except (OSError, ValueError, tf.errors.InvalidArgumentError) as error:
-        nothing = np.zeros([16, 17], np.float16), np.zeros(2, np.int32)
-        return *nothing, decode.decoder_message(error)
+        nothing = np.zeros([16, 17], np.float16)
+        return nothing, (0, 0), decode.decoder_message(error)
     # Rounded as in the cache file, so that cached images hash the same.
-    return small.numpy().astype(np.float16), size, ""
+    return small.numpy().astype(np.float16), shape[:2], ""
 
 
 def _to_arrays(rows: list[_Row]) -> ScannedImages:
@@ -181,7 +180,7 @@ def find_pairs(images: ScannedImages) -> list[NearDuplicate]:
     if images.pairs_cache is None:
         return near_duplicates.find_near_duplicates(images.thumbnails)
     thumbnails = np.ascontiguousarray(images.thumbnails)
-    digest = hashlib.sha256(thumbnails).hexdigest()
+    digest = hashlib.sha256(thumbnails.data).hexdigest()
     stored = load_arrays(images.pairs_cache, digest)
     if stored:
         return [NearDuplicate(*row) for row in stored["pairs"].tolist()]

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import collections
-import hashlib
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 from flowers17_tfdata.config.data import DataConfig
 from flowers17_tfdata.data.oxford_flowers17 import splits
@@ -102,14 +101,15 @@ def assign_splits(
         fold_of = assign_folds(pool, config.folds, config.split_seed)
         return {i: split_of.get(fold, "train") for i, fold in fold_of.items()}
     if isinstance(shares["train"], int):
-        return splits.make_splits(*pool[:3], shares, config.split_seed)
+        sizes = {split: int(size) for split, size in shares.items()}
+        return splits.make_splits(*pool[:3], sizes, config.split_seed)
     return assign_fractions(pool, shares, config.split_seed)
 
 
 def assign_fractions(
     pool: Pool, fractions: Mapping[str, float], seed: int
 ) -> dict[str, str]:
-    """Divides images into splits of given fractions; see `_assign`.
+    """Divides images into splits of given fractions, groups kept whole.
 
     Each group goes to the split that lacks most of its class's share; the
     first group of a class goes to train. So the number of a class's images in
@@ -136,7 +136,7 @@ def assign_fractions(
     def choose(first: str, need: Mapping[int, int]) -> str:
         def lack(split: str) -> tuple[float, str]:
             missing = sum(lacks[label][split] for label in need)
-            return missing, order_key(seed, first, split)
+            return missing, splits.order_key(seed, first, split)
 
         all_trained_on = trained_on.issuperset(need)
         split = max(fractions, key=lack) if all_trained_on else "train"
@@ -146,7 +146,7 @@ def assign_fractions(
             lacks[label][split] -= count
         return split
 
-    split_of = _assign(pool, seed, choose)
+    split_of = splits.assign_groups(*pool[:3], seed, choose)
     for split in fractions:
         if split not in split_of.values():
             raise UserError(
@@ -158,7 +158,7 @@ def assign_fractions(
 
 
 def assign_folds(pool: Pool, num_folds: int, seed: int) -> dict[str, int]:
-    """Divides images into folds of equal size; see `_assign`.
+    """Divides images into folds of equal size, groups kept whole.
 
     Each group goes to the fold with the fewest images of its class, and among
     those to the smallest fold. So the numbers of a class's images in two folds
@@ -186,7 +186,7 @@ def assign_folds(pool: Pool, num_folds: int, seed: int) -> dict[str, int]:
         counts[fold].update(need)
         return fold
 
-    fold_of = _assign(pool, seed, choose)
+    fold_of = splits.assign_groups(*pool[:3], seed, choose)
     most, label = min(
         (sum(label in count for count in counts), label)
         for label in set(pool.labels)
@@ -198,39 +198,6 @@ def assign_folds(pool: Pool, num_folds: int, seed: int) -> dict[str, int]:
             f"count as one); got {num_folds}"
         )
     return fold_of
-
-
-def _assign(
-    pool: Pool, seed: int, choose: Callable[[str, Mapping[int, int]], Any]
-) -> dict[str, Any]:
-    """Assigns whole groups, the largest first, in an order drawn by hashes.
-
-    The result depends on the set of (id, label, group members) and the seed
-    alone, not on the order of the ids.
-
-    Args:
-      pool: the images.
-      seed: any integer.
-      choose: called with a group's first id and its `{label: count}`; returns
-        where the group goes.
-    """
-    label_of = dict(zip(pool.ids, pool.labels, strict=True))
-    members = collections.defaultdict(list)
-    for image_id, group in zip(pool.ids, pool.groups, strict=True):
-        members[group].append(image_id)
-    units = [sorted(unit) for unit in members.values()]
-    units.sort(key=lambda unit: (-len(unit), order_key(seed, unit[0])))
-    assigned = {}
-    for unit in units:
-        need = collections.Counter(label_of[i] for i in unit)
-        assigned |= dict.fromkeys(unit, choose(unit[0], need))
-    return assigned
-
-
-def order_key(seed: int, *parts: str) -> str:
-    """Returns a sort key for an order drawn by a seed."""
-    text = ":".join((str(seed), *parts))
-    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def notes(config: DataConfig, new_splits: Iterable[str]) -> list[str]:

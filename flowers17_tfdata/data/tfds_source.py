@@ -16,16 +16,13 @@ import tensorflow_datasets as tfds
 from flowers17_tfdata import errors
 from flowers17_tfdata.config.data import DataConfig
 from flowers17_tfdata.data import scan, splitting
-from flowers17_tfdata.data.oxford_flowers17 import archive as archives
+from flowers17_tfdata.data.oxford_flowers17 import archive, splits
 from flowers17_tfdata.data.oxford_flowers17 import errors as builder_errors
 from flowers17_tfdata.data.oxford_flowers17 import (
     oxford_flowers17_dataset_builder as flowers17,
 )
-from flowers17_tfdata.data.oxford_flowers17 import splits
 from flowers17_tfdata.data.scan import OnScanned
 from flowers17_tfdata.data.source import Source, fingerprint
-
-Builder = tfds.core.DatasetBuilder
 
 # Data sets whose images any split may take.
 _DIVIDED_ANEW = ("oxford_flowers17/seeded", "oxford_flowers17/synthetic")
@@ -42,7 +39,7 @@ class TfdsSource(Source):
         after another.
     """
 
-    _builder: Builder
+    _builder: tfds.core.DatasetBuilder
     _divided: tuple[str, ...] = ()
     _split_of: tuple[str, ...] = ()
 
@@ -86,7 +83,7 @@ class TfdsSource(Source):
         """Hashes names, or positions in a data set that is divided here."""
         # Names are unique in oxford_flowers17, whose configurations share the
         # archive's digest. In other data sets they may repeat.
-        contents = (self._builder.info.metadata or {}).get("content_digest")
+        contents = _content_digest(self._builder)
         if contents:
             ids = self.read(split).map(lambda e: e["id"]).as_numpy_iterator()
             return [fingerprint(contents, name.decode()) for name in ids]
@@ -95,6 +92,21 @@ class TfdsSource(Source):
         return [fingerprint(whole, *self._divided, str(k)) for k in places]
 
 
+@contextlib.contextmanager
+def _user_errors() -> Iterator[None]:
+    """Turns the builder's errors into errors that name the flags."""
+    try:
+        yield
+    except builder_errors.ArchiveError as error:
+        # The message starts with the argument's name, which is the flag's.
+        raise errors.UserError(f"--{error}") from error
+    except builder_errors.DownloadFailed as error:
+        raise errors.DownloadFailed(str(error)) from error
+    except builder_errors.DatasetError as error:
+        raise errors.UserError(str(error)) from error
+
+
+@_user_errors()
 def open_tfds(
     config: DataConfig, cache_dir: pathlib.Path, on_scanned: OnScanned | None
 ) -> TfdsSource:
@@ -141,8 +153,8 @@ def _scan_train(
 ) -> splitting.Pool:
     """Returns the examples of train, grouped by the near-duplicates found.
 
-    Read from the cache if the data set's files have the sizes and modification
-    times that they had then.
+    They are read from the cache if no file of the data set has changed its size
+    or modification time since it was written.
     """
     digest = hashlib.sha256(source.name.encode())
     for file in sorted(pathlib.Path(source._builder.data_path).iterdir()):
@@ -200,22 +212,20 @@ def _open_prepared(config: DataConfig) -> TfdsSource:
     elif config.archive:
         _check_same_archive(builder, config.archive)
     _check_features(builder, config.dataset)
-    pairs = flowers17.known_near_duplicates()
-    if not config.is_flowers17:
-        pairs = ()
+    pairs = flowers17.known_near_duplicates() if config.is_flowers17 else []
     label_key = builder.info.supervised_keys[1]
     return TfdsSource(
         name=builder.info.full_name,
         class_names=tuple(builder.info.features[label_key].names),
         split_sizes={n: s.num_examples for n, s in builder.info.splits.items()},
         known_near_duplicates=tuple(
-            (archives.image_name(a), archives.image_name(b)) for a, b in pairs
+            (archive.image_name(a), archive.image_name(b)) for a, b in pairs
         ),
         _builder=builder,
     )
 
 
-def _make_builder(config: DataConfig) -> Builder:
+def _make_builder(config: DataConfig) -> tfds.core.DatasetBuilder:
     data_dir = config.data_dir or None
     kwargs = {"archive": config.archive} if config.archive else {}
     try:
@@ -229,7 +239,9 @@ def _make_builder(config: DataConfig) -> Builder:
         ) from error
 
 
-def _prepare(config: DataConfig, builder: Builder) -> Builder:
+def _prepare(
+    config: DataConfig, builder: tfds.core.DatasetBuilder
+) -> tfds.core.DatasetBuilder:
     """Prepares the data set, once if several processes ask at the same time."""
     folder = pathlib.Path(builder.data_path)
     lock = folder.parent / f".{folder.name}.lock"
@@ -238,8 +250,7 @@ def _prepare(config: DataConfig, builder: Builder) -> Builder:
         with filelock.FileLock(lock):
             # Another process may have prepared it while this one waited.
             builder = _make_builder(config)
-            with _user_errors():
-                builder.download_and_prepare()
+            builder.download_and_prepare()
             return builder
     except (OSError, tfds.download.DownloadError, AssertionError) as error:
         raise errors.UserError(
@@ -248,33 +259,21 @@ def _prepare(config: DataConfig, builder: Builder) -> Builder:
         ) from error
 
 
-@contextlib.contextmanager
-def _user_errors() -> Iterator[None]:
-    """Turns the builder's errors into errors that name the flags."""
-    try:
-        yield
-    except builder_errors.ArchiveError as error:
-        # The message starts with the argument's name, which is the flag's.
-        raise errors.UserError(f"--{error}") from error
-    except builder_errors.DownloadFailed as error:
-        raise errors.DownloadFailed(str(error)) from error
-    except builder_errors.DatasetError as error:
-        raise errors.UserError(str(error)) from error
-
-
-def _check_same_archive(builder: Builder, archive: str):
-    stored = (builder.info.metadata or {}).get("content_digest")
-    with _user_errors():
-        images = archives.read_archive(archive)
-    if stored != archives.content_digest(images):
+def _check_same_archive(builder: tfds.core.DatasetBuilder, path: str) -> None:
+    images = archive.read_archive(path)
+    if _content_digest(builder) != archive.content_digest(images):
         raise errors.UserError(
-            f"--archive {archive} holds other images than the data set "
+            f"--archive {path} holds other images than the data set "
             f"prepared in {builder.data_path}: drop --archive, or pass "
             "another --data_dir"
         )
 
 
-def _check_features(builder: Builder, dataset: str) -> None:
+def _content_digest(builder: tfds.core.DatasetBuilder) -> str | None:
+    return (builder.info.metadata or {}).get("content_digest")
+
+
+def _check_features(builder: tfds.core.DatasetBuilder, dataset: str) -> None:
     keys, features = builder.info.supervised_keys or (), builder.info.features
     kinds = [type(features[key]) for key in keys if isinstance(key, str)]
     if kinds != [tfds.features.Image, tfds.features.ClassLabel]:

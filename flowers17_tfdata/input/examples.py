@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import pathlib
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent import futures
 from typing import NamedTuple, Protocol
 
@@ -130,7 +130,8 @@ class EncodedImages:
         size = self.image_size
         batch = np.empty([len(indices), size, size, 3], np.uint8)
         for k, index in enumerate(indices):
-            batch[k] = decode.decode_and_resize(self._encoded(index), size)
+            image = decode.decode_reduced(self._encoded(index), 1)
+            batch[k] = decode.resize_host(image, size)
         return batch
 
     def _encoded(self, index) -> bytes:
@@ -142,7 +143,7 @@ class EncodedImages:
         batch = np.empty([len(indices), size, size, 3], np.uint8)
         for k, index in enumerate(indices):
             if size == full and (transforms[k] == augmentation.IDENTITY).all():
-                # The image itself, as evaluation without other views has it.
+                # Nothing to transform: the image as `read` returns it.
                 batch[k] = self.read([index])[0]
                 continue
             image = decode.decode_reduced(
@@ -164,7 +165,7 @@ class EncodedImages:
 
 @dataclasses.dataclass(frozen=True)
 class FileImages:
-    """Images of files, decoded at each access on all cores.
+    """Images in files, decoded at each access on all cores.
 
     An image that can't be read is black, and `errors` says why.
 
@@ -187,13 +188,9 @@ class FileImages:
 
     def _decode(self, position: int) -> np.ndarray:
         try:
-            encoded = decode.upright(
-                pathlib.Path(self.paths[position]).read_bytes()
-            )
-            # Where there is a GPU, the pixels must not pass through it.
-            with tf.device("CPU:0"):
-                image = decode.decode_and_resize(encoded, self.image_size)
-            return image.numpy()
+            encoded = pathlib.Path(self.paths[position]).read_bytes()
+            image = decode.decode_reduced(decode.upright(encoded), 1)
+            return decode.resize_host(image, self.image_size)
         except OSError as error:
             self.errors[position] = error.strerror or str(error)
         except (ValueError, tf.errors.InvalidArgumentError) as error:
@@ -201,9 +198,8 @@ class FileImages:
         return np.zeros([self.image_size, self.image_size, 3], np.uint8)
 
     def resample(self, indices, transforms, size):
-        positions, inverse = np.unique(indices, return_inverse=True)
-        images = DecodedImages(self.read(positions))
-        return images.resample(inverse, transforms, size)
+        images = DecodedImages(self.read(indices))
+        return images.resample(np.arange(len(indices)), transforms, size)
 
     def digest(self) -> str:
         raise NotImplementedError("predictions are not cached")
@@ -232,15 +228,14 @@ class JoinedImages:
 
     def _gather(self, indices, read):
         owners = np.searchsorted(self.starts, indices, side="right") - 1
-        pieces, order = [], []
-        for owner in np.unique(owners):
-            (here,) = np.nonzero(owners == owner)
-            at = indices[here] - self.starts[owner]
-            pieces.append(read(self.parts[owner], at, here))
-            order.append(here)
-        batch = np.empty([len(indices), *pieces[0].shape[1:]], np.uint8)
-        batch[np.concatenate(order)] = np.concatenate(pieces)
-        return batch
+        places = [np.flatnonzero(owners == k) for k in range(len(self.parts))]
+        pieces = [
+            read(part, indices[here] - start, here)
+            for part, start, here in zip(
+                self.parts, self.starts, places, strict=True
+            )
+        ]
+        return np.concatenate(pieces)[np.argsort(np.concatenate(places))]
 
     def digest(self) -> str:
         return "+".join(part.digest() for part in self.parts)
@@ -260,9 +255,8 @@ def join_examples(splits: Sequence[Examples]) -> Examples:
 
 
 def _digest(values: np.ndarray) -> str:
-    return hashlib.blake2b(
-        np.ascontiguousarray(values), digest_size=16
-    ).hexdigest()
+    data = np.ascontiguousarray(values).data
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
 def resolve_cache(config: InputConfig, num_images: int) -> str:
@@ -275,9 +269,8 @@ def resolve_cache(config: InputConfig, num_images: int) -> str:
     if config.cache != "auto":
         return config.cache
     needed = num_images * 3 * config.image_size**2
-    return (
-        "memory" if needed <= _CACHE_SHARE * machine.free_memory() else "none"
-    )
+    fits = needed <= _CACHE_SHARE * machine.free_memory()
+    return "memory" if fits else "none"
 
 
 def load_examples(source: Source, split: str, config: InputConfig) -> Examples:
@@ -290,38 +283,42 @@ def load_examples(source: Source, split: str, config: InputConfig) -> Examples:
         this split alone.
 
     Raises:
-      UserError: an image can't be decoded, or the split is empty.
+      UserError: an image can't be decoded, an example has no label, or the
+        split is empty or doesn't exist.
     """
-    num_examples = source.split_sizes.get(split, 0)
-    if resolve_cache(config, num_examples) == "memory":
-        images, labels, ids = _decode_all(source, split, config)
-    else:
-        images, labels, ids = _spool(source, split, config)
-    if not len(labels):
+    source.check_split(split)
+    num_examples, size = source.split_sizes[split], config.image_size
+    if not num_examples:
         raise UserError(f"{source.name} has no examples in split {split!r}")
-    check_labels(source, split, labels, ids)
+    labels: list[int] = []
+    ids: list[str] = []
+
+    def read(decode_fn: Callable[[tf.Tensor], tf.Tensor]):
+        for decoded, encoded, label, name in _decoded(source, split, decode_fn):
+            labels.append(label)
+            ids.append(name)
+            yield decoded, encoded
+
+    images: Images
+    if resolve_cache(config, num_examples) == "memory":
+        pixels = np.empty([num_examples, size, size, 3], np.uint8)
+        resized = read(lambda data: decode.decode_and_resize(data, size))
+        for k, (image, _) in enumerate(resized):
+            pixels[k] = image
+        images = DecodedImages(pixels)
+    else:
+        shapes = read(lambda data: tf.shape(decode.decode_image(data)))
+        images = _spool(shapes, size)
     return Examples(images, np.asarray(labels, np.int64), tuple(ids))
 
 
-def check_labels(
-    source: Source, split: str, labels: list[int], ids: list[str]
-) -> None:
-    """Refuses a split without labels, which TFDS marks with -1.
+def _decoded(
+    source: Source, split: str, decode_fn: Callable[[tf.Tensor], tf.Tensor]
+) -> Iterator[tuple[np.ndarray, bytes, int, str]]:
+    """Yields `(decode_fn(encoded), encoded, label, id)` in order.
 
-    Raises:
-      UserError: names the first example whose label is no class.
+    The EXIF orientation is applied to the encoded images.
     """
-    for label, name in zip(labels, ids, strict=True):
-        if not 0 <= label < len(source.class_names):
-            raise UserError(
-                f"{source.name}, split {split}: every example must have a "
-                f"label from 0 to {len(source.class_names) - 1}; {name} has "
-                f"{label}"
-            )
-
-
-def _decoded(source: Source, split: str, decode_fn):
-    """Yields `(decoded, encoded, label, id)` in order, orientation applied."""
     examples = source.read(split)
 
     def decoded(example):
@@ -331,68 +328,53 @@ def _decoded(source: Source, split: str, decode_fn):
         encoded = tf.ensure_shape(encoded, [])
         return decode_fn(encoded), encoded, example["label"], example["id"]
 
-    results = examples.map(
-        decoded, num_parallel_calls=tf.data.AUTOTUNE
-    ).as_numpy_iterator()
-    position = 0
-    while True:
-        try:
-            result = next(results)
-        except StopIteration:
-            return
-        except tf.errors.InvalidArgumentError as error:
-            broken = next(iter(examples.skip(position)))
-            raise undecodable(source, split, broken) from error
-        yield result
-        position += 1
-
-
-def undecodable(source: Source, split: str, example) -> UserError:
-    """Returns the error for an example whose image can't be read."""
-    name = example["id"].numpy().decode()
-    try:
-        decode.decode_image(decode.upright(example["image"].numpy()))
-        message = "it can't be resized"
-    except (ValueError, tf.errors.InvalidArgumentError) as error:
-        message = decode.decoder_message(error)
-    return UserError(
-        f"{source.name}, split {split}: {name} can't be decoded ({message}); "
-        "--phase=prepare lists all such files"
+    results = examples.map(decoded, num_parallel_calls=tf.data.AUTOTUNE)
+    where, num_classes = (
+        f"{source.name}, split {split}",
+        len(source.class_names),
     )
+    position = 0
+    try:
+        for image, encoded, label, name in results.as_numpy_iterator():
+            # TFDS marks a split without labels with -1.
+            if not 0 <= label < num_classes:
+                raise UserError(
+                    f"{where}: every example must have a label from 0 to "
+                    f"{num_classes - 1}; {name.decode()} has {label}"
+                )
+            yield image, encoded, label, name.decode()
+            position += 1
+    except tf.errors.InvalidArgumentError as error:
+        broken = next(examples.skip(position).as_numpy_iterator())
+        message = "it can't be resized"
+        try:
+            decode.decode_image(decode.upright(broken["image"]))
+        # The message of `error` would hold a traceback.
+        except (ValueError, tf.errors.InvalidArgumentError) as cause:
+            message = decode.decoder_message(cause)
+        raise UserError(
+            f"{where}: {broken['id'].decode()} can't be decoded ({message}); "
+            "--phase=prepare lists all such files"
+        ) from error
 
 
-def _decode_all(source: Source, split: str, config: InputConfig):
-    source.check_split(split)
-    size = config.image_size
-    pixels = np.empty([source.split_sizes[split], size, size, 3], np.uint8)
-    labels, ids = [], []
-    for image, _, label, name in _decoded(
-        source, split, lambda data: decode.decode_and_resize(data, size)
-    ):
-        pixels[len(labels)] = image
-        labels.append(label)
-        ids.append(name.decode())
-    return DecodedImages(pixels[: len(labels)]), labels, ids
+def _spool(
+    images: Iterable[tuple[np.ndarray, bytes]], image_size: int
+) -> EncodedImages:
+    """Copies encoded images to a temporary file.
 
-
-def _spool(source: Source, split: str, config: InputConfig):
-    """Copies the encoded images to a temporary file."""
-    source.check_split(split)
-    labels, ids, ends, ratios, end = [], [], [], [], 0
+    Args:
+      images: the shape, int32 `[3]`, and the bytes of each image.
+      image_size: height and width of the images when they are read, pixels.
+    """
+    ends, ratios = [], []
     with tempfile.TemporaryFile(prefix="flowers17_tfdata_") as file:
-        for shape, encoded, label, name in _decoded(
-            source, split, lambda data: tf.shape(decode.decode_image(data))
-        ):
+        for (height, width, _), encoded in images:
             file.write(encoded)
-            end += len(encoded)
-            ends.append(end)
-            ratios.append(decode.reduction(*shape[:2], config.image_size))
-            labels.append(label)
-            ids.append(name.decode())
+            ends.append(file.tell())
+            ratios.append(decode.reduction(height, width, image_size))
         file.flush()
         # The mapping outlives the closed file. Its pages are page cache, which
         # the kernel drops when memory runs short.
-        data = np.memmap(file, np.uint8, "r") if end else np.empty(0, np.uint8)
-    ends, ratios = np.asarray(ends, np.int64), np.asarray(ratios, np.int64)
-    images = EncodedImages(data, ends, ratios, config.image_size)
-    return images, labels, ids
+        data = np.memmap(file, np.uint8, "r")
+    return EncodedImages(data, np.array(ends), np.array(ratios), image_size)

@@ -40,7 +40,8 @@ def load(path: pathlib.Path) -> dict[str, np.ndarray] | None:
       The arrays, or None if the file is missing or damaged.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # Opened here: np.load leaves a damaged file open.
+        with open(path, "rb") as stream, np.load(stream) as file:
             return {name: file[name] for name in file.files}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None

@@ -21,7 +21,7 @@ from flowers17_tfdata.errors import (
 from flowers17_tfdata.phases import evaluate
 from flowers17_tfdata.phases.registry import PHASES, Phase
 from flowers17_tfdata.session import Session, open_session
-from flowers17_tfdata.training import checkpoints
+from flowers17_tfdata.training import checkpoints, cluster
 
 # How a collective operation ends when one of its workers died.
 _LOST_WORKER = (
@@ -49,12 +49,20 @@ def run(config: Config) -> None:
         keras.utils.disable_interactive_logging()
     with _errors_in_one_line(config):
         if not phase.opens_data:
-            phase.run(config)
+            _run_without_data(phase, config)
         elif config.data.runs_all_folds:
             # A process of its own has run each fold.
             evaluate.pool_folds(config)
         else:
             _run_on_data(phase, config)
+
+
+def _run_without_data(phase: Phase, config: Config) -> None:
+    resolver = cluster.find_cluster()
+    if resolver is not None and cluster.place(resolver)[1]:
+        terminal.say(f"{phase.name}: only worker 0 does this")
+        return
+    phase.run(config)
 
 
 def _run_on_data(phase: Phase, config: Config) -> None:

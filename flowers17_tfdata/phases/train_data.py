@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-import time
+import functools
 from collections.abc import Mapping
 from typing import Any
 
-import keras
 import numpy as np
 
-from flowers17_tfdata import files, machine, terminal, timings
 from flowers17_tfdata.config.config import Config
+from flowers17_tfdata.input import examples as examples_lib
 from flowers17_tfdata.input import (
-    augmentation,
     feature_cache,
     input_pipeline,
 )
-from flowers17_tfdata.input import examples as examples_lib
 from flowers17_tfdata.input.examples import Examples
 from flowers17_tfdata.input.feature_cache import Features
-from flowers17_tfdata.models import backbones, batch_norm, classifier, folding
+from flowers17_tfdata.models import backbones
 from flowers17_tfdata.session import TRAINING_SPLITS, Session
-from flowers17_tfdata.training import inference
-from flowers17_tfdata.training.preemption import StopRequest
 from flowers17_tfdata.training.stage import StageData
 
 # The number of images that batch-norm statistics are measured on: once before
@@ -119,24 +114,11 @@ def image_data(session: Session, splits: Splits, method: str) -> StageData:
         "global_batch_size": size,
         "compute_dtype": session.compute_dtype,
     }
-    weights = class_weights(session, splits.train.labels)
-
-    def make_train(initial_epoch, initial_step, context):
-        return input_pipeline.make_train_dataset(
-            splits.train,
-            seed=config.runtime.seed,
-            initial_epoch=initial_epoch,
-            initial_step=initial_step,
-            input_context=context,
-            class_weights=weights,
-            **arguments,
+    make_validation = None
+    if splits.validation is not None:
+        make_validation = functools.partial(
+            input_pipeline.make_eval_dataset, splits.validation, **arguments
         )
-
-    def make_validation(context):
-        return input_pipeline.make_eval_dataset(
-            splits.validation, input_context=context, **arguments
-        )
-
     statistics = None
     if num_measured:
         batches = input_pipeline.make_eval_dataset(splits.train, **arguments)
@@ -144,8 +126,14 @@ def image_data(session: Session, splits: Splits, method: str) -> StageData:
 
     return StageData(
         num_examples=splits.train.num_examples,
-        make_train=make_train,
-        make_validation=make_validation if splits.validation else None,
+        make_train=functools.partial(
+            input_pipeline.make_train_dataset,
+            splits.train,
+            seed=config.runtime.seed,
+            class_weights=class_weights(session, splits.train.labels),
+            **arguments,
+        ),
+        make_validation=make_validation,
         statistics=statistics,
         device_stage=input_pipeline.make_device_stage(
             options, preprocess, session.compute_dtype
@@ -163,183 +151,25 @@ def _num_measured_images(config: Config, method: str) -> int:
     return _EPOCH_CALIBRATION_IMAGES if config.model.trains_batch_norm else 0
 
 
-def extract_features(
-    session: Session,
-    splits: Splits,
-    images: StageData,
-    model: keras.Model,
-    stop: StopRequest,
-) -> tuple[Features, Features | None]:
-    """Returns the features of the frozen backbone, computed or cached.
-
-    Args:
-      session: the open run.
-      splits: the splits to train and validate on.
-      images: the images of these splits.
-      model: the classifier. If its batch-norm has no statistics, they are
-        measured first.
-      stop: the request to stop.
-
-    Returns:
-      The features to train on, and those to validate on, if any.
-
-    Raises:
-      Preempted: the process was asked to stop.
-    """
-    config = session.config
-    if images.statistics is not None:
-        batch_norm.measure_statistics(model, images.statistics_batches())
-    extractor = _get_extractor(session, model)
-    digest = inference.weights_digest(extractor)
-    views = augmentation.num_views(config.input, config.input.feature_views)
-
-    def extract(name: str, examples: Examples, num_views: int) -> Features:
-        return _cached_features(
-            session, extractor, digest, name, examples, num_views, stop
-        )
-
-    with timings.measure(session.output, "transfer: features"):
-        parts = [
-            extract(name, examples, views)
-            for name, examples in splits.trained.items()
-        ]
-        train = Features(
-            np.concatenate([part.values for part in parts], axis=1),
-            np.concatenate([part.labels for part in parts]),
-        )
-        if splits.validation is None:
-            return train, None
-        # A refit trains on all views of these images.
-        count = views if config.optimization.refit else 1
-        return train, extract("validation", splits.validation, count)
-
-
-def _cached_features(
-    session: Session,
-    extractor: keras.Model,
-    weights_digest: str,
-    name: str,
-    examples: Examples,
-    num_views: int,
-    stop: StopRequest,
-) -> Features:
-    """Returns the features of a split, computed or cached."""
-    config = session.config
-    key = feature_cache.cache_key(
-        {
-            "weights": weights_digest,
-            "backbone": config.model.backbone,
-            "images": examples.images.digest(),
-            "image_size": config.input.image_size,
-            "views": _views_key(config, num_views),
-            "precision": session.precision,
-            "versions": machine.versions(),
-        }
-    )
-    file = f"features/{key}.npz"
-    path, start = session.workdir / file, time.perf_counter()
-    arrays = feature_cache.load(path) or {}
-    # All workers must take part in computing them.
-    found = session.workers.all(bool(arrays))
-    if not found:
-        values = _extract_views(
-            session, extractor, name, examples, num_views, stop
-        )
-        arrays = {"values": values}
-        files.write_arrays(
-            session.output / file, arrays, f"the feature cache {path}"
-        )
-    terminal.say(
-        f"features of {name}, {num_views} view(s), "
-        + (f"from {path}" if found else f"saved to {path}")
-        + f", {time.perf_counter() - start:.1f} s"
-    )
-    return Features(arrays["values"], examples.labels)
-
-
 def head_data(
     session: Session, train: Features, validation: Features | None
 ) -> StageData:
     """Returns the data of a head that trains on features in steps."""
     config = session.config
     size = config.optimization.global_batch_size
-    weights = class_weights(session, train.labels)
-
-    def make_train(initial_epoch, initial_step, context):
-        return feature_cache.make_train_dataset(
+    make_validation = None
+    if validation is not None:
+        make_validation = functools.partial(
+            feature_cache.make_eval_dataset, validation, global_batch_size=size
+        )
+    return StageData(
+        len(train.labels),
+        functools.partial(
+            feature_cache.make_train_dataset,
             train,
             global_batch_size=size,
             seed=config.runtime.seed,
-            initial_epoch=initial_epoch,
-            initial_step=initial_step,
-            input_context=context,
-            class_weights=weights,
-        )
-
-    def make_validation(context):
-        return feature_cache.make_eval_dataset(
-            validation, global_batch_size=size, input_context=context
-        )
-
-    return StageData(
-        len(train.labels),
-        make_train,
-        make_validation if validation is not None else None,
+            class_weights=class_weights(session, train.labels),
+        ),
+        make_validation,
     )
-
-
-def _get_extractor(session: Session, model: keras.Model) -> keras.Model:
-    """Returns the model that computes the features, batch-norm folded."""
-    extractor = classifier.get_feature_extractor(model)
-    with session.strategy.scope():
-        return folding.fold_batch_norm(extractor)
-
-
-def _views_key(config: Config, num_views: int) -> dict[str, Any]:
-    """Returns what the views of an image depend on, besides the image."""
-    key: dict[str, Any] = {"count": num_views}
-    if num_views > augmentation.num_fixed_views(config.input):
-        key |= dataclasses.asdict(config.input) | {"train_scale": 1.0}
-        key |= {"seed": config.runtime.seed}
-        # Where images are kept changes no view.
-        del key["cache"]
-    elif num_views > 1:
-        key |= {"augment_on": config.input.augment_on}
-    return key
-
-
-def _extract_views(
-    session: Session,
-    extractor: keras.Model,
-    name: str,
-    examples: Examples,
-    num_views: int,
-    stop: StopRequest,
-) -> np.ndarray:
-    """Returns features, float32 `[num_views, n, channels]`."""
-    config = session.config
-    # The size that the head must classify.
-    options = dataclasses.replace(config.input, train_scale=1.0)
-    size = config.optimization.global_batch_size
-
-    def extract(view: int) -> np.ndarray:
-        transforms = augmentation.view_transforms(
-            options, config.runtime.seed, view, examples.num_examples
-        )
-        outputs = inference.outputs_of(
-            extractor,
-            session.strategy,
-            examples,
-            options,
-            backbones.get_preprocess(config.model.backbone),
-            global_batch_size=size,
-            transforms=transforms,
-        )
-        return inference.collect(
-            outputs,
-            f"features of {name}, view {view + 1}/{num_views}",
-            input_pipeline.steps_per_epoch(examples.num_examples, size),
-            stop,
-        )
-
-    return np.stack([extract(view) for view in range(num_views)])

@@ -25,7 +25,7 @@ from flowers17_tfdata.models import (
     summary,
     training_size,
 )
-from flowers17_tfdata.phases import train_data, train_models
+from flowers17_tfdata.phases import train_data, train_features, train_models
 from flowers17_tfdata.phases.train_models import StageModel
 from flowers17_tfdata.session import Session, write_config
 from flowers17_tfdata.training import (
@@ -228,7 +228,7 @@ def _solve_head(run: _StageRun) -> StageResult:
     """
     session, stage, model = run.session, run.stage, run.start.model
     images = train_data.image_data(session, run.splits, run.method)
-    train, validation = train_data.extract_features(
+    train, validation = train_features.extract_features(
         session, run.splits, images, model, run.stop
     )
     start_secs = time.perf_counter()
@@ -306,7 +306,7 @@ def _make_stage(
     session, config = run.session, run.session.config
     data = train_data.image_data(session, run.splits, run.method)
     if run.method == "transfer" and config.input.feature_views > 0:
-        train, validation = train_data.extract_features(
+        train, validation = train_features.extract_features(
             session, run.splits, data, run.start.model, run.stop
         )
         data = train_data.head_data(session, train, validation)

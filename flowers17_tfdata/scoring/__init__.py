@@ -1,1 +1,1 @@
-"""Predictions, scores and statistics, on NumPy alone."""
+"""Predictions, scores and statistics, on NumPy and SciPy alone."""

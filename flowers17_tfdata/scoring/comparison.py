@@ -1,11 +1,11 @@
 """Statistics of a paired comparison: is one recipe better, or lucky?
 
 Both recipes have classified the same images, so each image is its own control:
-images that both get right, or both wrong, carry no information, and the others
-are counted. An image that several pairs of runs share (the test splits of
-different seeds overlap) is one piece of evidence: it is resampled, or its sign
-flipped, together with all its answers. The result holds for the runs at hand;
-only more runs show whether training with another seed would lead to the same.
+only images that one recipe gets right and the other wrong carry information. An
+image that several pairs of runs share (the test splits of different seeds
+overlap) is one cluster: it is resampled, or its sign flipped, together with all
+its predictions. The result holds for the given runs; only more runs show
+whether training with another seed would give the same result.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ class PairedAnswers(NamedTuple):
 def mcnemar_p(only_compared: int, only_baseline: int) -> float:
     """Returns the two-sided p-value of McNemar's exact test.
 
-    If neither were better, an image that only one of them gets right would be
-    either's with probability 1/2. Q. McNemar, "Note on the sampling error of
-    the difference between correlated proportions or percentages",
+    If neither were better, each would be the right one with probability 1/2 on
+    an image that only one of them gets right. Q. McNemar, "Note on the sampling
+    error of the difference between correlated proportions or percentages",
     Psychometrika 12 (1947); T. G. Dietterich, Neural Computation 10 (1998),
     recommends it for two classifiers that are trained once.
 
     Args:
-      only_compared: number of images that only the compared run gets right.
-      only_baseline: number of images that only the baseline gets right.
+      only_compared: the number of images that only the compared run gets right.
+      only_baseline: the number of images that only the baseline gets right.
     """
     total = only_compared + only_baseline
     return float(stats.binomtest(only_compared, total).pvalue) if total else 1.0
@@ -68,8 +68,8 @@ def sign_flip_p(differences: np.ndarray) -> float:
     or 1, as in a single pair, the test is `mcnemar_p`.
 
     Args:
-      differences: int `[clusters]`, how many more answers to an image are
-        correct in the compared runs than in the baselines.
+      differences: int `[clusters]`, for each image the number of compared runs
+        that get it right, minus the number of baselines that do.
     """
     sizes, counts = np.unique(
         np.abs(differences[differences != 0]), return_counts=True
@@ -100,7 +100,7 @@ def bootstrap_interval(
 
     Args:
       differences: int `[clusters]`, as in `sign_flip_p`.
-      counts: int `[clusters]`, number of pairs that contain the image, at
+      counts: int `[clusters]`, the number of pairs that contain the image, at
         least 1.
       seed: the seed of the resampling.
     """
@@ -181,6 +181,6 @@ def summarize_all(pairs: Sequence[PairedAnswers], seed: int) -> dict[str, Any]:
         "only_compare_right": int((compared & ~baseline).sum()),
         "only_baseline_right": int((baseline & ~compared).sum()),
         "p_value": p_value,
-        # Near the threshold the two may disagree: both are required.
+        # Both are required, because near the threshold they may disagree.
         "beyond_chance": p_value < _LEVEL and not low <= 0 <= high,
     }

@@ -21,14 +21,14 @@ def pool(workdir: pathlib.Path, num_folds: int) -> dict[str, Any]:
     """Pools the test predictions of all folds.
 
     Args:
-      workdir: the folder whose subfolders `fold_0`, ... each hold an evaluated
-        run.
+      workdir: a folder whose subfolders `fold_0`, `fold_1`, ... each hold an
+        evaluated run.
       num_folds: the number of folds.
 
     Returns:
-      The contents of `cross_validation.json`: those of `evaluation.json`, for
-      all images, each predicted by the model that was not trained on it;
-      `folds`, a record for each fold; `over_folds`, the spread of their
+      The contents of `cross_validation.json`: the scores of `evaluation.json`
+      on all images, each predicted by the model that was not trained on it;
+      `folds`, a record for each fold; `over_folds`, the spread of the folds'
       accuracies.
 
     Raises:
@@ -48,8 +48,17 @@ def pool(workdir: pathlib.Path, num_folds: int) -> dict[str, Any]:
         np.concatenate([part.labels for part in parts]),
         np.concatenate([part.logits for part in parts]),
     )
+    num_tested = len(pooled.ids)
     for folder in folders:
-        _check_size(folder, len(pooled.ids))
+        # Did the folds test all images that this fold divided?
+        splits = files.read_json(folder / "audit.json")["splits"]
+        total = sum(split["num_examples"] for split in splits.values())
+        if total != num_tested:
+            raise UserError(
+                f"{folder} divides {total} images, but the folds test "
+                f"{num_tested}: the data set changed between them; give the "
+                "same command again"
+            )
     accuracies = [one["accuracy"] for one in evaluations]
     return {
         **scores.summarize(pooled, "test", evaluations[0]["class_names"]),
@@ -65,15 +74,3 @@ def pool(workdir: pathlib.Path, num_folds: int) -> dict[str, Any]:
             for k, one in enumerate(evaluations)
         ],
     }
-
-
-def _check_size(folder: pathlib.Path, num_tested: int) -> None:
-    """Checks that the folds tested all images that this fold divided."""
-    splits = files.read_json(folder / "audit.json")["splits"]
-    total = sum(split["num_examples"] for split in splits.values())
-    if total != num_tested:
-        raise UserError(
-            f"{folder} divides {total} images, but the folds test "
-            f"{num_tested}: the data set changed between them; give the same "
-            "command again"
-        )

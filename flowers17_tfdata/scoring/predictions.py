@@ -1,4 +1,4 @@
-"""The logits of every example of a split, kept for later analysis."""
+"""The logits of all examples of a split, kept for later analysis."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import pathlib
 from typing import NamedTuple
 
 import numpy as np
+from scipy import special
 
 from flowers17_tfdata import files
 from flowers17_tfdata.errors import UserError, one_line
@@ -17,11 +18,11 @@ class Predictions(NamedTuple):
     Attributes:
       ids: the examples' ids, `[n]`.
       labels: int64 `[n]`, the true classes.
-      logits: float32 `[n, num_classes]`; for a mean over views, logarithms of
+      logits: float32 `[n, num_classes]`; with several views, the logarithms of
         the mean probabilities.
-      model: path of the model's file; empty if the predictions are pooled from
-        several models.
-      num_views: number of views of each image that were averaged.
+      model: the path of the model's file; empty if the predictions are pooled
+        from several models.
+      num_views: the number of views that were averaged for each image.
     """
 
     ids: tuple[str, ...]
@@ -43,9 +44,8 @@ class Predictions(NamedTuple):
 
 def softmax(logits: np.ndarray) -> np.ndarray:
     """Returns float32 probabilities of logits `[..., num_classes]`."""
-    shifted = logits.astype(np.float64)
-    shifted = np.exp(shifted - shifted.max(axis=-1, keepdims=True))
-    return (shifted / shifted.sum(axis=-1, keepdims=True)).astype(np.float32)
+    double = logits.astype(np.float64)
+    return special.softmax(double, axis=-1).astype(np.float32)
 
 
 def predictions_path(workdir: pathlib.Path, split: str) -> pathlib.Path:
@@ -65,7 +65,8 @@ def load(path: pathlib.Path) -> Predictions:
       UserError: the file is missing or damaged.
     """
     try:
-        with np.load(path) as arrays:
+        # `np.load(path)` leaves a damaged file open.
+        with open(path, "rb") as stream, np.load(stream) as arrays:
             return Predictions(
                 tuple(map(str, arrays["ids"])),
                 arrays["labels"],
@@ -73,7 +74,7 @@ def load(path: pathlib.Path) -> Predictions:
                 str(arrays["model"]),
                 int(arrays["num_views"]),
             )
-    # NumPy passes on any error of the zip reader.
+    # NumPy lets through any error of the zip reader.
     except Exception as error:
         raise UserError(
             f"{path} can't be read: {one_line(error, 160)}; "

@@ -75,13 +75,7 @@ def per_class_scores(
     precision = ratio(hits, confusion.sum(axis=0))
     recall = ratio(hits, support)
     f1 = ratio(2 * precision * recall, precision + recall)
-    columns = {
-        "precision": precision,
-        "recall": recall,
-        "f1": f1,
-        "support": support,
-    }
-    return {
-        name: {score: values[k].item() for score, values in columns.items()}
-        for k, name in enumerate(class_names)
-    }
+    names = ("precision", "recall", "f1", "support")
+    columns = (values.tolist() for values in (precision, recall, f1, support))
+    rows = zip(class_names, *columns, strict=True)
+    return {name: dict(zip(names, row, strict=True)) for name, *row in rows}

@@ -89,6 +89,13 @@ def _has_progress(folder: pathlib.Path) -> bool:
     return tf.train.latest_checkpoint(str(folder)) is not None
 
 
+# The attributes of `StageCheckpoints` that are saved.
+_PROGRESS = (
+    *("epoch", "step", "sums", "step_secs", "seconds"),
+    *("best_epoch", "best_accuracy", "best_loss"),
+)
+
+
 class StageCheckpoints:
     """Saves and restores everything that the rest of a stage depends on.
 
@@ -142,14 +149,7 @@ class StageCheckpoints:
             model=model,
             optimizer=optimizer,
             seeds=seeds,
-            epoch=self.epoch,
-            step=self.step,
-            sums=self.sums,
-            step_secs=self.step_secs,
-            best_epoch=self.best_epoch,
-            best_accuracy=self.best_accuracy,
-            best_loss=self.best_loss,
-            seconds=self.seconds,
+            **{name: getattr(self, name) for name in _PROGRESS},
         )
         # Several, since a damaged one is passed over.
         self._latest = tf.train.CheckpointManager(

@@ -332,12 +332,16 @@ class Stage:
 
     def _train_batches(self, initial_epoch: int, initial_step: int):
         return self._strategy.distribute_datasets_from_function(
-            functools.partial(self.data.make_train, initial_epoch, initial_step)
+            lambda context: self.data.make_train(
+                initial_epoch=initial_epoch,
+                initial_step=initial_step,
+                input_context=context,
+            )
         )
 
     @functools.cached_property
     def _validation_batches(self):
         # Made once: each new dataset would be traced and compiled again.
         return self._strategy.distribute_datasets_from_function(
-            self.data.make_validation
+            lambda context: self.data.make_validation(input_context=context)
         )

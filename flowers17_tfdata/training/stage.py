@@ -19,22 +19,19 @@ class StageData:
 
     Attributes:
       num_examples: the number of training examples.
-      make_train: from `(initial_epoch, initial_step, input_context)` to the
-        infinite training dataset.
-      make_validation: from `input_context` to one pass over the validation
-        examples; None: the stage isn't validated, and keeps its last epoch.
+      make_train: from the keyword arguments `initial_epoch`, `initial_step`
+        and `input_context` to the infinite training dataset.
+      make_validation: from the keyword argument `input_context` to one pass
+        over the validation examples; None: the stage isn't validated, and
+        keeps its last epoch.
       statistics: batches of training examples, not augmented, on which
         batch-norm statistics are measured; None: they aren't measured.
       device_stage: from a replica's `Batch` to the model's inputs.
     """
 
     num_examples: int
-    make_train: Callable[
-        [int, int, tf.distribute.InputContext], tf.data.Dataset
-    ]
-    make_validation: (
-        Callable[[tf.distribute.InputContext], tf.data.Dataset] | None
-    )
+    make_train: Callable[..., tf.data.Dataset]
+    make_validation: Callable[..., tf.data.Dataset] | None
     statistics: tf.data.Dataset | None = None
     device_stage: Callable[[Batch], tf.Tensor] = lambda batch: batch.inputs
 

@@ -31,7 +31,7 @@ DIGESTS = {
 # Each split's prefix in datasplits.mat.
 _OFFICIAL_KEYS = {"train": "trn", "validation": "val", "test": "tst"}
 _IMAGE_NAME = re.compile(r"image_(\d{4})\.jpg")
-# The largest photograph has 0.12 MB; a member far above that is not one.
+# The largest photograph has 0.12 MB; a far larger member is no photograph.
 _MAX_IMAGE_BYTES = 32 * 2**20
 # The formats that TensorFlow decodes, whatever the file's name.
 _FORMATS = ("JPEG", "PNG", "GIF", "BMP")
@@ -44,7 +44,7 @@ def image_name(number: int) -> str:
 
 def image_number(file_name: str) -> int:
     """Returns the image number, 1 to 1360, of a file name."""
-    return int(_IMAGE_NAME.fullmatch(file_name)[1])
+    return int(_IMAGE_NAME.sub(r"\1", file_name))
 
 
 def read_archive(path: str | pathlib.Path) -> dict[str, bytes]:
@@ -104,7 +104,9 @@ def _tar_images(path: pathlib.Path) -> Iterator[tuple[str, bytes]]:
                     f"{member.name} declares {member.size} bytes; an image has "
                     f"at most {_MAX_IMAGE_BYTES}"
                 )
-            yield name, tar.extractfile(member).read()
+            stream = tar.extractfile(member)
+            assert stream is not None, "a regular file has contents"
+            yield name, stream.read()
         # tarfile stops at the archive's end mark. The checksum of the
         # compressed stream, which detects damage, comes after it.
         while tar.fileobj.read(2**20):
@@ -134,8 +136,8 @@ def check_decodable(images: Mapping[str, bytes]) -> None:
     errors = []
     for name, data in images.items():
         try:
-            # Reads the header alone, and refuses a huge size, for which
-            # TensorFlow's decoder would allocate memory.
+            # Pillow reads only the header here, and refuses a huge image, for
+            # which TensorFlow's decoder would allocate memory.
             Image.open(io.BytesIO(data), formats=_FORMATS).close()
             tf.io.decode_image(data, channels=3, expand_animations=False)
         # Pillow and TensorFlow raise many types.

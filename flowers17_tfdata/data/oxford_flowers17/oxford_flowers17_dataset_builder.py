@@ -38,7 +38,7 @@ _FIRST_IMAGES = {
     "Cowslip": 1041,
 }
 CLASS_NAMES = tuple(_FIRST_IMAGES)
-_ARCHIVE_ORDER = sorted(CLASS_NAMES, key=_FIRST_IMAGES.get)
+_ARCHIVE_ORDER = sorted(CLASS_NAMES, key=_FIRST_IMAGES.__getitem__)
 
 # How long to wait for the archive's host to answer.
 _CONNECT_SECS = 20
@@ -132,8 +132,10 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     def _split_generators(self, dl_manager: tfds.download.DownloadManager):
         images = self._read_images(dl_manager)
         self.info.metadata["content_digest"] = archive.content_digest(images)
-        if self.builder_config.official_split:
-            split_of = self._official_split(dl_manager)
+        if k := self.builder_config.official_split:
+            path = archive.find_splits_file(self._archive)
+            path = path or _download(dl_manager, "datasplits.mat")
+            split_of = archive.read_official_split(path, k)
         else:
             split_of = self._seeded_split(images)
         return {
@@ -177,16 +179,10 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         return splits.make_splits(
             list(images),
             [CLASS_NAMES.index(class_name(number)) for number in numbers],
-            splits.group_pairs(pairs, len(images)),
+            splits.group_pairs(pairs, len(images)).tolist(),
             splits.FLOWERS17_SIZES,
             self.builder_config.seed,
         )
-
-    def _official_split(self, dl_manager) -> dict[str, str]:
-        path = archive.find_splits_file(self._archive)
-        path = path or _download(dl_manager, "datasplits.mat")
-        k = self.builder_config.official_split
-        return archive.read_official_split(path, k)
 
 
 def _download(dl_manager, file_name: str) -> pathlib.Path:

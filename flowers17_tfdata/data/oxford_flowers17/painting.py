@@ -21,8 +21,8 @@ from .flower_kinds import FlowerKind
 # visibly jagged.
 SHIFT = 4
 _GOLDEN_ANGLE = math.pi * (3.0 - math.sqrt(5.0))
-_FRECKLE_RGB = (92, 30, 16)
-_ANTHER_RGB = (250, 214, 80)
+_FRECKLE_RGB = np.array((92, 30, 16))
+_ANTHER_RGB = np.array((250, 214, 80))
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,8 @@ def draw_lines(
     canvas: np.ndarray, lines: np.ndarray, colour: np.ndarray, thickness: int
 ) -> None:
     """Draws open lines, int32 [lines, points, 2], fixed-point, in place."""
-    cv2.polylines(canvas, lines, False, colour, thickness, cv2.LINE_AA, SHIFT)
+    paths = list(lines)
+    cv2.polylines(canvas, paths, False, colour, thickness, cv2.LINE_AA, SHIFT)
 
 
 def draw_dots(
@@ -165,8 +166,8 @@ class Flower:
         pitch = 2.0 * math.pi / count
         angles = (np.arange(count) + 0.5 * ring) * pitch
         angles += rng.uniform(-0.08, 0.08, size=count) * pitch
-        lengths = 1.0 - 0.8 * ring / kind.rings
-        lengths *= rng.uniform(0.92, 1.0, count)
+        longest = 1.0 - 0.8 * ring / kind.rings
+        lengths = longest * rng.uniform(0.92, 1.0, count)
         # Inner petals stand up more steeply than outer ones.
         lift = kind.cup * (1.0 + 0.6 * ring)
         turns = (lengths * np.exp(1j * angles))[:, None]

@@ -6,7 +6,8 @@ import bisect
 import collections
 import hashlib
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from scipy import sparse
@@ -17,7 +18,8 @@ from .errors import DatasetError
 FLOWERS17_SIZES = {"train": 800, "validation": 260, "test": 260, "unused": 40}
 
 
-def _hash(seed: int, *parts: object) -> str:
+def order_key(seed: int, *parts: object) -> str:
+    """Returns a sort key for an order drawn by a seed."""
     # A hash instead of a random generator: the same order on every machine and
     # NumPy version, and independent of the order in which images are listed.
     text = ":".join(str(p) for p in (seed, *parts))
@@ -49,12 +51,16 @@ def class_quotas(
         )
         for split, size in sizes.items()
     }
-    labels = sorted(class_counts, key=lambda label: _hash(seed, "class", label))
+    labels = sorted(
+        class_counts, key=lambda label: order_key(seed, "class", label)
+    )
     for label in labels:
         assigned = sum(quota[label] for quota in quotas.values())
         for _ in range(class_counts[label] - assigned):
             left = {s: size - quotas[s].total() for s, size in sizes.items()}
-            split = max(sizes, key=lambda s: (left[s], _hash(seed, label, s)))
+            split = max(
+                sizes, key=lambda s: (left[s], order_key(seed, label, s))
+            )
             quotas[split][label] += 1
     return quotas
 
@@ -84,16 +90,14 @@ def make_splits(
     sizes: Mapping[str, int],
     seed: int,
 ) -> dict[str, str]:
-    """Assigns every image to a split.
+    """Assigns every image to a split; see `assign_groups`.
 
-    Sizes are met exactly, classes are spread in proportion, and images of one
-    group land in one split. The result depends on the set of
-    (id, label, group members) and the seed alone, not on the order of `ids`.
+    Sizes are met exactly, and classes are spread in proportion.
 
     Args:
       ids: unique names, `[n]`.
-      labels: class of each image, `[n]`.
-      groups: group of each image, `[n]`; see `group_pairs`.
+      labels: the class of each image, `[n]`.
+      groups: the group of each image, `[n]`; see `group_pairs`.
       sizes: `{split: number of images}`, summing to n.
       seed: any integer.
 
@@ -103,45 +107,66 @@ def make_splits(
     Raises:
       DatasetError: a group fits into no split.
     """
+    quotas = class_quotas(collections.Counter(labels), sizes, seed)
+
+    def choose(first: str, need: collections.Counter[int]) -> str:
+        """Draws a split among those with room, in proportion to their room."""
+        room = {
+            split: sum(places[label] for label in need)
+            for split, places in quotas.items()
+            if need <= places
+        }
+        if not room:
+            raise DatasetError(
+                f"a group of {need.total()} near-identical images ({first}, "
+                "...) fits into no split: every split has fewer places left in "
+                "its class"
+            )
+        ends = list(itertools.accumulate(room.values()))
+        # Uniform in [0, 1): 13 hexadecimal digits fill a float's 52 bits.
+        fraction = int(order_key(seed, "split", first)[:13], 16) / 16**13
+        split = list(room)[bisect.bisect_right(ends, fraction * ends[-1])]
+        quotas[split] -= need
+        return split
+
+    return assign_groups(ids, labels, groups, seed, choose)
+
+
+def assign_groups(
+    ids: Sequence[str],
+    labels: Sequence[int],
+    groups: Sequence[int],
+    seed: int,
+    choose: Callable[[str, collections.Counter[int]], Any],
+) -> dict[str, Any]:
+    """Assigns whole groups, the largest first, in an order drawn by a seed.
+
+    The result depends on the set of (id, label, group members) and the seed
+    alone, not on the order of `ids`.
+
+    Args:
+      ids: unique names, `[n]`.
+      labels: the class of each image, `[n]`.
+      groups: the group of each image, `[n]`; see `group_pairs`.
+      seed: any integer.
+      choose: called with a group's first id and its `{label: count}`; returns
+        where the group goes.
+
+    Returns:
+      `{id: what choose returned for its group}`.
+    """
     label_of = dict(zip(ids, labels, strict=True))
     if len(label_of) != len(ids):
         raise ValueError("ids must be unique")
     members = collections.defaultdict(list)
     for image_id, group in zip(ids, groups, strict=True):
         members[group].append(image_id)
-    quotas = class_quotas(collections.Counter(labels), sizes, seed)
     units = [sorted(unit) for unit in members.values()]
     # Large groups first, while there is room for them; single images last:
     # they fill what is left exactly.
-    units.sort(key=lambda unit: (-len(unit), _hash(seed, unit[0])))
-    split_of = {}
+    units.sort(key=lambda unit: (-len(unit), order_key(seed, unit[0])))
+    assigned: dict[str, Any] = {}
     for unit in units:
         need = collections.Counter(label_of[i] for i in unit)
-        split = _choose_split(unit, need, quotas, seed)
-        quotas[split] -= need
-        split_of |= dict.fromkeys(unit, split)
-    return split_of
-
-
-def _choose_split(
-    unit: list[str],
-    need: collections.Counter[int],
-    quotas: Mapping[str, collections.Counter[int]],
-    seed: int,
-) -> str:
-    """Draws a split among those with room, in proportion to their room."""
-    room = {
-        split: sum(places[label] for label in need)
-        for split, places in quotas.items()
-        if need <= places
-    }
-    if not room:
-        raise DatasetError(
-            f"a group of {len(unit)} near-identical images ({unit[0]}, ...) "
-            "fits into no split: every split has fewer places left in its "
-            "class"
-        )
-    ends = list(itertools.accumulate(room.values()))
-    # Uniform in [0, 1): 13 hexadecimal digits fill a float's 52 bits.
-    fraction = int(_hash(seed, "split", unit[0])[:13], 16) / 16**13
-    return list(room)[bisect.bisect_right(ends, fraction * ends[-1])]
+        assigned |= dict.fromkeys(unit, choose(unit[0], need))
+    return assigned

@@ -110,11 +110,7 @@ def _noise(rng: Generator, grid: Size, size: Size) -> np.ndarray:
 
 
 def _background(
-    rng: Generator,
-    kind: FlowerKind,
-    pose: Pose,
-    tint: np.ndarray,
-    size: Size,
+    rng: Generator, kind: FlowerKind, pose: Pose, tint: np.ndarray, size: Size
 ) -> np.ndarray:
     """Paints an out-of-focus scene.
 
@@ -128,7 +124,8 @@ def _background(
     Returns:
         uint8 [height, width, 3], RGB in [0, 255].
     """
-    small = rows, columns = tuple(side // _BACKGROUND_SHRINK for side in size)
+    rows, columns = (side // _BACKGROUND_SHRINK for side in size)
+    small = rows, columns
     palette, grid = _BACKGROUNDS[rng.integers(len(_BACKGROUNDS))]
     tone = 0.24 * _noise(rng, grid, small)
     tone += 0.22 * _noise(rng, (5, 5), small)

@@ -1,4 +1,4 @@
-"""The phase: measures every row, prints the table, writes `benchmark.json`."""
+"""Runs the phase: measures all rows and writes `benchmark.json`."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from flowers17_tfdata.phases.benchmark import (
 from flowers17_tfdata.phases.benchmark.timing import Row
 from flowers17_tfdata.session import Session
 
-# Measurements of each row; the median counts.
+# The number of measurements of each row; their median is reported.
 NUM_RUNS = 5
 
 
 def benchmark(session: Session) -> None:
-    """Measures every row; prints the table, writes `benchmark.json`.
+    """Measures all rows, writes `benchmark.json` and prints a table.
 
     Raises:
       UserError: the data set has no train split, or stock Keras fails.
@@ -33,23 +33,17 @@ def benchmark(session: Session) -> None:
     session.source.check_split("train")
     with tempfile.TemporaryDirectory(prefix="flowers17_tfdata_") as folder:
         rows = timing.to_json(_measure(session, pathlib.Path(folder)))
-    files.write_json(
-        session.workdir / "benchmark.json",
-        {"rows": rows, **session.record()},
-    )
+    path = session.workdir / "benchmark.json"
+    files.write_json(path, {"rows": rows, **session.record()})
     _show(session, rows)
 
 
 def _measure(session: Session, folder: pathlib.Path) -> list[Row]:
     config = session.config
-    train = {
-        cache: load_examples(
-            session.source,
-            "train",
-            dataclasses.replace(config.input, cache=cache),
-        )
-        for cache in ("memory", "none")
-    }
+    train = {}
+    for cache in ("memory", "none"):
+        options = dataclasses.replace(config.input, cache=cache)
+        train[cache] = load_examples(session.source, "train", options)
     stages = model_speed.open_fine_tuning(
         session, train[config.input.cache], folder
     )
@@ -70,7 +64,7 @@ def _measure(session: Session, folder: pathlib.Path) -> list[Row]:
 
 
 def _write_images(session: Session, folder: pathlib.Path) -> pathlib.Path:
-    """Writes the train split as the class folders that stock Keras reads."""
+    """Writes the train split as class folders, which stock Keras reads."""
     examples = session.source.read("train").as_numpy_iterator()
     for position, example in enumerate(examples):
         # Keras recognizes the format by the contents, not by the name.
@@ -84,12 +78,10 @@ def _show(session: Session, rows: list[dict[str, Any]]) -> None:
     shown = []
     for row in rows:
         rate, compared, ceiling = row["images_per_sec"], "", ""
-        if row["relative_to"]:
-            name = row["relative_to"].split("/")[1]
-            compared = f"{row['ratio']:.2f} x {name}"
-        if row["ceiling"]:
-            share, name = row["share_of_ceiling"], row["ceiling"].split("/")[1]
-            ceiling = f"{share:.0%} of {name}"
+        if other := row["relative_to"]:
+            compared = f"{row['ratio']:.2f} x {other.split('/')[1]}"
+        if other := row["ceiling"]:
+            ceiling = f"{row['share_of_ceiling']:.0%} of {other.split('/')[1]}"
         digits = 1 if rate < 1000 else 0
         shown.append([row["stage"], f"{rate:,.{digits}f}", compared, ceiling])
     terminal.show_table(
@@ -98,16 +90,12 @@ def _show(session: Session, rows: list[dict[str, Any]]) -> None:
         shown,
     )
     cached = session.config.input.cache == "memory"
-    terminal.say(
-        bottleneck(
-            {row["stage"]: row for row in rows},
-            "input/cached" if cached else "input/uncached",
-        )
-    )
+    pipeline = "input/cached" if cached else "input/uncached"
+    terminal.say(bottleneck({row["stage"]: row for row in rows}, pipeline))
 
 
 def bottleneck(rows: Mapping[str, Mapping[str, Any]], pipeline: str) -> str:
-    """Returns a sentence: what limits fine-tuning, and which flags move it.
+    """Returns a sentence about what limits fine-tuning, and the flags for it.
 
     Args:
       rows: the rows of `benchmark.json` by stage.

@@ -24,33 +24,37 @@ def count_flop(
 ) -> int:
     """Counts the floating-point operations that one image takes.
 
-    Two (multiply, add) for each weight of a kernel at each output position;
-    the rest, the head included, is below 1 %. A training step takes as many
-    again for the gradient of each trained layer's weights, and as many for the
-    gradient of its inputs. (The first trained layers need no gradient of their
-    inputs; counting it adds a per cent or two.)
+    There are two (multiply, add) for each weight of a kernel at each output
+    position; everything else, including the head, takes less than 1 %. In a
+    training step each trained layer takes as many again for the gradient of its
+    weights, and as many for the gradient of its inputs. (The first trained
+    layers need no gradient of their inputs; counting it adds a per cent or
+    two.)
 
     Args:
       backbone: a functional model.
       image_size: height and width of the images, pixels.
       training: count a training step, not only its forward pass.
     """
-    # The backbone itself may take images of any size.
-    outputs = keras.Model(
-        backbone.inputs, [x.output for x in backbone.layers]
-    ).compute_output_spec(keras.KerasTensor([1, image_size, image_size, 3]))
+    every_layer = keras.Model(
+        backbone.inputs, [layer.output for layer in backbone.layers]
+    )
+    # It may have been built for images of another size.
+    every_layer.input_spec = keras.InputSpec(ndim=4)
+    image = keras.KerasTensor([1, image_size, image_size, 3])
+    outputs = every_layer.compute_output_spec(image)
     flop = 0
     for layer, output in zip(backbone.layers, outputs, strict=True):
-        positions = math.prod(output.shape[1:-1])
-        kernels = [w for w in layer.weights if "kernel" in w.name]
         passes = 3 if training and layer.trainable_weights else 1
-        for kernel in kernels:
-            flop += 2 * positions * math.prod(kernel.shape) * passes
+        operations = 2 * passes * math.prod(output.shape[1:-1])
+        for weight in layer.weights:
+            if "kernel" in weight.name:
+                flop += operations * math.prod(weight.shape)
     return flop
 
 
 def make_matmul(dtype: str) -> Callable[[], float]:
-    """Returns a measurement of square matrix products, FLOP/s, in `dtype`."""
+    """Returns a function that measures matrix products in `dtype`, FLOP/s."""
     matrix = tf.cast(tf.random.normal([_MATRIX_SIZE, _MATRIX_SIZE]), dtype)
 
     @tf.function

@@ -21,22 +21,23 @@ def input_rows(session: Session, train: Mapping[str, Examples]) -> list[Row]:
     """Returns the rows of the input pipeline.
 
     Args:
-      session: of the process.
-      train: the train split by `--cache`: `memory` and `none`.
+      session: the open run.
+      train: the train split as each `--cache`, `memory` and `none`, keeps it.
     """
+    decoded, encoded = train["memory"], train["none"]
     return [
-        Row("input/augment", _make_image_work(session, train["memory"])),
-        Row("input/decode", _make_image_work(session, train["none"])),
+        Row("input/augment", _make_image_work(session, decoded)),
+        Row("input/decode", _make_image_work(session, encoded)),
         Row(
             "input/cached",
-            _make_pipeline(session, train["memory"]),
+            _make_pipeline(session, decoded),
             relative_to="input/keras_layers",
             ceiling="input/augment",
             moved_by="--augment_on=device, --train_scale",
         ),
         Row(
             "input/uncached",
-            _make_pipeline(session, train["none"]),
+            _make_pipeline(session, encoded),
             relative_to="input/keras_layers",
             ceiling="input/decode",
             moved_by="--cache=memory",
@@ -45,7 +46,7 @@ def input_rows(session: Session, train: Mapping[str, Examples]) -> list[Row]:
 
 
 def drain(batches: Iterator) -> None:
-    """Takes the batches that buffers may hold from before the clock runs."""
+    """Takes as many batches as the buffers may hold already."""
     for _ in range(2 * machine.num_cores() + 4):
         next(batches)
 
@@ -55,13 +56,9 @@ def _make_pipeline(session: Session, examples: Examples) -> Callable[[], float]:
 
     Where the device augments, that part ends with uint8 images.
     """
-    data = train_data.image_data(
-        session,
-        train_data.Splits({}, examples, None),
-        session.config.input,
-        num_calibration=0,
-    )
-    dataset = data.make_train(0, 0, None)
+    splits = train_data.Splits({}, examples, None)
+    data = train_data.image_data(session, splits, "finetune")
+    dataset = data.make_train()
 
     def run() -> float:
         # A new iterator each time: an old one would go on filling its buffer
@@ -90,15 +87,16 @@ def _make_image_work(
         input_context=None,
     )
     indices, _, transforms = plan(tf.constant(0, tf.int64))
-    batches = zip(indices.numpy(), transforms.numpy(), strict=True)
-    batches = list(itertools.islice(itertools.cycle(batches), cores))
+    epoch = zip(indices.numpy(), transforms.numpy(), strict=True)
+    batches = list(itertools.islice(itertools.cycle(epoch), cores))
     resamples = config.input.augment_on == "host" and transforms.shape[-1] > 0
     size = config.input.train_image_size
 
     def work(batch) -> int:
+        indices, transforms = batch
         if resamples:
-            return len(examples.images.resample(*batch, size))
-        return len(examples.images.read(batch[0]))
+            return len(examples.images.resample(indices, transforms, size))
+        return len(examples.images.read(indices))
 
     pool = ThreadPoolExecutor(cores)
     return lambda: timing.rate(lambda: sum(pool.map(work, batches)))

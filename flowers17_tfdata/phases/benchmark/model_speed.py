@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import tensorflow as tf
 
@@ -30,7 +30,7 @@ def open_fine_tuning(
     The weights are random, since speed does not depend on them.
 
     Args:
-      session: of the process.
+      session: the open run.
       examples: the train split.
       folder: takes the model that fine-tuning starts from.
 
@@ -72,7 +72,7 @@ def model_rows(session: Session, whole: Stage, partly: Stage) -> list[Row]:
     """Returns the rows of the network.
 
     Args:
-      session: of the process.
+      session: the open run.
       whole: the stage that trains all layers.
       partly: the stage of `--unfreeze_from`.
     """
@@ -122,18 +122,21 @@ def model_rows(session: Session, whole: Stage, partly: Stage) -> list[Row]:
     ]
 
 
-def _iterate(stage: Stage, make_dataset: Callable) -> Iterator:
-    strategy = stage.trainer.strategy
-    return iter(strategy.distribute_datasets_from_function(make_dataset))
-
-
 def _make_forward(stage: Stage) -> Callable[[], float]:
     """Measures evaluation steps on one batch of images."""
-    batch = next(_iterate(stage, stage.data.make_validation))
+    trainer, make_validation = stage.trainer, stage.data.make_validation
+    assert make_validation is not None
+    batch = next(
+        iter(
+            trainer.strategy.distribute_datasets_from_function(
+                lambda context: make_validation(input_context=context)
+            )
+        )
+    )
 
     def call() -> int:
         stage.inference.loss_and_accuracy([batch])
-        return stage.trainer.global_batch_size
+        return trainer.global_batch_size
 
     return lambda: timing.rate(call)
 
@@ -148,11 +151,12 @@ def _make_steps(stage: Stage, *, waits: bool) -> Callable[[], float]:
     """
 
     def make_dataset(context: tf.distribute.InputContext) -> tf.data.Dataset:
-        batches = stage.data.make_train(0, 0, context)
+        batches = stage.data.make_train(input_context=context)
         return batches if waits else batches.take(1).cache().repeat()
 
     trainer, steps = stage.trainer, stage.steps_per_call
-    batches = _iterate(stage, make_dataset)
+    distribute = trainer.strategy.distribute_datasets_from_function
+    batches = iter(distribute(make_dataset))
 
     def call() -> int:
         float(trainer.train_steps(batches, tf.constant(steps)).loss)

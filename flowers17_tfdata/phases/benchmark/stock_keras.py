@@ -1,4 +1,4 @@
-"""What the same work takes in stock Keras, in a process of its own.
+"""Measures the same work in stock Keras, in a process of its own.
 
 That process runs under TensorFlow's own defaults (threads, oneDNN, dtype
 policy) instead of this program's.
@@ -29,14 +29,14 @@ _AUTOTUNE_BATCHES = 16
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What there is to do.
+    """The work to measure.
 
     Attributes:
-      images: folder of class folders of image files.
-      num_classes: number of classes.
-      batches_per_call: how many batches `predict` and `fit` get at once: as
-        many as our own rows take before they return to Python.
-      config: backbone, batch size, image size and augmentation ranges.
+      images: a folder of class folders of image files.
+      num_classes: the number of classes.
+      batches_per_call: the number of batches in a call of `predict` or `fit`:
+        as many as our own rows take before they return to Python.
+      config: the backbone, batch size, image size and augmentation ranges.
     """
 
     images: pathlib.Path
@@ -149,7 +149,7 @@ def _measure(stage: str, work: Work) -> float:
         # Keras prints class tables and progress bars.
         with open(os.devnull, "w") as null, contextlib.redirect_stdout(null):
             return _make(stage, work)()
-    # Keras may raise anything, also what can't be passed between processes.
+    # Keras may raise any exception, even one that can't be pickled.
     except Exception as error:
         raise UserError(
             f"benchmark: stock Keras, {stage}: {type(error).__name__}: "
@@ -159,22 +159,21 @@ def _measure(stage: str, work: Work) -> float:
 
 @contextlib.contextmanager
 def open_worker(work: Work) -> Iterator[Callable[[str], float]]:
-    """Starts the process.
+    """Starts the process that runs stock Keras.
 
     Yields:
-      A function from one of `STAGES` to a measurement, images/s. It raises
+      A function that measures one of `STAGES`, in images/s. It raises
       `UserError` if stock Keras fails.
     """
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(1, context)
+    pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
     process = psutil.Process(pool.submit(os.getpid).result())
 
     def run(stage: str) -> float:
         try:
             process.resume()
             images_per_sec = pool.submit(_measure, stage, work).result()
-            # Otherwise its tf.data would go on filling buffers while other
-            # rows are measured.
+            # Otherwise its tf.data would fill buffers while other rows are
+            # measured.
             process.suspend()
         except (BrokenProcessPool, psutil.NoSuchProcess) as error:
             raise UserError(

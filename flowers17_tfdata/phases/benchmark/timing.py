@@ -1,4 +1,4 @@
-"""Measures rates, in turns, and compares them."""
+"""Measures the rates of all rows in turns, and compares them."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 
 from flowers17_tfdata import terminal
 
-# The least duration of a measurement, seconds: long enough that a hiccup of
-# the scheduler doesn't matter.
+# The least duration of a measurement, seconds: long enough that a short pause
+# by the scheduler doesn't matter.
 MIN_SECS = 1.0
 
 
@@ -22,7 +22,7 @@ class Row:
 
     Attributes:
       stage: the row's name, `group/name`.
-      run: takes one measurement and returns images/s.
+      run: takes a measurement and returns images/s.
       relative_to: the row to compare this one with, or None.
       ceiling: the row whose rate this one can't exceed, or None.
       moved_by: the flags that make it faster, for the user.

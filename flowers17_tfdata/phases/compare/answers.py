@@ -19,7 +19,7 @@ from flowers17_tfdata.scoring.predictions import (
 def read_pairs(
     folders: Iterable[tuple[pathlib.Path, pathlib.Path]], split: str
 ) -> list[tuple[Predictions, Predictions]]:
-    """Reads the predictions of pairs of workdirs, and aligns them by id.
+    """Reads the predictions of pairs of workdirs and aligns them by id.
 
     Args:
       folders: `(compared, baseline)` of each pair.
@@ -34,7 +34,7 @@ def read_pairs(
         have different images, or the pairs different data sets.
     """
     pairs = []
-    # The label of each id, and the workdir in which it came up first.
+    # The label of each id, and the first workdir that holds it.
     known: dict[str, tuple[int, pathlib.Path]] = {}
     for compared, baseline in folders:
         one, other = _read(compared, split), _read(baseline, split)
@@ -60,7 +60,7 @@ def _read(workdir: pathlib.Path, split: str) -> Predictions:
             f"{path}: ids must be unique, because runs are compared by id; "
             f"{example} occurs {count} times"
         )
-    # By name, in case the workdir was moved or is seen from another folder.
+    # The workdir may have moved, or the path be relative to another folder.
     model = pathlib.Path(predictions.model)
     places = filter(pathlib.Path.is_file, (model, workdir / model.name))
     found = next(places, None)

@@ -1,4 +1,4 @@
-"""The phase `compare`: is one recipe better than another?"""
+"""Runs the phase: is one recipe better than another?"""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from flowers17_tfdata.config.config import Config
 from flowers17_tfdata.phases.compare import answers, verdict, workdirs
 from flowers17_tfdata.scoring import comparison
 from flowers17_tfdata.session import make_workdir
-from flowers17_tfdata.training import cluster
 
 
 def compare(config: Config) -> None:
-    """Compares two recipes on a split; writes `comparison.json`.
+    """Compares two recipes on a split, and writes `comparison.json`.
 
     It needs the files that `--phase=evaluate` wrote, but neither the data set
     nor a model.
@@ -21,27 +20,20 @@ def compare(config: Config) -> None:
     Raises:
       UserError: the runs can't be found, read or paired.
     """
-    resolver = cluster.find_cluster()
-    if resolver is not None and cluster.place(resolver)[1]:
-        terminal.say("compare: worker 0 does it alone")
-        return
     split, seed = config.evaluation.split, config.runtime.seed
     folders = workdirs.find_pairs(config.compare, split)
     predictions = answers.read_pairs(folders, split)
     rows, pairs = [], []
     for paths, sides in zip(folders, predictions, strict=True):
-        origin: dict[str, Any] = {}
+        correct = (side.predicted == side.labels for side in sides)
+        pair = comparison.PairedAnswers(sides[0].ids, *correct)
+        row: dict[str, Any] = {}
         for name, path, side in zip(verdict.SIDES, paths, sides, strict=True):
-            origin |= {
-                name: str(path),
-                f"{name}_model": side.model,
-                f"{name}_views": side.num_views,
-            }
-        pair = comparison.PairedAnswers(
-            sides[0].ids, *(side.predicted == side.labels for side in sides)
-        )
+            row[name] = str(path)
+            row[f"{name}_model"] = side.model
+            row[f"{name}_views"] = side.num_views
         pairs.append(pair)
-        rows.append(origin | comparison.summarize_pair(pair, seed))
+        rows.append(row | comparison.summarize_pair(pair, seed))
     result = {
         "split": split,
         "compare": config.compare.compare,

@@ -53,13 +53,13 @@ def _rows(figures: Mapping[str, Any]) -> list[list[Any]]:
 
 
 def _verdict(comparison: Mapping[str, Any]) -> str:
-    """Returns a sentence that says which side is better, if one is."""
+    """Returns a sentence that names the better side, if there is one."""
     pooled, pairs = comparison["pooled"], comparison["pairs"]
     # A single run is named by its folder, several by the flag's value.
     names = [(pairs[0] if len(pairs) == 1 else comparison)[s] for s in SIDES]
     difference, interval = pooled["difference"], pooled["difference_interval"]
     if difference < 0:
-        # The better one comes first.
+        # Name the better side first.
         names.reverse()
         difference, interval = -difference, [-x for x in interval[::-1]]
     points = f"{_points(difference)} points"

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import glob
-import os
 import pathlib
 
 from flowers17_tfdata import terminal
 from flowers17_tfdata.config.phases import CompareConfig
 from flowers17_tfdata.errors import ConfigError, UserError
+from flowers17_tfdata.phases import path_lists
 from flowers17_tfdata.scoring.predictions import predictions_path
 
 _Pair = tuple[pathlib.Path, pathlib.Path]
@@ -18,7 +18,7 @@ def find_pairs(options: CompareConfig, split: str) -> list[_Pair]:
     """Finds the workdirs of both lists, and pairs them in order.
 
     Args:
-      options: the two lists.
+      options: holds the two lists.
       split: the split whose predictions the workdirs must hold.
 
     Returns:
@@ -56,18 +56,13 @@ def find_pairs(options: CompareConfig, split: str) -> list[_Pair]:
 
 
 def _find_all(flag: str, value: str, split: str) -> list[pathlib.Path]:
-    # A path that exists may contain commas.
-    is_path = os.path.exists(os.path.expanduser(value))
-    names = [value] if is_path else [name.strip() for name in value.split(",")]
-    found = []
-    for name in filter(None, names):
-        found += _find(flag, os.path.expanduser(name), split)
-    return found
+    names = path_lists.split(value)
+    return [path for name in names for path in _find(flag, name, split)]
 
 
 def _find(flag: str, name: str, split: str) -> list[pathlib.Path]:
     """Returns the evaluated workdirs that a path or pattern names, sorted."""
-    is_pattern = glob.has_magic(name) and not os.path.exists(name)
+    is_pattern = path_lists.is_pattern(name)
     names = sorted(glob.glob(name, recursive=True)) if is_pattern else [name]
     folders = [path for path in map(pathlib.Path, names) if path.is_dir()]
     if not folders and is_pattern:
@@ -77,19 +72,14 @@ def _find(flag: str, name: str, split: str) -> list[pathlib.Path]:
     if not folders:
         raise UserError(f"--{flag}: there is no folder {name}")
     file = f"predictions_{split}.npz"
-    kept = []
-    for folder in folders:
-        if predictions_path(folder, split).exists():
-            kept.append(folder)
-        elif is_pattern:
-            # The run that is missing may be the one that failed.
-            terminal.say(
-                f"compare: {folder} holds no {file}: left out",
-                left_out=str(folder),
-            )
+    kept = [path for path in folders if predictions_path(path, split).exists()]
     if not kept:
         raise UserError(
             f"--{flag}: {name} holds no {file}: evaluate it first "
             f"(--phase=evaluate --split={split} --workdir={folders[0]})"
         )
+    for folder in (path for path in folders if path not in kept):
+        # The missing run may be one that failed.
+        text = f"compare: {folder} holds no {file}: left out"
+        terminal.say(text, left_out=str(folder))
     return kept

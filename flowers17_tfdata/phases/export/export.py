@@ -1,13 +1,11 @@
-"""`--phase=export`: writes the trained model in formats for use elsewhere."""
+"""Runs the phase: writes the trained model in formats for use elsewhere."""
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import json
+import importlib.util
 import pathlib
 import shutil
-from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -32,15 +30,25 @@ from flowers17_tfdata.scoring.predictions import Predictions
 from flowers17_tfdata.session import Session
 from flowers17_tfdata.trained_model import TrainedModel
 
-# In every folder that this program exported; its first key identifies it.
+# In every exported folder; its first key identifies the folder as ours.
 _REPORT = "parity.json"
 _WRITTEN_BY = "written_by"
+# The extra of setup.cfg that a format needs, and the packages in it.
+_EXTRAS = {
+    "tflite_float16": "export",
+    "tflite_int8": "export",
+    "onnx": "onnx",
+}
+_PACKAGES = {
+    "export": ("ai_edge_litert",),
+    "onnx": ("tf2onnx", "onnxruntime"),
+}
 # Copied beside the SavedModel: it imports nothing from this package.
 _SERVE_SCRIPT = pathlib.Path(__file__).with_name("serve.py")
 
 
 def export_model(session: Session) -> None:
-    """Writes `--export_formats`, each compared with the model on `--split`.
+    """Writes `--export_formats`, and compares each with the trained model.
 
     Raises:
       UserError: there is no model, the folder contains other files, a
@@ -59,10 +67,10 @@ def export_model(session: Session) -> None:
         predictions = trained_model.predict_examples(
             session, trained, examples, f"{name} split"
         )
-    with (
-        files.whole_folder(target, f"--export_dir {target}") as output,
-        _full_float32(),
-    ):
+    # GPUs would round float32 to TensorFloat-32: differences between formats
+    # could be the hardware's.
+    tf.config.experimental.enable_tensor_float_32_execution(False)
+    with files.whole_folder(target, f"--export_dir {target}") as output:
         rows = _export(session, trained, split, predictions, output)
         _describe(session, trained, predictions, rows, output)
     parity.show(rows, name)
@@ -70,10 +78,10 @@ def export_model(session: Session) -> None:
 
 
 def _check(session: Session) -> None:
-    """Checks what can be known before minutes of conversion."""
+    """Checks what would otherwise fail after minutes of conversion."""
     formats = session.config.export.formats
-    if "onnx" in formats:
-        onnx_file.check_installed()
+    for name in formats:
+        _check_installed(name)
     splits = session.source.split_sizes
     if "tflite_int8" in formats and tflite.REPRESENTATIVE_SPLIT not in splits:
         raise UserError(
@@ -82,6 +90,21 @@ def _check(session: Session) -> None:
             f"{', '.join(splits)}"
         )
     session.source.check_split(session.config.evaluation.split)
+
+
+def _check_installed(name: str) -> None:
+    """Checks that the packages of an optional format are installed.
+
+    Raises:
+      UserError: a package is missing.
+    """
+    extra = _EXTRAS.get(name, "")
+    for package in _PACKAGES.get(extra, ()):
+        if not importlib.util.find_spec(package):
+            raise UserError(
+                f"--export_formats={name} needs {package}: pip install "
+                f"'flowers17_tfdata[{extra}]'"
+            )
 
 
 def check_target(target: pathlib.Path) -> None:
@@ -95,29 +118,14 @@ def check_target(target: pathlib.Path) -> None:
     if not target.is_dir():
         raise UserError(f"--export_dir {target} must be a folder; it is a file")
     try:
-        report = json.loads((target / _REPORT).read_text(encoding="utf-8"))
-        ours = str(report[_WRITTEN_BY]).startswith("flowers17_tfdata ")
-    except (OSError, ValueError, KeyError, TypeError):
-        ours = False
-    if not ours and any(target.iterdir()):
+        writer = str(files.read_json(target / _REPORT)[_WRITTEN_BY])
+    except (UserError, KeyError, TypeError):
+        writer = ""
+    if not writer.startswith("flowers17_tfdata ") and any(target.iterdir()):
         raise UserError(
             f"--export_dir {target} must be new, empty, or an earlier export, "
             f"which is replaced; it holds other files and no {_REPORT} of ours"
         )
-
-
-@contextlib.contextmanager
-def _full_float32() -> Iterator[None]:
-    """Keeps GPUs from rounding float32 to TensorFloat-32.
-
-    Otherwise, differences between formats could be the hardware's.
-    """
-    enabled = tf.config.experimental.tensor_float_32_execution_enabled()
-    tf.config.experimental.enable_tensor_float_32_execution(False)
-    try:
-        yield
-    finally:
-        tf.config.experimental.enable_tensor_float_32_execution(enabled)
 
 
 def _export(
@@ -130,26 +138,21 @@ def _export(
     """Writes all formats into `output`; returns the rows of the table."""
     model = to_float32(trained.model)
     network = Network(model, trained.preprocess)
-    labels, expected = predictions.labels, predictions.probabilities
-    reference = parity.classify_split(
-        split, Exported("float32", trained.path, network.runner())
+    float32 = Exported("float32", trained.path, network.runner())
+    compare = functools.partial(
+        parity.compare,
+        labels=predictions.labels,
+        reference=parity.classify_split(split, float32),
+        trained=predictions.probabilities,
     )
-    row = parity.compare(
-        "trained", trained.path, expected, labels, reference, expected
-    )
+    row = compare("trained", trained.path, predictions.probabilities)
     rows = [row | {"latency_ms": None, "images_per_sec": None}]
     for name in session.config.export.formats:
         terminal.say(f"export: {name}")
         with timings.measure(session.output, f"export: {name}"):
             exported = _write(name, session, trained, model, network, output)
-            row = parity.compare(
-                name,
-                exported.path,
-                parity.classify_split(split, exported),
-                labels,
-                reference,
-                expected,
-            )
+            probabilities = parity.classify_split(split, exported)
+            row = compare(name, exported.path, probabilities)
             row |= parity.measure_speed(split, exported)
         parity.check(row, split.name)
         rows.append(row)
@@ -165,7 +168,7 @@ def _write(
     output: pathlib.Path,
 ) -> Exported:
     """Writes one format into `output`, and loads it again."""
-    source, num_threads = session.source, machine.num_cores()
+    source = session.source
     if name == "saved_model":
         path = output / "saved_model"
         saved_model.save(network, source.class_names, path)
@@ -173,8 +176,7 @@ def _write(
         return Exported(name, path, saved_model.load(path), takes_files=True)
     if name == "keras":
         path = output / "model.keras"
-        names = list(source.class_names)
-        extras = {**trained.extras, "class_names": names}
+        extras = {**trained.extras, "class_names": list(source.class_names)}
         saved_models.save_classifier(model, path, extras)
         loaded = saved_models.load_classifier(path, "--export_dir")
         runner = Network(loaded, trained.preprocess).runner()
@@ -182,16 +184,13 @@ def _write(
     if name == "onnx":
         path = output / "model.onnx"
         onnx_file.convert(network, path)
-        return Exported(name, path, onnx_file.load(path, num_threads))
-    images = None
-    if name == "tflite_int8":
-        images = functools.partial(
-            tflite.representative_images, source, network.image_size
-        )
+        return Exported(name, path, onnx_file.load(path))
+    images = functools.partial(
+        tflite.representative_images, source, network.image_size
+    )
     path = output / f"{name.replace('tflite', 'model')}.tflite"
-    tflite.convert(network, path, images)
-    runner = tflite.load(path, num_threads)
-    return Exported(name, path, runner, takes_batches=False)
+    tflite.convert(network, path, images if name == "tflite_int8" else None)
+    return Exported(name, path, tflite.load(path), takes_batches=False)
 
 
 def _describe(

@@ -1,6 +1,6 @@
-"""The model card: how the exported model was trained, its accuracy, its use.
+"""The model card: the training, the accuracy and the use of an exported model.
 
-Markdown with the front matter of Hugging Face's hub
+It is Markdown with the front matter of Hugging Face's hub
 (https://huggingface.co/docs/hub/model-cards).
 """
 
@@ -27,10 +27,10 @@ def make_card(
     evaluation: Mapping[str, Any],
     report: Mapping[str, Any],
 ) -> str:
-    """Returns the card, Markdown.
+    """Returns the card as Markdown.
 
     Args:
-      session: the data set, and the workdir with its audit and its flags.
+      session: holds the data set, and the workdir with its audit and its flags.
       trained: the model that was exported.
       evaluation: the trained model's scores on the split, see
         `scores.summarize`.
@@ -70,12 +70,12 @@ def _load_template() -> jinja2.Template:
 
 
 def _training_flags(session: Session, trained: TrainedModel) -> dict[str, str]:
-    """Returns the flags that the model was trained with; {}: not recorded."""
+    """Returns the flags of the model's training; empty if not recorded."""
     if not trained.was_trained_in(session.workdir):
         return {}
     values = recorded_values(str(session.workdir), with_training=True)
     return {
-        # Folders of the training's machine are of no use elsewhere.
+        # The folders of the machine that trained it are of no use elsewhere.
         flag.name: pathlib.Path(str(values[flag.name])).name
         for flag in all_flags()
         if flag.option.kind in (Kind.RUN, Kind.TRAINING)

@@ -1,4 +1,4 @@
-"""The trained network that every format contains: float32, with softmax."""
+"""The trained network that every format contains, in float32 with softmax."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Network(tf.Module):
     It is saved as plain TensorFlow: loading it needs no Keras.
 
     Args:
-      model: float32; from preprocessed images to logits.
+      model: a float32 model that maps preprocessed images to logits.
       preprocess: see `backbones.get_preprocess`.
 
     Attributes:

@@ -1,8 +1,7 @@
-"""ONNX: from a batch of pixels to probabilities."""
+"""Writes and runs ONNX files, which map batches of pixels to probabilities."""
 
 from __future__ import annotations
 
-import importlib.util
 import pathlib
 import subprocess
 import sys
@@ -11,25 +10,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from flowers17_tfdata.errors import UserError
+from flowers17_tfdata import machine
 from flowers17_tfdata.phases.export.network import Network, refused
 
 # The newest that tf2onnx writes; runtimes read all older ones.
 _OPSET = 18
-
-
-def check_installed() -> None:
-    """Checks that ONNX files can be written and run.
-
-    Raises:
-      UserError: a package is missing.
-    """
-    for package in ("tf2onnx", "onnxruntime"):
-        if not importlib.util.find_spec(package):
-            raise UserError(
-                f"--export_formats=onnx needs {package}: "
-                "pip install 'flowers17_tfdata[onnx]'"
-            )
 
 
 def convert(network: Network, path: pathlib.Path) -> None:
@@ -53,9 +38,7 @@ def convert(network: Network, path: pathlib.Path) -> None:
         raise refused("onnx", result.stderr.strip().rpartition("\n")[2])
 
 
-def load(
-    path: pathlib.Path, num_threads: int
-) -> Callable[[np.ndarray], np.ndarray]:
+def load(path: pathlib.Path) -> Callable[[np.ndarray], np.ndarray]:
     """Returns a function from pixels to probabilities.
 
     It maps uint8 `[n, image_size, image_size, 3]` in [0, 255] to float32
@@ -67,12 +50,12 @@ def load(
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = num_threads
+    options.intra_op_num_threads = machine.num_cores()
     try:
         session = onnxruntime.InferenceSession(
             str(path), options, providers=["CPUExecutionProvider"]
         )
-    # Its errors have no other common class.
+    # ONNX Runtime's errors have no other common class.
     except Exception as error:
         raise refused("onnx", error) from error
 

@@ -27,7 +27,7 @@ _MAX_DIFFERENCE = {"saved_model": 1e-4, "keras": 1e-4, "onnx": 1e-3}
 # that round the weights.
 _MIN_AGREEMENT = {"tflite_float16": 0.99, "tflite_int8": 0.95}
 
-# The printed table: heading, key of the row, number format.
+# The columns of the printed table: heading, key in the row, number format.
 _COLUMNS = (
     ("MB", "megabytes", ".1f"),
     ("acc.", "accuracy", ".1%"),
@@ -45,11 +45,11 @@ class Exported:
 
     Attributes:
       name: the format.
-      path: its file or folder.
-      classify: from uint8 images `[n, size, size, 3]`, or with `takes_files`
-        from a list of `n` encoded files, to probabilities `[n, num_classes]`.
-      takes_files: it decodes and resizes.
-      takes_batches: it runs more than one image at once.
+      path: the format's file or folder.
+      classify: maps uint8 images `[n, size, size, 3]`, or with `takes_files` a
+        list of `n` encoded files, to probabilities `[n, num_classes]`.
+      takes_files: whether the format decodes and resizes.
+      takes_batches: whether it runs several images at once.
     """
 
     name: str
@@ -91,9 +91,8 @@ def classify_split(split: Split, exported: Exported) -> np.ndarray:
       float32 `[n, num_classes]`, in the split's order.
     """
     rows = []
-    with terminal.EpochProgress(
-        exported.name, split.examples.num_examples
-    ) as progress:
+    num_examples = split.examples.num_examples
+    with terminal.EpochProgress(exported.name, num_examples) as progress:
         for batch in split.batches(exported.takes_files):
             rows.append(exported.classify(batch))
             progress.advance(len(batch))
@@ -104,6 +103,7 @@ def compare(
     name: str,
     path: pathlib.Path,
     probabilities: np.ndarray,
+    *,
     labels: np.ndarray,
     reference: np.ndarray,
     trained: np.ndarray,
@@ -112,8 +112,8 @@ def compare(
 
     Args:
       name: the format.
-      path: its file or folder.
-      probabilities: the format's, float32 `[n, num_classes]`.
+      path: the format's file or folder.
+      probabilities: the format's probabilities, float32 `[n, num_classes]`.
       labels: int64 `[n]`, the true classes.
       reference: the float32 Keras model's probabilities: a difference to them
         is due to the format alone.
@@ -173,10 +173,10 @@ def _median_secs(exported: Exported, batch: Any, num_runs: int) -> float:
 def check(row: dict[str, Any], split_name: str) -> None:
     """Checks a row against the bounds of its format.
 
-    Prints a warning if a format that rounds differs too much.
+    Prints a warning if a format that rounds the weights differs too much.
 
     Raises:
-      UserError: a format that should be exact isn't.
+      UserError: a format that keeps the weights differs too much.
     """
     name = row["format"]
     most = _MAX_DIFFERENCE.get(name)
@@ -202,17 +202,12 @@ def show(rows: list[dict[str, Any]], split_name: str) -> None:
     def text(value: float | None, number_format: str) -> str:
         return "-" if value is None else format(value, number_format)
 
-    terminal.show_table(
-        f"{split_name} split",
-        ["format", *(heading for heading, *_ in _COLUMNS)],
-        [
-            [
-                row["format"],
-                *(text(row[key], form) for _, key, form in _COLUMNS),
-            ]
-            for row in rows
-        ],
-    )
+    columns = ["format", *(heading for heading, _, _ in _COLUMNS)]
+    cells = [
+        [row["format"], *(text(row[key], form) for _, key, form in _COLUMNS)]
+        for row in rows
+    ]
+    terminal.show_table(f"{split_name} split", columns, cells)
     terminal.say(
         "float32, trained: largest difference of a probability from the Keras "
         "model in float32, and from the trained model as evaluated; same: "

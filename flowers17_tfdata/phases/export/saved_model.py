@@ -1,4 +1,4 @@
-"""The SavedModel: from the bytes of image files to names and probabilities."""
+"""The SavedModel, which maps image files to class names and probabilities."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from flowers17_tfdata.data import decode
 from flowers17_tfdata.phases.export import exif
 from flowers17_tfdata.phases.export.network import Network
 
-# Images of one request that are decoded at the same time.
+# The number of images of a request that are decoded at the same time.
 _PARALLEL = 32
 _MAX_LABELS = 5
 
@@ -22,7 +22,7 @@ class _Server(tf.Module):
 
     Args:
       network: the classifier.
-      class_names: in the order of its outputs.
+      class_names: the class names in the order of the network's outputs.
     """
 
     def __init__(self, network: Network, class_names: Sequence[str]):

@@ -2,7 +2,7 @@
 
     python serve.py [--port=8501] [--host=127.0.0.1]
 
-To try a model out, or for a few users: it needs only Python and TensorFlow.
+It needs only Python and TensorFlow, and suits trials and a few users.
 TensorFlow Serving answers the same requests, batches them and is hardened.
 """
 
@@ -14,6 +14,8 @@ import contextlib
 import http.server
 import json
 import pathlib
+from collections.abc import Callable
+from typing import ClassVar
 
 import tensorflow as tf
 
@@ -25,6 +27,8 @@ _FORM = 'the body must be {"instances": [{"b64": "..."}, ...]}'
 class Handler(http.server.BaseHTTPRequestHandler):
     """Handles `POST /v1/models/NAME:predict`, with any name."""
 
+    # The model's signature.
+    predict: ClassVar[Callable[..., dict[str, tf.Tensor]]]
     # Seconds after which a silent connection is closed.
     timeout = 30
 
@@ -48,14 +52,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             return self._answer(400, {"error": f"{_FORM}: {error!r}"})
         try:
-            outputs = self.server.predict(image_bytes=tf.constant(files))
+            outputs = self.predict(image_bytes=tf.constant(files))
         except (tf.errors.OpError, ValueError) as error:
             return self._answer(400, {"error": str(error)})
         columns = [value.numpy().tolist() for value in outputs.values()]
-        predictions = [
-            dict(zip(outputs, row, strict=True))
-            for row in zip(*columns, strict=True)
-        ]
+        rows = zip(*columns, strict=True)
+        predictions = [dict(zip(outputs, row, strict=True)) for row in rows]
         return self._answer(200, {"predictions": predictions})
 
     def _answer(self, status: int, content: dict) -> None:
@@ -74,11 +76,11 @@ def main() -> None:
     parser.add_argument("--host", default="127.0.0.1")
     options = parser.parse_args()
     folder = pathlib.Path(__file__).parent / "saved_model"
-    # Held here: the signature alone does not keep the model alive.
+    # The signature alone does not keep the model alive.
     loaded = tf.saved_model.load(str(folder))
+    Handler.predict = staticmethod(loaded.signatures["serving_default"])
     address = (options.host, options.port)
     with http.server.ThreadingHTTPServer(address, Handler) as server:
-        server.predict = loaded.signatures["serving_default"]
         port = server.server_address[1]
         print(f"http://{options.host}:{port}/v1/models/any", flush=True)
         with contextlib.suppress(KeyboardInterrupt):

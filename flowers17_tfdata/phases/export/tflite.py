@@ -1,4 +1,4 @@
-"""TensorFlow Lite (LiteRT): from the pixels of one image to probabilities."""
+"""Writes and runs TensorFlow Lite (LiteRT) files, which classify one image."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import tensorflow as tf
-from ai_edge_litert import interpreter as litert
 
-from flowers17_tfdata import terminal
+from flowers17_tfdata import machine, terminal
 from flowers17_tfdata.data import decode
 from flowers17_tfdata.data.source import Source
 from flowers17_tfdata.phases.export.network import Network, refused
@@ -30,18 +29,19 @@ def convert(
     path: pathlib.Path,
     images: Callable[[], Iterable[np.ndarray]] | None = None,
 ) -> None:
-    """Writes a .tflite file for one image at a time.
+    """Writes a .tflite file that takes one image at a time.
 
-    Phones classify one image, and delegates need fixed shapes. The signature
-    `serving_default` maps `image`, float32 `[1, image_size, image_size, 3]` in
-    [0, 255], RGB, to `probabilities`, float32 `[1, num_classes]`.
+    Phones classify single images, and delegates need fixed shapes. The
+    signature `serving_default` maps `image`, float32 `[1, image_size,
+    image_size, 3]` in [0, 255], RGB, to `probabilities`, float32
+    `[1, num_classes]`.
 
     Args:
       network: the classifier.
       path: the file.
       images: returns representative images, uint8 `[image_size, image_size,
-        3]`: weights and activations become int8, in the ranges that these
-        images need. None: the weights become float16; the device chooses the
+        3]`. Weights and activations become int8, in ranges measured on these
+        images. None: the weights become float16, and the device chooses the
         precision of the arithmetic.
 
     Raises:
@@ -68,7 +68,7 @@ def convert(
         try:
             with _silent_stderr():
                 content = converter.convert()
-        # It raises whatever its parts raise; its own error has no public name.
+        # Any part of it may raise; its own error has no public name.
         except Exception as error:
             raise refused(path.stem, error) from error
     path.write_bytes(content)
@@ -92,16 +92,13 @@ def representative_images(
     quota = math.ceil(num_images / len(source.class_names))
     taken: collections.Counter[int] = collections.Counter()
     with terminal.EpochProgress("int8 ranges", num_images) as progress:
-        for example in source.read(REPRESENTATIVE_SPLIT):
-            label = int(example["label"])
-            if taken[label] < quota:
-                taken[label] += 1
-                encoded = decode.upright(example["image"].numpy())
-                yield decode.decode_and_resize(
-                    tf.constant(encoded), image_size
-                ).numpy()
+        for example in source.read(REPRESENTATIVE_SPLIT).as_numpy_iterator():
+            if taken[example["label"]] < quota:
+                taken[example["label"]] += 1
+                encoded = decode.upright(example["image"])
+                yield decode.decode_and_resize(encoded, image_size).numpy()
                 progress.advance()
-            if sum(taken.values()) == num_images:
+            if taken.total() == num_images:
                 break
 
 
@@ -119,17 +116,20 @@ def _silent_stderr() -> Iterator[None]:
         os.close(kept)
 
 
-def load(
-    path: pathlib.Path, num_threads: int
-) -> Callable[[np.ndarray], np.ndarray]:
+def load(path: pathlib.Path) -> Callable[[np.ndarray], np.ndarray]:
     """Returns a function from pixels to probabilities.
 
     It maps uint8 `[n, image_size, image_size, 3]` in [0, 255] to float32
     `[n, num_classes]`, one image at a time.
     """
+    # Imported here: it comes with the extra [export].
+    from ai_edge_litert import interpreter as litert
+
     with _silent_stderr():
-        interpreter = litert.Interpreter(str(path), num_threads=num_threads)
-        # Otherwise it would be done, with its notes, for the first image.
+        interpreter = litert.Interpreter(
+            str(path), num_threads=machine.num_cores()
+        )
+        # Otherwise the first image would do it, and print notes.
         interpreter.allocate_tensors()
     classify = interpreter.get_signature_runner("serving_default")
 

@@ -1,4 +1,4 @@
-"""The curve of a range test, in the style of the report's charts."""
+"""The chart of a range test, in the style of the report's charts."""
 
 from __future__ import annotations
 
@@ -58,10 +58,8 @@ def curve_chart(result: Mapping[str, Any], chosen: str) -> Chart:
         dtick=1,
         exponentformat="power",
     )
-    figure.update_yaxes(
-        title_text="training loss, nats", range=[low, high], zeroline=False
-    )
-    figure.update_layout(margin={"l": 8, "r": 8, "t": 64, "b": 8})
+    figure.update_yaxes(title_text="training loss, nats", range=[low, high])
+    figure.update_layout(margin_t=64)
     return make_chart(
         "chart-find-lr",
         f"Training loss of {result['stage']} over the learning rate",

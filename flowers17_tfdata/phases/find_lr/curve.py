@@ -3,8 +3,8 @@
 The test is L. Smith's, "Cyclical Learning Rates for Training Neural Networks"
 (WACV 2017, section 3.3, https://arxiv.org/abs/1506.01186): train a few steps
 while the learning rate rises, and see where the loss falls and where it stops
-falling. How the loss is smoothed, when the test ends and how a rate is read off
-the curve follow fastai's `lr_find`
+falling. The smoothing of the loss, the end of the test and the suggestions
+follow fastai's `lr_find`
 (https://docs.fast.ai/callback.schedule.html).
 """
 
@@ -14,11 +14,11 @@ import math
 
 import numpy as np
 
-# Weight of the past in the exponential moving average; fastai's.
+# The weight of the past in the exponential moving average, as in fastai.
 _SMOOTHING = 0.98
 # The test ends when the smoothed loss is this many times its minimum. The
-# minimum counts as at least this many nats: a solved head starts near 0, where
-# one hard batch is many times that.
+# minimum counts as at least this many nats: the loss of a solved head starts
+# near 0, and a single hard batch has many times that.
 _DIVERGED = 4.0
 _LEAST_MINIMUM = 0.5
 # As in fastai, suggestions ignore the first tenth of the steps, where the
@@ -31,12 +31,12 @@ class Curve:
     """Training losses at rising learning rates.
 
     Attributes:
-      rates: learning rate of each step, strictly rising.
-      losses: mean training loss of each step's batch, nats; finite.
-      smoothed: exponential moving average of the losses, corrected for its
+      rates: the learning rate of each step, strictly rising.
+      losses: the mean training loss of each step's batch, in nats; finite.
+      smoothed: the exponential moving average of the losses, corrected for its
         start from 0 (Kingma and Ba 2015, section 3,
         https://arxiv.org/abs/1412.6980).
-      ended: why the test is over: `diverged`, `not finite`, or '' (it isn't).
+      ended: why the test is over, `diverged` or `not finite`; '' if it isn't.
     """
 
     def __init__(self) -> None:
@@ -77,20 +77,19 @@ def suggest(curve: Curve, num_steps: int) -> dict[str, float]:
     steps that each have a lower loss than the one before. Other steps may lie
     between them.
     `steepest`: where the loss falls fastest over the logarithm of the rate.
-    `minimum`: a tenth of the rate at which the loss is lowest. At that rate
-    steps undo what the last ones learned, and the average lags behind.
+    `minimum`: a tenth of the rate at which the loss is lowest. At the lowest
+    loss, steps already undo what earlier ones learned, and the average lags.
 
-    Unlike fastai's, the first two end at the lowest loss: a network that
-    recovers from a rise, at a rate a hundred times as high, falls longer and
-    faster than one that learns.
+    Unlike in fastai, the first two ignore what follows the lowest loss: when a
+    network recovers from a rise, at a rate a hundred times as high, the loss
+    falls longer and faster than when it learns.
 
     Args:
-      curve: the curve that the test left.
-      num_steps: the number of steps that the test would have taken if it had
-        not ended early.
+      curve: the curve of the test.
+      num_steps: the number of steps of a test that doesn't end early.
 
     Returns:
-      Learning rate by name; empty if the loss doesn't fall.
+      `{name: learning rate}`; empty if the loss doesn't fall.
     """
     steps = _reliable(curve, num_steps)
     losses = np.asarray(curve.smoothed[steps])
@@ -108,7 +107,7 @@ def suggest(curve: Curve, num_steps: int) -> dict[str, float]:
 
 
 def still_falls(curve: Curve, num_steps: int) -> bool:
-    """Returns whether the lowest loss is the last: try higher rates, too."""
+    """Returns whether the last loss is the lowest: try higher rates, too."""
     losses = curve.smoothed[_reliable(curve, num_steps)]
     return not curve.ended and bool(losses) and losses[-1] == min(losses)
 
@@ -116,8 +115,8 @@ def still_falls(curve: Curve, num_steps: int) -> bool:
 def _middle_of_valley(losses: np.ndarray) -> int:
     """Returns the middle of the longest decreasing subsequence.
 
-    That is its end less half of its length: steps between its own, such as a
-    flat start, count as if they weren't there.
+    The middle is half its length before its end. Steps between its own, such as
+    a flat start, don't count.
     """
     lengths = np.ones(len(losses), np.int64)
     for k in range(1, len(losses)):

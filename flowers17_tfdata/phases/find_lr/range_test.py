@@ -1,15 +1,13 @@
-"""The phase: a range test of a stage, `find_lr.json` and `find_lr.html`."""
+"""Runs the phase: a range test, `find_lr.json` and `find_lr.html`."""
 
 from __future__ import annotations
 
-import datetime
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import keras
 
-import flowers17_tfdata
 from flowers17_tfdata import files, terminal
 from flowers17_tfdata.errors import UserError
 from flowers17_tfdata.phases import train_stages
@@ -23,7 +21,7 @@ from flowers17_tfdata.session import Session
 NUM_STEPS = 100
 FIRST_RATE, LAST_RATE = 1e-6, 1.0
 
-# fastai's default, too: it depends least on a single step.
+# It depends least on a single step, and is fastai's default too.
 _CHOSEN = "valley"
 
 _ENDS = {
@@ -36,12 +34,12 @@ _ENDS = {
 def run_range_test(session: Session) -> None:
     """Tries rising learning rates on a stage and suggests one.
 
-    The stage is made as its own phase makes it, and thrown away. All workers
-    of a cluster see the same losses and end at the same step.
+    The stage is opened as its own phase opens it, and then discarded. All
+    workers of a cluster see the same losses and end at the same step.
 
     Raises:
-      UserError: what the stage starts from isn't there, or the loss doesn't
-        fall at any of the rates.
+      UserError: the model that the stage starts from is missing, or the loss
+        doesn't fall at any of the rates.
     """
     name = session.config.find_lr.find_lr_stage
     stage = train_stages.open_stage(session, name, rising_rates())
@@ -109,8 +107,6 @@ def _write(result: Mapping[str, Any], path: pathlib.Path) -> None:
         "shown_names": SHOWN_NAMES,
         "end": _ENDS[result["ended"]],
         "chart": curve_chart(result, _CHOSEN),
-        "written": datetime.datetime.now().strftime("%Y-%m-%d %H:%M"),
-        "version": flowers17_tfdata.__version__,
     }
     files.write_text(html, page.render(context, "find_lr.html"))
     if result["flag"]:

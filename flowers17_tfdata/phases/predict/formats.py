@@ -18,7 +18,7 @@ class Prediction(NamedTuple):
       file: the image's path.
       classes: the `--top_k` most likely classes and their probabilities, the
         most likely first.
-      error: why the image can't be read; '' if it can.
+      error: why the image can't be read, or '' if it can.
     """
 
     file: str
@@ -34,14 +34,16 @@ def make_writer(
     files: Sequence[str],
     class_names: Sequence[str],
 ) -> Callable[[Prediction], Any]:
-    """Writes the header, if there is one, and returns the writer of a row.
+    """Writes the header, if there is one, and returns a writer of rows.
 
     Args:
       name: table, json or csv.
       stream: the stream to write to.
       top_k: the maximum number of classes per image.
-      files: the images' paths; they decide the table's width.
-      class_names: the names of all classes; likewise.
+      files: the images' paths, which decide the width of the table's first
+        column.
+      class_names: the names of all classes, which decide the width of the
+        others.
     """
     if name == "json":
         return lambda row: print(_json_line(row), file=stream)
@@ -60,23 +62,17 @@ def make_writer(
 
 
 def _json_line(prediction: Prediction) -> str:
-    row: dict[str, Any] = {"file": prediction.file}
-    if prediction.error:
-        row["error"] = prediction.error
-    else:
-        top = [
-            {"label": label, "probability": round(probability, 6)}
-            for label, probability in prediction.classes
-        ]
-        row |= {**top[0], "top": top}
+    top = [
+        {"label": label, "probability": round(probability, 6)}
+        for label, probability in prediction.classes
+    ]
+    row = {**top[0], "top": top} if top else {"error": prediction.error}
     # ASCII: the bytes of a name that isn't UTF-8 become escapes.
-    return json.dumps(row)
+    return json.dumps({"file": prediction.file, **row})
 
 
 def _cells(prediction: Prediction, top_k: int) -> list[str]:
-    cells: list[str] = []
-    for label, probability in prediction.classes:
-        cells += [label, f"{probability:.6f}"]
+    cells = [x for label, p in prediction.classes for x in (label, f"{p:.6f}")]
     cells += [""] * (2 * top_k - len(cells))
     return [_printable(prediction.file), *cells, prediction.error]
 

@@ -9,6 +9,7 @@ from typing import TextIO
 
 from flowers17_tfdata.data import decode
 from flowers17_tfdata.errors import ConfigError
+from flowers17_tfdata.phases import path_lists
 
 
 def find_images(spec: str, stdin: TextIO) -> list[str]:
@@ -26,46 +27,37 @@ def find_images(spec: str, stdin: TextIO) -> list[str]:
     Raises:
       ConfigError: a folder or a glob contains no images.
     """
-    if os.path.exists(os.path.expanduser(spec)):
-        names = [spec]
-    else:
-        separator = "\n" if "\n" in spec else ","
-        names = [part.strip() for part in spec.split(separator)]
     paths: list[str] = []
-    for name in filter(None, names):
+    for name in path_lists.split(spec):
         if name == "-":
             paths += filter(None, (line.rstrip("\r\n") for line in stdin))
         else:
-            paths += _expand(os.path.expanduser(name))
+            paths += _expand(name)
     return paths
 
 
 def _expand(name: str) -> list[str]:
+    """Returns the files that a path or a pattern stands for."""
     if os.path.isdir(name):
-        paths = _images_below(pathlib.Path(name))
+        folder = pathlib.Path(name)
+        paths = sorted(
+            str(path)
+            for path in folder.rglob("*")
+            # No hidden files, and nothing in hidden folders.
+            if "/." not in f"/{path.relative_to(folder).as_posix()}"
+            and path.suffix.lower() in decode.SUFFIXES
+            and path.is_file()
+        )
         if not paths:
             raise ConfigError(
                 "--images: a folder must hold images "
                 f"({', '.join(decode.SUFFIXES)}); {name} holds none"
             )
         return paths
-    if os.path.exists(name) or not glob.has_magic(name):
+    if not path_lists.is_pattern(name):
         return [name]
     matches = glob.glob(name, recursive=True)
-    paths = sorted(path for path in matches if os.path.isfile(path))
+    paths = sorted(filter(os.path.isfile, matches))
     if not paths:
         raise ConfigError(f"--images: a pattern must match files; got {name!r}")
     return paths
-
-
-def _images_below(folder: pathlib.Path) -> list[str]:
-    """Returns the images in a folder and its subfolders, except hidden ones."""
-    return sorted(
-        str(path)
-        for path in folder.rglob("*")
-        if path.suffix.lower() in decode.SUFFIXES
-        and not any(
-            part.startswith(".") for part in path.relative_to(folder).parts
-        )
-        and path.is_file()
-    )

@@ -31,36 +31,33 @@ def make_views(
     num_views: int,
     seed: int,
 ) -> np.ndarray:
-    """Draws augmented views of a few train images of different classes.
+    """Returns augmented views of a few train images of different classes.
 
     Args:
       source: the data set.
-      config: image size, augmentation, and where it runs.
-      num_images: the most images to draw; fewer if there are fewer classes.
-      num_views: how many views of each image to draw, one per epoch.
+      config: the image size, the augmentation, and the device that augments.
+      num_images: the maximum number of images; fewer if there are fewer
+        classes.
+      num_views: the number of views of each image, one per epoch.
       seed: the seed of the augmentation.
 
     Returns:
-      uint8 `[images, 1 + views, image_size, image_size, 3]`; the first of each
+      uint8 `[images, 1 + views, image_size, image_size, 3]`. The first of each
       row is the image as evaluation sees it.
     """
-    # All views have the size of the image that they are compared with, even if
-    # training uses a smaller one.
+    # All views have the size of the clean image beside them, even if training
+    # uses a smaller one.
     config = dataclasses.replace(config, train_scale=1.0)
     examples = load_examples(
         _first_of_classes(source, num_images), "train", config
     )
     num_images = examples.num_examples
-
-    def identity(images):
-        return images
-
-    finish = input_pipeline.make_device_stage(config, identity)
+    finish = input_pipeline.make_device_stage(config, tf.identity)
     augmented = input_pipeline.make_train_dataset(
-        examples, config, identity, global_batch_size=num_images, seed=seed
+        examples, config, tf.identity, global_batch_size=num_images, seed=seed
     )
     clean = input_pipeline.make_eval_dataset(
-        examples, config, identity, global_batch_size=num_images
+        examples, config, tf.identity, global_batch_size=num_images
     )
     size = config.image_size
     views = np.empty([num_images, 1 + num_views, size, size, 3], np.uint8)

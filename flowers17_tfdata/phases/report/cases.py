@@ -1,4 +1,4 @@
-"""The examples that the report shows: their pictures and heat maps."""
+"""The examples that the report shows, with pictures and heat maps."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ class Case(NamedTuple):
     """An example and the model's prediction.
 
     Attributes:
-      picture: data URI of the image, upright, reduced.
+      picture: the data URI of the image, upright and reduced.
       file_name: the example's id.
-      label: name of the true class.
-      answer: name of the predicted class.
-      confidence: probability of the predicted class, in [0, 1].
-      label_probability: probability of the true class, in [0, 1].
-      exemplar: data URI of an image of the predicted class that the model
+      label: the name of the true class.
+      answer: the name of the predicted class.
+      confidence: the probability of the predicted class, in [0, 1].
+      label_probability: the probability of the true class, in [0, 1].
+      exemplar: the data URI of an image of the predicted class that the model
         classifies correctly; None if there is none, or for a correct
         prediction.
-      heats: captions and data URIs of the model's input and of the heat maps;
-        empty if the example isn't explained.
+      heats: the captions and data URIs of the model's input and of the heat
+        maps; empty if the example isn't explained.
     """
 
     picture: str
@@ -72,11 +72,7 @@ def make_cases(
     predictions: Predictions,
     split: str,
 ) -> Cases:
-    """Chooses, reads and explains examples of a split.
-
-    Raises:
-      UserError: an image can't be decoded.
-    """
+    """Chooses, reads and explains examples of a split."""
     choice = mistakes.choose(predictions, _MOST_MISTAKES)
     correct = list(choice.exemplars.values())
     # From certain to uncertain, not only the most certain ones.
@@ -132,24 +128,19 @@ def _explain(
     names: Sequence[str],
 ) -> dict[int, _Heats]:
     cam = grad_cam.GradCam(trained.model, trained.preprocess)
+    size = trained.image_size
     images = np.stack(
-        [
-            decode.decode_and_resize(encoded[k], trained.image_size).numpy()
-            for k in positions
-        ]
+        [decode.decode_and_resize(encoded[k], size) for k in positions]
     )
     heats = {}
     for k, image, maps in zip(
         positions, images, cam.feature_maps(images), strict=True
     ):
-        # The predicted class, and the true one if it is another.
-        classes = dict.fromkeys(
-            (predictions.predicted[k], predictions.labels[k])
-        )
-        shown = {"input": image} | {
-            f"for {names[c]}": grad_cam.overlay(image, cam.heat(maps, c))
-            for c in classes
-        }
+        shown = {"input": image}
+        # The predicted class, and the true class if it is another.
+        for c in (predictions.predicted[k], predictions.labels[k]):
+            heat = grad_cam.overlay(image, cam.heat(maps, c))
+            shown[f"for {names[c]}"] = heat
         heats[k] = [
             (caption, pictures.to_data_uri(pixels, _PICTURE_SIDE))
             for caption, pixels in shown.items()

@@ -1,4 +1,4 @@
-"""The look that the charts share: fonts, colours, axes.
+"""The look that all charts share: fonts, colours and axes.
 
 Colours are the page's CSS variables. The page's script replaces them by their
 values, so that charts follow the light and the dark theme.
@@ -11,6 +11,8 @@ import json
 from typing import Any, NamedTuple
 
 import plotly.graph_objects as go
+
+from flowers17_tfdata.errors import one_line
 
 TRAIN, VALIDATION, TEST, OTHER = (
     f"var(--series-{k})" for k in ("train", "validation", "test", "other")
@@ -32,11 +34,7 @@ _TEMPLATE = {
         "font": {"family": "inherit", "size": 12.5, "color": MUTED},
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
-        "hoverlabel": {
-            "bgcolor": "var(--surface-2)",
-            "bordercolor": GRID,
-            "font": {"color": INK, "family": "inherit"},
-        },
+        "hoverlabel": {"bgcolor": "var(--surface-2)", "font": {"color": INK}},
         # Above everything that is drawn on the plot.
         "legend": {
             "orientation": "h",
@@ -58,10 +56,10 @@ class Chart(NamedTuple):
     """A chart of the page.
 
     Attributes:
-      name: id of its HTML element.
-      label: title, also read out by screen readers.
-      height: pixels.
-      min_width: pixels; on a narrower page the chart scrolls.
+      name: the id of the chart's HTML element.
+      label: the title, which screen readers read out.
+      height: the height in pixels.
+      min_width: the width in pixels below which the chart scrolls.
       figure: Plotly's JSON object.
     """
 
@@ -82,7 +80,7 @@ def make_chart(
 ) -> Chart:
     """Turns a figure into a chart with the common look."""
     figure.update_layout(template=_TEMPLATE, height=height)
-    # Not `to_dict`: JSON has no NaN, and no arrays of NumPy.
+    # Not `to_dict`, which may contain NaN and NumPy arrays.
     return Chart(name, label, height, min_width, json.loads(figure.to_json()))
 
 
@@ -91,6 +89,4 @@ def label(name: str) -> str:
 
     Plotly reads a subset of HTML in every text.
     """
-    if len(name) > _LONGEST_LABEL:
-        name = name[: _LONGEST_LABEL - 1] + "…"
-    return html.escape(name)
+    return html.escape(one_line(name, _LONGEST_LABEL))

@@ -11,7 +11,7 @@ from flowers17_tfdata.phases.report import charts
 from flowers17_tfdata.phases.report.charts import Chart
 from flowers17_tfdata.phases.report.record import StageRecord
 
-# Title, columns of `metrics.jsonl`, format of the y axis.
+# The title, the columns of `metrics.jsonl` and the format of the y axis.
 _CURVES = (
     ("Accuracy", ("train_accuracy", "validation_accuracy"), ".0%"),
     ("Loss", ("train_loss", "validation_loss"), ""),
@@ -22,7 +22,7 @@ _MOST_TICKS = 8
 
 
 def learning_charts(stages: Sequence[StageRecord]) -> list[Chart]:
-    """Returns a chart for each quantity, the stages one after the other."""
+    """Returns a chart for each quantity, with the stages in succession."""
     return [_learning_chart(stages, *curve) for curve in _CURVES if stages]
 
 
@@ -41,7 +41,7 @@ def _learning_chart(
             figure.add_scatter(
                 x=[offset + epoch for epoch in epochs],
                 y=[line[column] for line in stage.epochs],
-                # Across epochs that were not validated.
+                # Draw across epochs that were not validated.
                 connectgaps=True,
                 customdata=epochs,
                 name=name,
@@ -52,7 +52,18 @@ def _learning_chart(
                 hovertemplate=f"{stage.title}, epoch %{{customdata}}<br>"
                 f"{name}: %{{y}}<extra></extra>",
             )
-        _mark_stage(figure, stage, offset)
+        # The stage's left border, its title and its best epoch.
+        line = {"color": charts.MUTED, "width": 1}
+        figure.add_vline(
+            x=offset + 0.5,
+            line=line,
+            annotation_text=stage.title,
+            annotation_position="top right",
+            annotation_yanchor="bottom",
+        )
+        if stage.best_epoch is not None:
+            best = offset + stage.best_epoch
+            figure.add_vline(x=best, line=line | {"dash": "dot"})
         offset += max(epochs)
     figure.update_xaxes(
         title_text="epoch, counted over all stages",
@@ -64,19 +75,3 @@ def _learning_chart(
     figure.update_yaxes(rangemode="tozero", tickformat=tick_format)
     name = "chart-" + title.lower().replace(" ", "-")
     return charts.make_chart(name, title, figure)
-
-
-def _mark_stage(figure: go.Figure, stage: StageRecord, offset: int) -> None:
-    """Draws a stage's left border, its title and its best epoch."""
-    line = {"color": charts.MUTED, "width": 1}
-    figure.add_vline(
-        x=offset + 0.5,
-        line=line,
-        annotation_text=stage.title,
-        annotation_position="top right",
-        annotation_yanchor="bottom",
-    )
-    if stage.best_epoch is not None:
-        figure.add_vline(
-            x=offset + stage.best_epoch, line=line | {"dash": "dot"}
-        )

@@ -33,13 +33,11 @@ def choose(predictions: Predictions, most: int) -> Choice:
     wrong, right = np.flatnonzero(is_wrong), np.flatnonzero(~is_wrong)
     margins = np.ptp(np.sort(probabilities[wrong])[:, -2:], axis=1)
     worst = _sort_by(-confidence[wrong], wrong)[:most]
-    least_certain = [k for k in _sort_by(margins, wrong) if k not in worst][
-        :most
-    ]
+    others = [k for k in _sort_by(margins, wrong) if k not in worst]
     exemplars: dict[int, int] = {}
     for k in _sort_by(-confidence[right], right):
         exemplars.setdefault(int(predictions.labels[k]), k)
-    return Choice(worst, least_certain, exemplars)
+    return Choice(worst, others[:most], exemplars)
 
 
 def _sort_by(keys: np.ndarray, positions: np.ndarray) -> list[int]:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Mapping
 from typing import Any
 
 import jinja2
 import plotly.offline
 
+import flowers17_tfdata
+
 
 def render(context: Mapping[str, Any], template: str = "report.html") -> str:
     """Returns an HTML page that makes no network request.
 
     Args:
-      context: the template's variables. All text in them is escaped, because
-        class and file names come from users' folders.
+      context: the template's variables, besides those that all pages share. All
+        text in them is escaped, because class and file names come from users'
+        folders.
       template: name of a file in `templates/`.
     """
     environment = jinja2.Environment(
@@ -28,7 +32,10 @@ def render(context: Mapping[str, Any], template: str = "report.html") -> str:
         percent=percent, duration=duration, number=number
     )
     return environment.get_template(template).render(
-        **context, plotly_js=plotly.offline.get_plotlyjs()
+        **context,
+        written=datetime.datetime.now().strftime("%Y-%m-%d %H:%M"),
+        version=flowers17_tfdata.__version__,
+        plotly_js=plotly.offline.get_plotlyjs(),
     )
 
 

@@ -29,20 +29,19 @@ def read_encoded(
       `{position: JPEG, PNG, BMP or GIF}`.
 
     Raises:
-      UserError: an image has no valid header.
+      UserError: an image file was damaged since it was evaluated.
     """
-    found = {}
     examples = source.read(split).take(max(positions) + 1)
+    found = {}
     for position, example in enumerate(examples.as_numpy_iterator()):
-        if position not in positions:
-            continue
-        try:
-            found[position] = decode.upright(example["image"])
-        except ValueError as error:
-            raise UserError(
-                f"{source.name}, split {split}: {example['id'].decode()} "
-                f"can't be decoded ({error})"
-            ) from error
+        if position in positions:
+            try:
+                found[position] = decode.upright(example["image"])
+            except ValueError as error:
+                raise UserError(
+                    f"{source.name}, split {split}: {example['id'].decode()} "
+                    f"can't be decoded any more ({error})"
+                ) from error
     return found
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 _MOST_BINS = 15
 _FEWEST_BINS = 5
-# With fewer examples per bin, on average, the bins show noise.
+# With fewer examples per bin on average, the bins show noise.
 _EXAMPLES_PER_BIN = 10
 
 
@@ -16,11 +16,11 @@ class Bin(NamedTuple):
     """The predictions whose confidence is in (low, high].
 
     Attributes:
-      low: lower bound, in [0, 1].
-      high: upper bound, in [0, 1].
-      num_examples: at least 1.
-      correct: how many of them are classified correctly.
-      confidence: mean confidence, in [0, 1].
+      low: the lower bound, in [0, 1].
+      high: the upper bound, in [0, 1].
+      num_examples: the number of predictions, at least 1.
+      correct: the number of correct predictions.
+      confidence: the mean confidence, in [0, 1].
     """
 
     low: float
@@ -39,10 +39,10 @@ class Reliability(NamedTuple):
 
     Attributes:
       bins: the bins that contain examples, in increasing order.
-      num_bins: number of all bins.
-      ece: expected calibration error, in [0, 1].
-      confidence: mean confidence of all examples, in [0, 1].
-      accuracy: accuracy on all examples, in [0, 1].
+      num_bins: the number of bins, including the empty ones.
+      ece: the expected calibration error, in [0, 1].
+      confidence: the mean confidence of all examples, in [0, 1].
+      accuracy: the accuracy on all examples, in [0, 1].
     """
 
     bins: list[Bin]
@@ -72,8 +72,8 @@ def measure(
     Args:
       confidences: float `[n]` in [0, 1], the probability of the predicted
         class; n >= 1.
-      is_correct: bool `[n]`.
-      num_bins: M.
+      is_correct: bool `[n]`, whether the prediction is correct.
+      num_bins: the number of bins M.
     """
     confidences = confidences.astype(np.float64)
     index = np.ceil(confidences * num_bins).astype(int) - 1

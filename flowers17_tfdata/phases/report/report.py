@@ -1,12 +1,10 @@
-"""The phase `report`: reads the workdir, and writes `report.html`."""
+"""Runs the phase: reads the workdir and writes `report.html`."""
 
 from __future__ import annotations
 
-import datetime
 import pathlib
 from typing import Any
 
-import flowers17_tfdata
 from flowers17_tfdata import files, terminal, timings, trained_model
 from flowers17_tfdata.models import classifier
 from flowers17_tfdata.phases.report import (
@@ -51,9 +49,8 @@ def write_report(session: Session) -> None:
         found = trained_model.evaluate_split(session, trained, split)
     if session.workers.is_chief:
         path = session.output / "report.html"
-        files.write_text(
-            path, page.render(_make_context(session, trained, *found))
-        )
+        context = _make_context(session, trained, *found)
+        files.write_text(path, page.render(context))
         size = path.stat().st_size / 1e6
         terminal.say(f"report: {path} ({size:.1f} MB)", report=str(path))
     session.workers.barrier()
@@ -67,27 +64,25 @@ def _load_evaluation(
     Returns None if they are missing, older than the model, or made with
     another model, data set, split or number of views.
     """
-    paths = (
-        session.workdir / "evaluation.json",
-        predictions_path(session.workdir, split),
-    )
-    if not all(path.exists() for path in paths):
+    scored = session.workdir / "evaluation.json"
+    predicted = predictions_path(session.workdir, split)
+    if not (scored.exists() and predicted.exists()):
         return None
-    evaluation = files.read_json(paths[0])
+    evaluation = files.read_json(scored)
     expected = {
         "split": split,
         "dataset": session.source.name,
         "views": session.config.evaluation.tta,
         "class_names": list(session.source.class_names),
     }
+    times = [path.stat().st_mtime for path in (trained.path, scored, predicted)]
     if (
         any(evaluation.get(name) != x for name, x in expected.items())
         or pathlib.Path(evaluation["model"]).resolve() != trained.path.resolve()
-        or min(path.stat().st_mtime for path in paths)
-        < trained.path.stat().st_mtime
+        or times[0] > min(times)
     ):
         return None
-    return evaluation, load(paths[1])
+    return evaluation, load(predicted)
 
 
 def _make_context(
@@ -100,9 +95,9 @@ def _make_context(
     workdir, split = session.workdir, evaluation["split"]
     # Otherwise the workdir's flags, curves and times are another model's.
     trained_here = trained.was_trained_in(workdir)
-    config = record.read_if_there(workdir / "config.json")
-    if not trained_here:
-        config = None
+    config = None
+    if trained_here:
+        config = record.read_if_there(workdir / "config.json")
     stages = record.read_stages(workdir) if trained_here else []
     flags = config["flags"] if config else {}
     seed = flags.get("seed", session.config.runtime.seed)
@@ -114,8 +109,6 @@ def _make_context(
     )
     return {
         "dataset": session.source.name,
-        "written": datetime.datetime.now().strftime("%Y-%m-%d %H:%M"),
-        "version": flowers17_tfdata.__version__,
         "workdir": str(workdir),
         "model": str(trained.path),
         "backbone": classifier.get_backbone(trained.model).name,

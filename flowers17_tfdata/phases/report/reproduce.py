@@ -24,7 +24,7 @@ def changed_flags(flags: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def command(flags: Mapping[str, Any]) -> str:
-    """Returns a command to paste into a shell, with one flag per line."""
+    """Returns a shell command with one flag per line."""
     arguments = [
         f"--{name}={shlex.quote(str(value))}" for name, value in flags.items()
     ]

@@ -20,9 +20,9 @@ _MOST_CLASSES = 60
 def confusion_chart(evaluation: Mapping[str, Any]) -> Chart | None:
     """Returns the confusion matrix, or None if there are too many classes.
 
-    Rows are the true classes. Correct and wrong predictions have a colour scale
-    each: otherwise the few mistakes would be invisible beside the many correct
-    predictions. The colour is the fraction of the row.
+    Rows are the true classes. The colour shows the fraction of the row. Correct
+    and wrong predictions have separate colour scales: otherwise the few
+    mistakes would be invisible beside the many correct predictions.
 
     Args:
       evaluation: contents of `evaluation.json`.
@@ -36,17 +36,27 @@ def confusion_chart(evaluation: Mapping[str, Any]) -> Chart | None:
     diagonal = np.eye(n, dtype=bool)
     most_wrong = max(0.25, float(fraction[~diagonal].max(initial=0)))
     figure = go.Figure()
-    for mask, scale, top in (
-        (diagonal, "hit", 1.0),
-        (~diagonal, "miss", most_wrong),
-    ):
+    groups = (diagonal, "hit", 1.0), (~diagonal, "miss", most_wrong)
+    # The colours are the CSS variables --hit-low, --miss-high, ...
+    for mask, scale, top in groups:
         shown = mask & (matrix > 0)
         figure.add_heatmap(
             z=np.where(shown, fraction, np.nan).tolist(),
             zmin=0,
             zmax=top,
             text=np.where(shown, matrix.astype(str), "").tolist(),
-            **_cell_style(scale),
+            colorscale=[
+                [0, f"var(--{scale}-low)"],
+                [1, f"var(--{scale}-high)"],
+            ],
+            showscale=False,
+            hoverongaps=False,
+            xgap=2,
+            ygap=2,
+            texttemplate="%{text}",
+            textfont={"color": f"var(--{scale}-text)", "size": 11},
+            hovertemplate="%{y} taken for %{x}:<br>%{text} images, "
+            "%{z:.0%} of the class<extra></extra>",
         )
     # Not Plotly's category axis, which merges classes with the same label.
     ticks = {"tickvals": list(range(n)), "ticktext": names, "showgrid": False}
@@ -68,21 +78,6 @@ def confusion_chart(evaluation: Mapping[str, Any]) -> Chart | None:
         height=max(size, 360),
         min_width=size,
     )
-
-
-def _cell_style(scale: str) -> dict[str, Any]:
-    """Returns the look of cells in the CSS colours `--SCALE-low`, ..."""
-    return {
-        "colorscale": [[0, f"var(--{scale}-low)"], [1, f"var(--{scale}-high)"]],
-        "showscale": False,
-        "hoverongaps": False,
-        "xgap": 2,
-        "ygap": 2,
-        "texttemplate": "%{text}",
-        "textfont": {"color": f"var(--{scale}-text)", "size": 11},
-        "hovertemplate": "%{y} taken for %{x}:<br>%{text} images, "
-        "%{z:.0%} of the class<extra></extra>",
-    }
 
 
 def reliability_chart(reliability: Reliability) -> Chart:

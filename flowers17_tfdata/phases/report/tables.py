@@ -14,10 +14,10 @@ class Confusion(NamedTuple):
     """How often one class is taken for another.
 
     Attributes:
-      label: name of the true class.
-      taken_for: name of the predicted class.
-      num_examples: how often.
-      fraction: of the true class's examples, in (0, 1].
+      label: the name of the true class.
+      taken_for: the name of the predicted class.
+      num_examples: the number of examples.
+      fraction: their share of the true class's examples, in (0, 1].
     """
 
     label: str
@@ -50,9 +50,9 @@ def per_class(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
       evaluation: contents of `evaluation.json`.
 
     Returns:
-      The scores of `evaluation.json`, and `name`, `interval` (of the recall;
-      None for a class without examples) and `taken_for`, the most frequent
-      `Confusion` or None.
+      The scores of `evaluation.json`; `name`; `interval`, the 95 % interval of
+      the recall, or None for a class without examples; `taken_for`, the most
+      frequent `Confusion` or None.
     """
     taken_for: dict[str, Confusion] = {}
     for pair in most_confused(evaluation):
@@ -62,10 +62,9 @@ def per_class(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
     for name, correct in zip(evaluation["class_names"], hits, strict=True):
         scores = evaluation["per_class"][name]
         support = scores["support"]
-        row = {
-            "name": name,
-            "interval": wilson_interval(correct, support) if support else None,
-            "taken_for": taken_for.get(name),
-        }
-        rows.append(row | scores)
+        interval = wilson_interval(correct, support) if support else None
+        other = taken_for.get(name)
+        rows.append(
+            {"name": name, "interval": interval, "taken_for": other, **scores}
+        )
     return sorted(rows, key=lambda row: row["f1"])

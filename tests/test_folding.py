@@ -371,7 +371,7 @@ def test_folded_kernels_move_as_unfolded_ones_did(tiny_backbone):
             optimizer=optimizer,
         )
         before = _kernels(trained)
-        trainer.train_step(fakes.make_batch(8))
+        fakes.train_step(trainer, fakes.make_batch(8))
         kernels[name] = [
             b - a for a, b in zip(before, _kernels(trained), strict=True)
         ]

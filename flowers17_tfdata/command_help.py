@@ -75,7 +75,7 @@ def help_text(program: str, phase: Phase | None, full: bool) -> str:
     for name, config_class in GROUPS.items():
         if phase and name not in ("run", "runtime", *phase.groups):
             continue
-        flags = [f for f in flags_of(config_class) if full or f.option.common]
+        flags = [f for f in flags_of(config_class) if full or f.common]
         if flags:
             lines += ["", f"{_title(name)}: {config_class.__doc__}"]
         for flag in flags:
@@ -92,11 +92,11 @@ def _title(group: str) -> str:
 
 
 def _flag_lines(flag: Flag) -> Iterator[str]:
-    option, default = flag.option, flag.default
+    default = flag.default
     shown = "''" if default == "" else str(default)
     prefix = "[no]" if isinstance(default, bool) else ""
-    yield f"  --{prefix}{flag.name}={'|'.join(option.choices) or shown}"
-    text = option.help + (f" Default: {default}." if option.choices else "")
+    yield f"  --{prefix}{flag.name}={'|'.join(flag.choices) or shown}"
+    text = flag.help + (f" Default: {default}." if flag.choices else "")
     yield from textwrap.wrap(
         text, 74, initial_indent=" " * 6, subsequent_indent=" " * 6
     )

@@ -30,7 +30,7 @@ def define_flags() -> None:
     if "phase" in FLAGS:
         return
     for flag in all_flags():
-        _DEFINE[type(flag.default)](flag.name, flag.default, flag.option.help)
+        _DEFINE[type(flag.default)](flag.name, flag.default, flag.help)
     flags.DEFINE_bool("help", False, "Show the common flags.", short_name="h")
     flags.DEFINE_bool("helpfull", False, "Show all flags.")
 

@@ -195,7 +195,7 @@ def _settle_input(
     kept = {
         flag.name: started[flag.name]
         for flag in all_flags()
-        if flag.option.kind is Kind.SETTLED
+        if flag.kind is Kind.SETTLED
         and flag.name in started
         and getattr(options, flag.name) == "auto"
     }

@@ -213,7 +213,7 @@ def _help(capsys, *arguments) -> set[str]:
 def test_help_has_two_tiers(capsys):
     common, full = _help(capsys, "--help"), _help(capsys, "--helpfull")
     assert full == set(to_values(Config()))
-    assert common == {f.name for f in all_flags() if f.option.common}
+    assert common == {f.name for f in all_flags() if f.common}
     assert 20 <= len(common) <= 30
 
 
@@ -232,8 +232,8 @@ def test_every_flag_has_a_kind():
 def test_rules_name_flags_and_phases_that_exist():
     names = set(to_values(Config()))
     for flag in all_flags():
-        assert flag.option.required_by in ("", *PHASES)
-        for needs in flag.option.needs:
+        assert flag.required_by in ("", *PHASES)
+        for needs in flag.needs:
             assert needs.flag in names
             if needs.flag == "phase":
                 assert set(needs.values) <= set(PHASES)

@@ -85,14 +85,12 @@ def test_a_step_that_loss_scaling_left_out_does_not_count():
     assert curve.smoothed == pytest.approx([3.0, 3.0])
 
 
-def test_suggestions_of_a_curve_with_known_answers():
+def test_suggestion_of_a_curve_with_a_known_answer():
     # Flat, slow fall, fast fall from 60 to 62, slow fall, rise.
     losses = _slopes({0: 3, 29: 3, 60: 2.7, 62: 2.0, 80: 1.9, 99: 6})
     found = suggest(_curve(losses), STEPS)
     # 52 losses, from step 29 to step 80, each lower than the one before it.
-    assert found["valley"] == pytest.approx(RATES[54])
-    assert found["steepest"] in (RATES[60], RATES[61])
-    assert found["minimum"] == pytest.approx(RATES[80] / 10)
+    assert found == pytest.approx(RATES[54])
 
 
 def test_a_rise_within_the_valley_does_not_end_it():
@@ -100,31 +98,30 @@ def test_a_rise_within_the_valley_does_not_end_it():
     losses[50] += 0.1
     found = suggest(_curve(losses), STEPS)
     # The step that is too high is left out.
-    assert found["valley"] in RATES[54:57]
+    assert found in RATES[54:57]
 
 
 def test_the_recovery_from_a_rise_is_no_descent():
     losses = _slopes({0: 3, 30: 3, 50: 2, 60: 9, 85: 2.5, 99: 9})
     found = suggest(_curve(losses), STEPS)
-    assert RATES[30] <= found["steepest"] < RATES[50]
     # 21 losses from step 30 to step 50; the recovery has 25.
-    assert found["valley"] == pytest.approx(RATES[40])
-    assert found["minimum"] == pytest.approx(RATES[50] / 10)
+    assert found == pytest.approx(RATES[40])
 
 
 def test_the_first_tenth_and_the_last_steps_are_ignored():
     losses = _slopes({0: 3, 29: 3, 80: 1, 99: 6})
     losses[9], losses[95] = 0.1, 0.2
     found = suggest(_curve(losses), STEPS)
-    assert found["minimum"] == pytest.approx(RATES[80] / 10)
+    # The middle of the fall from step 29 to step 80.
+    assert found == pytest.approx(RATES[54])
     losses[10] = 0.1
-    assert suggest(_curve(losses), STEPS) == {}
+    assert suggest(_curve(losses), STEPS) is None
 
 
 @pytest.mark.parametrize("kept", [0, 3, 16, STEPS])
 def test_no_suggestion_where_the_loss_does_not_fall(kept):
     losses = np.linspace(2, 3, STEPS)[:kept]
-    assert suggest(_curve(losses, RATES[:kept]), STEPS) == {}
+    assert suggest(_curve(losses, RATES[:kept]), STEPS) is None
 
 
 def test_a_loss_that_still_falls_asks_for_higher_rates():
@@ -221,8 +218,7 @@ def test_finetune_of_a_run_is_tried_and_nothing_else_changes(
         rates, np.geomspace(1e-5, 1e3, 40)[: len(rates)], rtol=1e-4
     )
     assert rates[0] < result["suggestion"] < rates[-1]
-    assert result["suggestion"] == result["suggestions"]["valley"]
-    assert f"find_lr: {result['flag']} (valley;" in out
+    assert f"find_lr: {result['flag']}, from " in out
     assert str(tmp_path / "a" / "find_lr.html") in out
 
     text = (tmp_path / "a" / "find_lr.html").read_text()
@@ -234,9 +230,9 @@ def test_finetune_of_a_run_is_tried_and_nothing_else_changes(
     assert figure["layout"]["xaxis"]["type"] == "log"
     series = {trace["name"].split(":")[0]: trace for trace in figure["data"]}
     assert len(series["smoothed"]["y"]) == len(rates)
-    assert series["valley"]["x"] == [result["suggestion"]] * 2
+    assert series["suggestion"]["x"] == [result["suggestion"]] * 2
     # Light and dark: the page puts the colours in.
-    assert series["valley"]["line"]["color"] == "var(--series-validation)"
+    assert series["suggestion"]["line"]["color"] == "var(--series-validation)"
     # The stage itself takes what was found.
     code, _, err = run("a", "--phase=finetune", *tiny, result["flag"])
     assert code == 0, err
@@ -342,7 +338,7 @@ def test_rates_too_high_from_the_start_are_told(run, tiny, tmp_path, try_rates):
     assert err.startswith("error: the loss of transfer doesn't fall at learn")
     assert "rates from 10000 to 100000 (" in err
     assert err.count("\n") == 1
-    assert _result(tmp_path / "a")["suggestions"] == {}
+    assert _result(tmp_path / "a")["suggestion"] is None
     assert "falls at none" in (tmp_path / "a" / "find_lr.html").read_text()
 
 

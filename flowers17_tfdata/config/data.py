@@ -16,60 +16,55 @@ class DataConfig:
 
     dataset: str = option(
         "oxford_flowers17",
-        "folder:PATH reads your own images (PATH/CLASS/*.jpg, or "
-        "PATH/{train,validation,test}/CLASS/*.jpg), any other value names a "
-        "TFDS data set as NAME or NAME/CONFIG; the configs of oxford_flowers17 "
-        "are seeded (default), official_1, official_2, official_3, synthetic.",
+        "folder:PATH for your own images (PATH/CLASS/*.jpg, or PATH/{train,"
+        "validation,test}/CLASS/*.jpg), else a TFDS data set, NAME or NAME/"
+        "CONFIG (oxford_flowers17 has seeded, official_1 to 3, synthetic).",
         Kind.RUN,
         common=True,
     )
     archive: str = option(
         "",
-        "Path of 17flowers.tgz or of the folder extracted from it, to use "
-        "instead of downloading.",
+        "17flowers.tgz or its extracted folder, instead of the download.",
         Kind.FREE,
         common=True,
     )
     data_dir: str = option(
         "",
-        "Folder in which TFDS keeps prepared data sets ('': "
-        "~/tensorflow_datasets).",
+        "Folder of prepared TFDS data sets ('': ~/tensorflow_datasets).",
         Kind.RECALLED,
         common=True,
     )
     split_fractions: str = option(
         "0.7,0.15,0.15",
-        "TRAIN,VALIDATION,TEST: the fractions by which a data set without "
-        "these splits is divided, with equal proportions of every class.",
+        "TRAIN,VALIDATION,TEST: how to divide a data set without these splits, "
+        "with equal proportions of every class.",
         Kind.RUN,
     )
     split_seed: int = option(
         0,
-        "Seed of the division into splits; for oxford_flowers17/seeded and "
-        "synthetic, 0 keeps the data set's own splits.",
+        "Seed of the division into splits (0 keeps those of oxford_flowers17).",
         Kind.RUN,
         bounds=(0, 2**31 - 1),
     )
     near_duplicates: str = option(
         "together",
-        "together keeps nearly identical images in one split; anywhere divides "
-        "them like all others, so that test accuracy also measures memory.",
+        "together keeps nearly identical images in one split; anywhere does "
+        "not, so that test accuracy also measures memory.",
         Kind.RUN,
         choices=("together", "anywhere"),
     )
     folds: int = option(
         0,
-        "Cross-validate: divide all images into K folds (3 to 20) and train K "
-        "times, each time with another fold as test and the next one as "
-        "validation (0: do not).",
+        "Cross-validate on K folds (3 to 20), each in turn the test split and "
+        "the next one validation (0: do not).",
         Kind.RUN,
         common=True,
         bounds=(0, 20),
     )
     fold: int = option(
         -1,
-        "Run only the fold with this number, 0 to K-1, of --folds=K (-1: run "
-        "all, each in WORKDIR/fold_N, and pool their results).",
+        "Run this fold alone, 0 to K-1, of --folds=K (-1: run all, each in "
+        "WORKDIR/fold_N, and pool the results).",
         Kind.RUN,
         bounds=(-1, None),
     )

@@ -20,25 +20,23 @@ class InputConfig:
     )
     train_scale: float = option(
         1.0,
-        "Size of the images that fine-tuning trains on, as a fraction of "
-        "--image_size: smaller images train faster and offset the "
-        "magnification by --crop.",
+        "Size of the images for fine-tuning, as a fraction of --image_size; "
+        "smaller ones train faster and offset the magnification by --crop.",
         Kind.TRAINING,
         bounds=(0.25, 1),
     )
     cache: str = option(
         "auto",
-        "memory decodes once and keeps the resized images (3 * image_size^2 "
-        "bytes each); none decodes in every epoch; auto takes memory if they "
-        "need less than half of what is free.",
+        "memory keeps resized images (3 * image_size^2 bytes each), none "
+        "decodes in every epoch; auto: memory if half of what is free is enough.",
         Kind.SETTLED,
         choices=("auto", "memory", "none"),
     )
     feature_views: int = option(
         2,
-        "Transfer stage: compute the frozen backbone's features once, for K "
-        "views of each training image (the image, its mirror image, then "
-        "random ones), and fit the head to them (0: augment in every epoch).",
+        "Transfer stage: fit the head to cached features of K views of each "
+        "image (itself, its mirror image, then random ones); 0: augment in "
+        "every epoch.",
         Kind.TRAINING,
         stage="transfer",
         bounds=(0, 1000),
@@ -49,9 +47,8 @@ class InputConfig:
     )
     augment_on: str = option(
         "auto",
-        "host augments with OpenCV in tf.data; device sends uint8 images and "
-        "augments with Keras ops in the training step; auto takes device on a "
-        "GPU.",
+        "host augments with OpenCV in tf.data, device with Keras ops in the "
+        "training step; auto: device on a GPU.",
         Kind.SETTLED,
         choices=("auto", "host", "device"),
     )
@@ -81,9 +78,8 @@ class InputConfig:
     )
     crop: float = option(
         1.0,
-        "Random resized crop: the part of the image that is shown has an area "
-        "in [crop, 1] of the image's and an aspect ratio in [3/4, 4/3] (1: no "
-        "crops).",
+        "Random resized crop with an area in [crop, 1] of the image's and an "
+        "aspect ratio in [3/4, 4/3] (1: no crops).",
         Kind.RUN,
         bounds=(0.05, 1),
         needs=(Needs("augmentation", ("affine",), below=1),),

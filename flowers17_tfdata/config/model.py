@@ -13,15 +13,15 @@ class ModelConfig:
 
     backbone: str = option(
         "inception_v3",
-        "Any keras.applications classifier, such as inception_v3, xception, "
-        "resnet50v2, mobilenet_v2, efficientnetv2-b0 or vgg16.",
+        "Any keras.applications classifier, such as inception_v3, resnet50v2, "
+        "efficientnetv2-b0, or one that your program registered.",
         Kind.RUN,
         common=True,
     )
     weights: str = option(
         "imagenet",
-        "Backbone weights: imagenet (downloaded), none (random), or the path "
-        "of a .weights.h5 or .h5 file without the top.",
+        "Backbone weights: imagenet (downloaded), none (random), or a "
+        ".weights.h5 or .h5 file without the top.",
         Kind.TRAINING,
         common=True,
     )
@@ -34,37 +34,33 @@ class ModelConfig:
     )
     dropout: float = option(
         0.0,
-        "Dropout rate before the last layer, in every stage that trains in "
-        "steps.",
+        "Dropout rate before the last layer.",
         Kind.TRAINING,
         bounds=(0, 0.95),
     )
     unfreeze_from: str = option(
         "auto",
-        "First backbone layer or block that fine-tuning trains, such as mixed2 "
-        "or block5, or all; auto takes the first feature map of an eighth of "
-        "the image's size (all for --weights=none).",
+        "First backbone layer or block to fine-tune, such as mixed2 or block5, "
+        "or all; auto: the first feature map of an eighth of the image's size.",
         Kind.TRAINING,
         common=True,
         stage="finetune",
     )
     init_from: str = option(
         "",
-        "Saved .keras classifier that fine-tuning starts from ('': the "
-        "workdir's model_transfer.keras).",
+        "Saved .keras classifier to fine-tune ('': model_transfer.keras).",
         Kind.TRAINING,
         stage="finetune",
         needs=(Needs("phase", ("train",), never=True),),
     )
     model_summary: bool = option(
         False,
-        "Print the layers, shapes and trainable weights of each stage.",
+        "Print each stage's layers, shapes and trainable weights.",
         Kind.FREE,
     )
     plot_model: bool = option(
         False,
-        "Draw the network of each stage to plot_STAGE.png in the workdir "
-        "(needs pydot and Graphviz).",
+        "Draw each stage's network to plot_STAGE.png (needs Graphviz).",
         Kind.FREE,
     )
 

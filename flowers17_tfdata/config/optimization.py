@@ -42,16 +42,15 @@ class OptimizationConfig:
     )
     transfer_optimizer: str = option(
         SOLVER,
-        "Transfer stage: lbfgs finds the linear head's optimum on cached "
-        "features, with a weight decay by cross-validation within train; sgd, "
-        "adam and adamw train the head for --transfer_epochs.",
+        "lbfgs solves the linear head on cached features, with a weight decay "
+        "by cross-validation in train; the others train it in steps.",
         Kind.TRAINING,
         stage="transfer",
         choices=(SOLVER, *OPTIMIZERS),
     )
     transfer_epochs: int = option(
         30,
-        "Epochs of the transfer stage with sgd, adam or adamw.",
+        "Epochs of the transfer stage (lbfgs needs none).",
         Kind.TRAINING,
         stage="transfer",
         common=True,
@@ -59,7 +58,7 @@ class OptimizationConfig:
     )
     transfer_learning_rate: float = option(
         1e-3,
-        "Peak learning rate of the transfer stage with sgd, adam or adamw.",
+        "Peak learning rate of the transfer stage (lbfgs needs none).",
         Kind.TRAINING,
         stage="transfer",
         above=0,
@@ -74,8 +73,8 @@ class OptimizationConfig:
     )
     refit: bool = option(
         False,
-        "At the end, train the better of the two stages once more, on train "
-        "and validation together; only test can then measure the model.",
+        "At the end, train the better stage once more, on train and validation "
+        "together; only test can then measure the model.",
         # It adds a stage, and changes none.
         Kind.FREE,
         common=True,
@@ -97,9 +96,8 @@ class OptimizationConfig:
     )
     finetune_lowest_rate: float = option(
         1.0,
-        "Discriminative learning rates: the lowest trained layer's rate as a "
-        "fraction of the head's, rising geometrically in between (1: all "
-        "equal).",
+        "Learning rate of the lowest trained layer, as a share of the head's, "
+        "rising geometrically in between (1: all equal).",
         Kind.TRAINING,
         stage="finetune",
         above=0,
@@ -107,22 +105,19 @@ class OptimizationConfig:
     )
     schedule: str = option(
         "cosine",
-        "cosine warms up linearly for one epoch, then decays along a cosine to "
-        "0; constant keeps the rate.",
+        "cosine warms up for one epoch, then decays to 0; constant stays.",
         Kind.TRAINING,
         choices=("cosine", "constant"),
     )
     weight_decay: float = option(
         1e-4,
-        "Decoupled weight decay of adamw, multiplied by the learning rate, on "
-        "all weights but biases and batch-norm.",
+        "Decoupled weight decay of adamw, not on biases and batch-norm.",
         Kind.TRAINING,
         bounds=(0, None),
     )
     class_weights: str = option(
         "none",
-        "balanced weights the loss of an example in inverse proportion to the "
-        "number of training images in its class.",
+        "balanced gives every class the same share of the loss.",
         Kind.TRAINING,
         choices=("none", "balanced"),
     )

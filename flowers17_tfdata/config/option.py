@@ -57,9 +57,25 @@ class Needs:
 
 
 @dataclasses.dataclass(frozen=True)
-class Option:
-    """The declaration of one flag; see `option`."""
+class Flag:
+    """A declared flag.
 
+    Attributes:
+      name: the name of the flag and of the dataclass field.
+      default: the default value, a bool, int, float or str.
+      help: one sentence for `--help`.
+      kind: what changing the flag means for a run that exists.
+      common: whether `--help` shows it, or only `--helpfull`.
+      stage: the only stage that depends on it; '': all do.
+      choices: the allowed values, if they are few.
+      bounds: the least and the greatest value; None: no limit.
+      above: an exclusive lower bound.
+      needs: rules about other flags.
+      required_by: the phase that needs a value.
+    """
+
+    name: str
+    default: Any
     help: str
     kind: Kind
     common: bool = False
@@ -72,37 +88,17 @@ class Option:
 
 
 def option(default: Any, help_text: str, kind: Kind, **rules: Any) -> Any:
-    """Declares one flag as a dataclass field of the same name.
-
-    Args:
-      default: the default value, a bool, int, float or str.
-      help_text: one sentence for `--help`.
-      kind: what changing the flag means for a run that exists.
-      **rules: attributes of `Option`: `common` (whether `--help` shows it, or
-        only `--helpfull`), `stage` (the only stage that depends on it),
-        `choices`, `bounds` (least and greatest value; None: no limit), `above`
-        (an exclusive lower bound), `needs`, `required_by` (a phase that needs a
-        value).
-    """
-    declared = Option(help_text, kind, **rules)
-    return dataclasses.field(default=default, metadata={"option": declared})
-
-
-@dataclasses.dataclass(frozen=True)
-class Flag:
-    """A declared flag: its name, default value and declaration."""
-
-    name: str
-    default: Any
-    option: Option
+    """Declares a flag as the dataclass field of its name; see `Flag`."""
+    metadata = {"help": help_text, "kind": kind, **rules}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def flags_of(config_class: Any) -> list[Flag]:
     """Returns the flags that an option class declares, in their order."""
     return [
-        Flag(field.name, field.default, field.metadata["option"])
+        Flag(field.name, field.default, **field.metadata)
         for field in dataclasses.fields(config_class)
-        if "option" in field.metadata
+        if field.metadata
     ]
 
 
@@ -116,28 +112,28 @@ def check(flag: Flag, values: Mapping[str, Any]) -> None:
     Raises:
       ConfigError: names the flag, the rule and the value.
     """
-    name, value, rule = flag.name, values[flag.name], flag.option
+    name, value = flag.name, values[flag.name]
     broken = ""
-    if rule.choices and value not in rule.choices:
-        broken = f"one of {', '.join(rule.choices)}"
-    if rule.bounds:
-        low, high = rule.bounds
+    if flag.choices and value not in flag.choices:
+        broken = f"one of {', '.join(flag.choices)}"
+    if flag.bounds:
+        low, high = flag.bounds
         # Negated, so that NaN fails too.
         if not value >= low:
             broken = f"at least {low}"
         elif high is not None and not value <= high:
             broken = f"at most {high}"
-    if rule.above is not None and not rule.above < value < 1e6:
-        broken = f"a number above {rule.above}"
+    if flag.above is not None and not flag.above < value < 1e6:
+        broken = f"a number above {flag.above}"
     if broken:
-        similar = did_you_mean(value, rule.choices) if rule.choices else ""
+        similar = did_you_mean(value, flag.choices) if flag.choices else ""
         raise ConfigError(f"--{name} must be {broken}; got {value!r}{similar}")
-    if rule.required_by == values["phase"] and not value.strip(", "):
+    if flag.required_by == values["phase"] and not value.strip(", "):
         raise ConfigError(
-            f"--{name} must be given for --phase={rule.required_by}; got "
+            f"--{name} must be given for --phase={flag.required_by}; got "
             f"{value!r}"
         )
-    for needs in rule.needs:
+    for needs in flag.needs:
         _check_needs(flag, needs, values)
 
 

@@ -23,8 +23,7 @@ class EvaluationConfig:
     model: str = option(
         "",
         "Saved .keras classifier ('': the workdir's model_refit.keras, else "
-        "the better one on validation of model_finetune.keras and "
-        "model_transfer.keras).",
+        "the better of the other two on validation).",
         Kind.FREE,
         common=True,
         needs=(Needs("phase", ("train",), never=True),),
@@ -37,9 +36,8 @@ class EvaluationConfig:
     )
     tta: int = option(
         1,
-        "Test-time augmentation: average the probabilities over K views of "
-        "each image (the image, its mirror image, then random ones), at K "
-        "times the cost.",
+        "Test-time augmentation: average over K views of each image (itself, "
+        "its mirror image, then random ones), at K times the cost.",
         Kind.RECALLED,
         common=True,
         bounds=(1, 1000),
@@ -60,17 +58,15 @@ class PredictConfig:
 
     images: str = option(
         "",
-        "Images to classify, comma-separated: files, folders (with all "
-        "subfolders), globs ('photos/**/*.jpg'), or - to read one path per "
-        "line from standard input.",
+        "Images, comma-separated: files, folders, globs ('photos/**/*.jpg'), "
+        "or - to read one path per line from standard input.",
         Kind.FREE,
         common=True,
         required_by="predict",
     )
     format: str = option(
         "table",
-        "table is for people; json prints one object per line; csv prints one "
-        "row per image.",
+        "table for people, json with one object per line, or csv.",
         Kind.FREE,
         common=True,
         choices=("table", "json", "csv"),
@@ -89,8 +85,7 @@ class PredictConfig:
     )
     labels: str = option(
         "",
-        "File of class names, one per line, for a model that was saved "
-        "without them.",
+        "File of class names, one per line, for a model without any.",
         Kind.FREE,
     )
 
@@ -148,7 +143,7 @@ class FoldersConfig:
 
     folders_dir: str = option(
         "",
-        "Folder for the splits as class folders ('': folders in the workdir).",
+        "Folder to write class folders to ('': folders in the workdir).",
         Kind.FREE,
     )
 
@@ -159,16 +154,14 @@ class CompareConfig:
 
     compare: str = option(
         "",
-        "Workdirs of evaluated runs, comma-separated folders and globs "
-        "('runs/ours_*').",
+        "Workdirs of evaluated runs: folders and globs, comma-separated.",
         Kind.FREE,
         common=True,
         required_by="compare",
     )
     baseline: str = option(
         "",
-        "As many workdirs to compare them with, in the same order (the matches "
-        "of a glob are sorted).",
+        "As many workdirs to compare them with, in the same order.",
         Kind.FREE,
         common=True,
         required_by="compare",

@@ -35,7 +35,7 @@ def recorded_values(workdir: str, with_training: bool) -> dict[str, Any]:
     kinds = {Kind.RUN, Kind.RECALLED}
     if with_training:
         kinds.add(Kind.TRAINING)
-    flags = [f for f in all_flags() if f.option.kind in kinds]
+    flags = [f for f in all_flags() if f.kind in kinds]
     values = {f.name: recorded[f.name] for f in flags if f.name in recorded}
     for flag in flags:
         value = values.get(flag.name, flag.default)

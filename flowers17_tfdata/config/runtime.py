@@ -14,33 +14,30 @@ class RuntimeConfig:
 
     console: str = option(
         "normal",
-        "quiet prints errors alone; normal prints results, and progress bars "
-        "on a terminal; verbose adds details and TensorFlow's notes; json "
-        "prints one object per line.",
+        "quiet prints errors alone; verbose adds details and TensorFlow's "
+        "notes; json prints one object per line.",
         Kind.FREE,
         choices=("quiet", "normal", "verbose", "json"),
     )
     strategy: str = option(
         "auto",
-        "default uses one device, mirrored all devices of this machine, "
-        "multi_worker those of all workers; auto takes multi_worker where "
-        "TF_CONFIG or SLURM names several workers, else mirrored where there "
-        "are several devices.",
+        "default: one device; mirrored: all devices of this machine; "
+        "multi_worker: all workers that TF_CONFIG or SLURM names; auto: "
+        "whichever uses all that there is.",
         Kind.FREE,
         common=True,
         choices=("auto", "default", "mirrored", "multi_worker"),
     )
     num_virtual_devices: int = option(
         0,
-        "Split the CPU or the one GPU into N logical devices, to try replicas "
-        "on one machine (0: do not).",
+        "Split the CPU or the GPU into N logical devices, to try replicas.",
         Kind.FREE,
         bounds=(0, 64),
         needs=(Needs("strategy", ("default",), never=True, above=1),),
     )
     launch_local: int = option(
         0,
-        "Start N workers of a cluster on this machine, to try one (0: do not).",
+        "Start N workers on this machine, to try a cluster.",
         Kind.FREE,
         bounds=(0, 64),
         needs=(
@@ -50,56 +47,51 @@ class RuntimeConfig:
     )
     precision: str = option(
         "auto",
-        "auto takes mixed_bfloat16 where the hardware supports it, "
-        "mixed_float16 on older GPUs with tensor cores, else float32.",
+        "auto: mixed_bfloat16 where the hardware supports it, mixed_float16 on "
+        "older GPUs with tensor cores, else float32.",
         Kind.RUN,
         common=True,
         choices=("auto", "float32", "mixed_bfloat16", "mixed_float16"),
     )
     xla: str = option(
         "auto",
-        "Compile the forward and backward pass of each replica with XLA; auto "
-        "does so on GPUs (on CPUs it was slower).",
+        "Compile the forward and backward pass with XLA; auto: on GPUs.",
         Kind.FREE,
         choices=("auto", "on", "off"),
     )
     profile_steps: str = option(
         "",
-        "FIRST,LAST: write a TensorBoard profile of these steps of each stage, "
-        "counted from 1.",
+        "FIRST,LAST: profile these steps of each stage for TensorBoard.",
         Kind.FREE,
     )
     checkpoint_every_secs: float = option(
         0.0,
-        "Save a checkpoint within epochs too, every so many seconds (0: only "
-        "after each epoch, and at SIGTERM or SIGUSR1).",
+        "Save within epochs too, this often, seconds (0: only after each epoch "
+        "and at SIGTERM or SIGUSR1).",
         Kind.FREE,
         bounds=(0, None),
     )
     grace_secs: float = option(
         120.0,
-        "After SIGTERM or SIGUSR1, save and exit with 42 within this time, "
-        "else exit with 1, seconds.",
+        "Time to save and exit with 42 after SIGTERM or SIGUSR1, seconds.",
         Kind.FREE,
         above=0,
     )
     deterministic: bool = option(
         False,
-        "Use deterministic kernels, so that the same command on the same "
-        "hardware gives bit-equal results (slower on GPUs).",
+        "Use deterministic kernels: bit-equal results on the same hardware.",
         Kind.FREE,
     )
     stall_timeout_secs: float = option(
         600.0,
-        "With several workers, exit with 1 if a worker is missing or no step "
-        "ends within this time, seconds.",
+        "With several workers, exit with 1 if one is missing or no step ends "
+        "within this time, seconds.",
         Kind.FREE,
         above=0,
     )
     seed: int = option(
         0,
-        "Seed of initialization, order, augmentation and dropout, and of the "
-        "permutations of --phase=compare.",
+        "Seed of all that is drawn at random, but for the splits.",
         Kind.TRAINING,
         common=True,
         bounds=(0, 2**31 - 1),

@@ -54,6 +54,13 @@ class Phase:
         return getattr(loaded, function)
 
 
+def _stage(name: str, text: str) -> Phase:
+    """Returns the phase that runs one training stage."""
+    return Phase(
+        name, f"train:{name}", text, _TRAINING, trains=True, writes_run=True
+    )
+
+
 _PHASES = (
     Phase(
         "prepare",
@@ -62,30 +69,9 @@ _PHASES = (
         ("data",),
         writes_run=True,
     ),
-    Phase(
-        "transfer",
-        "train:transfer",
-        "fit the head to the frozen backbone's features",
-        _TRAINING,
-        trains=True,
-        writes_run=True,
-    ),
-    Phase(
-        "finetune",
-        "train:finetune",
-        "unfreeze the upper backbone and train on",
-        _TRAINING,
-        trains=True,
-        writes_run=True,
-    ),
-    Phase(
-        "refit",
-        "train:refit",
-        "train the better of the two on validation, too",
-        _TRAINING,
-        trains=True,
-        writes_run=True,
-    ),
+    _stage("transfer", "fit the head to the frozen backbone's features"),
+    _stage("finetune", "unfreeze the upper backbone and train on"),
+    _stage("refit", "train the better of the two on validation, too"),
     Phase(
         "train",
         "train:train",

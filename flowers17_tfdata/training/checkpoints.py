@@ -33,7 +33,7 @@ def resume_key(
     names = {
         flag.name
         for flag in all_flags()
-        if flag.option.kind.is_fixed and flag.option.stage not in others
+        if flag.kind.is_fixed and flag.stage not in others
     }
     if config.model.trains_batch_norm:
         # Batch-norm's statistics depend on how a batch is divided.

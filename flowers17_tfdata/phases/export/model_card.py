@@ -78,7 +78,7 @@ def _training_flags(session: Session, trained: TrainedModel) -> dict[str, str]:
         # The folders of the machine that trained it are of no use elsewhere.
         flag.name: pathlib.Path(str(values[flag.name])).name
         for flag in all_flags()
-        if flag.option.kind in (Kind.RUN, Kind.TRAINING)
+        if flag.kind in (Kind.RUN, Kind.TRAINING)
         and values.get(flag.name, "") != ""
         and flag.name != "dataset"
     }

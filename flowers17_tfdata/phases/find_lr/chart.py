@@ -10,46 +10,32 @@ import plotly.graph_objects as go
 from flowers17_tfdata.phases.report import charts
 from flowers17_tfdata.phases.report.charts import Chart, make_chart
 
-SHOWN_NAMES = {
-    "valley": "valley",
-    "steepest": "steepest",
-    "minimum": "minimum / 10",
-}
-_COLOURS = {
-    "valley": charts.VALIDATION,
-    "steepest": charts.TEST,
-    "minimum": charts.MUTED,
-}
 
-
-def curve_chart(result: Mapping[str, Any], chosen: str) -> Chart:
-    """Returns the losses over the learning rates, the suggestions marked.
+def curve_chart(result: Mapping[str, Any]) -> Chart:
+    """Returns the losses over the learning rates, the suggestion marked.
 
     Args:
       result: the contents of `find_lr.json`.
-      chosen: the name of the suggestion to take.
     """
     rates = result["rates"]
     low, high = _loss_range(result)
     lines = [
-        ("loss of a batch", rates, result["losses"], charts.OTHER, 1, "solid"),
-        ("smoothed", rates, result["smoothed"], charts.TRAIN, 2.75, "solid"),
+        ("loss of a batch", rates, result["losses"], charts.OTHER, 1),
+        ("smoothed", rates, result["smoothed"], charts.TRAIN, 2.75),
     ]
-    for name, rate in result["suggestions"].items():
+    rate = result["suggestion"]
+    if rate:
         # A series of two points, not a shape, which the legend would not name.
-        label = f"{SHOWN_NAMES[name]}: {rate:.2g}"
-        dash = "solid" if name == chosen else "dot"
-        lines.append(
-            (label, [rate, rate], [low, high], _COLOURS[name], 2, dash)
-        )
+        label = f"suggestion: {rate:.2g}"
+        lines.append((label, [rate, rate], [low, high], charts.VALIDATION, 2))
     figure = go.Figure()
-    for label, x, y, colour, width, dash in lines:
+    for label, x, y, colour, width in lines:
         figure.add_scatter(
             x=x,
             y=y,
             name=label,
             mode="lines",
-            line={"color": colour, "width": width, "dash": dash},
+            line={"color": colour, "width": width},
             hovertemplate="%{y:.3f} at %{x:.2e}",
         )
     figure.update_xaxes(

@@ -70,40 +70,31 @@ def _reliable(curve: Curve, num_steps: int) -> slice:
     return slice(first, max(first, len(curve.rates) - _SKIPPED_LAST))
 
 
-def suggest(curve: Curve, num_steps: int) -> dict[str, float]:
-    """Reads learning rates off the smoothed loss; the names are fastai's.
+def suggest(curve: Curve, num_steps: int) -> float | None:
+    """Reads a learning rate off the smoothed loss: fastai's `valley`.
 
-    `valley`: the middle of the longest valley, i.e. of the longest series of
-    steps that each have a lower loss than the one before. Other steps may lie
-    between them.
-    `steepest`: where the loss falls fastest over the logarithm of the rate.
-    `minimum`: a tenth of the rate at which the loss is lowest. At the lowest
-    loss, steps already undo what earlier ones learned, and the average lags.
+    It is the middle of the longest series of steps that each have a lower loss
+    than the one before. Other steps may lie between them. That depends less on
+    a single step than the steepest fall or the minimum does.
 
-    Unlike in fastai, the first two ignore what follows the lowest loss: when a
-    network recovers from a rise, at a rate a hundred times as high, the loss
-    falls longer and faster than when it learns.
+    Unlike fastai's, it ignores what follows the lowest loss: when a network
+    recovers from a rise, at a rate a hundred times as high, the loss falls
+    longer than when it learns.
 
     Args:
       curve: the curve of the test.
       num_steps: the number of steps of a test that doesn't end early.
 
     Returns:
-      `{name: learning rate}`; empty if the loss doesn't fall.
+      The learning rate; None if the loss doesn't fall.
     """
     steps = _reliable(curve, num_steps)
     losses = np.asarray(curve.smoothed[steps])
     if len(losses):
         losses = losses[: np.argmin(losses) + 1]
     if len(losses) < 2:
-        return {}
-    rates = np.asarray(curve.rates[steps])[: len(losses)]
-    slopes = np.diff(losses) / np.diff(np.log(rates))
-    return {
-        "valley": float(rates[_middle_of_valley(losses)]),
-        "steepest": float(rates[np.argmin(slopes)]),
-        "minimum": float(rates[-1] / 10),
-    }
+        return None
+    return curve.rates[steps][_middle_of_valley(losses)]
 
 
 def still_falls(curve: Curve, num_steps: int) -> bool:

@@ -11,7 +11,7 @@ import keras
 from flowers17_tfdata import files, terminal
 from flowers17_tfdata.errors import UserError
 from flowers17_tfdata.phases import train_stages
-from flowers17_tfdata.phases.find_lr.chart import SHOWN_NAMES, curve_chart
+from flowers17_tfdata.phases.find_lr.chart import curve_chart
 from flowers17_tfdata.phases.find_lr.curve import Curve, still_falls, suggest
 from flowers17_tfdata.phases.report import page
 from flowers17_tfdata.session import Session
@@ -20,9 +20,6 @@ from flowers17_tfdata.session import Session
 # everything.
 NUM_STEPS = 100
 FIRST_RATE, LAST_RATE = 1e-6, 1.0
-
-# It depends least on a single step, and is fastai's default too.
-_CHOSEN = "valley"
 
 _ENDS = {
     "diverged": "where the loss diverged",
@@ -54,7 +51,7 @@ def run_range_test(session: Session) -> None:
     if session.workers.is_chief:
         _write(result, session.output / "find_lr.json")
     session.workers.barrier()
-    if not result["suggestions"]:
+    if not result["suggestion"]:
         raise UserError(
             f"the loss of {name} doesn't fall at learning rates from "
             f"{FIRST_RATE:g} to {LAST_RATE:g} ({_describe_steps(result)}): "
@@ -79,15 +76,13 @@ def _make_result(session: Session, curve: Curve) -> dict[str, Any]:
     """Returns the contents of `find_lr.json`."""
     config = session.config
     name = config.find_lr.find_lr_stage
-    suggestions = suggest(curve, NUM_STEPS)
-    chosen = suggestions.get(_CHOSEN)
+    rate = suggest(curve, NUM_STEPS)
     return {
         "stage": name,
         "dataset": session.source.name,
         "optimizer": config.optimization.stage(name).optimizer,
-        "flag": f"--{name}_learning_rate={chosen:.2g}" if chosen else "",
-        "suggestion": chosen,
-        "suggestions": suggestions,
+        "flag": f"--{name}_learning_rate={rate:.2g}" if rate else "",
+        "suggestion": rate,
         "ended": curve.ended,
         "still_falls": still_falls(curve, NUM_STEPS),
         "rates": curve.rates,
@@ -103,25 +98,17 @@ def _write(result: Mapping[str, Any], path: pathlib.Path) -> None:
     files.write_json(path, result)
     context = {
         "result": result,
-        "chosen": _CHOSEN,
-        "shown_names": SHOWN_NAMES,
         "end": _ENDS[result["ended"]],
-        "chart": curve_chart(result, _CHOSEN),
+        "chart": curve_chart(result),
     }
     files.write_text(html, page.render(context, "find_lr.html"))
     if result["flag"]:
-        others = ", ".join(
-            f"{SHOWN_NAMES[name]} {rate:.2g}"
-            for name, rate in result["suggestions"].items()
-            if name != _CHOSEN
-        )
         hint = "; the loss still falls there: higher rates may do, too"
         terminal.say(
-            f"find_lr: {result['flag']} ({_CHOSEN}; {others}), from "
-            f"{_describe_steps(result)}{hint if result['still_falls'] else ''}",
+            f"find_lr: {result['flag']}, from {_describe_steps(result)}"
+            f"{hint if result['still_falls'] else ''}",
             stage=result["stage"],
             suggestion=result["suggestion"],
-            suggestions=result["suggestions"],
         )
     terminal.say(
         f"find_lr: the curve is in {html}, its numbers in {path}",

@@ -13,6 +13,7 @@ import keras
 import pytest
 import tensorflow as tf
 
+from flowers17_tfdata import cli
 from flowers17_tfdata.training import precision
 from tests import fakes
 
@@ -36,7 +37,7 @@ def _same_arithmetic_everywhere():
 
 @pytest.fixture(autouse=True)
 def _restore_global_state(monkeypatch):
-    # Also what a fixture of a wider scope has left.
+    # A fixture of a wider scope may have set another policy.
     keras.config.set_dtype_policy("float32")
     monkeypatch.delenv("TF_CONFIG", raising=False)
     yield
@@ -45,10 +46,10 @@ def _restore_global_state(monkeypatch):
 
 @pytest.fixture(scope="session")
 def mirrored_strategy() -> tf.distribute.MirroredStrategy:
-    """Two replicas on the two logical CPUs.
+    """Two replicas on the two logical CPUs, shared by all tests.
 
-    One for all tests: a second strategy in a process starts again at the first
-    collective's key, which TensorFlow still holds with the old shape.
+    A second MirroredStrategy in the same process would reuse the keys of the
+    first one's collectives, for which TensorFlow remembers other shapes.
     """
     return tf.distribute.MirroredStrategy(
         [d.name for d in tf.config.list_logical_devices("CPU")]
@@ -76,25 +77,61 @@ def data_dir(tmp_path_factory) -> pathlib.Path:
     return tmp_path_factory.mktemp("data")
 
 
-@pytest.fixture
-def tiny_command(data_dir, dummy_archive) -> Callable[..., list[str]]:
-    """Returns `command(workdir, *flags)`: the command line as a process.
+@pytest.fixture(scope="session")
+def tiny_flags(data_dir, dummy_archive, tiny_backbone) -> list[str]:
+    """Flags that select the tiny backbone and the dummy archive."""
+    return [
+        f"--data_dir={data_dir}",
+        f"--archive={dummy_archive}",
+        f"--backbone={tiny_backbone}",
+        "--weights=none",
+        "--image_size=32",
+        "--global_batch_size=64",
+    ]
 
-    With the tiny backbone on the dummy archive. To be run in the repository's
-    root; a flag given again replaces the one here.
+
+@pytest.fixture
+def default_flags(tiny_flags) -> list[str]:
+    """The flags that `run` puts before its own; modules may override them."""
+    # A process can have only one MirroredStrategy.
+    return [*tiny_flags, "--strategy=default"]
+
+
+@pytest.fixture
+def run(tmp_path, default_flags, capsys) -> Callable[..., tuple[int, str, str]]:
+    """Returns `run(workdir, *flags) -> (exit code, stdout, stderr)`.
+
+    It runs the command line in this process. `workdir` is relative to
+    `tmp_path`. A flag given again replaces the one in `default_flags`.
+    """
+
+    def run(workdir, *flags):
+        code = cli.main(
+            [
+                "main.py",
+                f"--workdir={tmp_path / workdir}",
+                *default_flags,
+                *map(str, flags),
+            ]
+        )
+        out, err = capsys.readouterr()
+        assert "Traceback" not in err
+        assert err.count("error: ") == (code != 0), err
+        return code, out, err
+
+    return run
+
+
+@pytest.fixture
+def tiny_command(tiny_flags) -> Callable[..., list[str]]:
+    """Returns `command(workdir, *flags)`: the command line of a process.
+
+    It trains with `tiny_flags` and must run in the repository's root. A flag
+    given again replaces the one in `tiny_flags`.
     """
 
     def command(workdir: pathlib.Path, *flags: str) -> list[str]:
-        return [
-            *(sys.executable, "-m", "tests.worker_main"),
-            f"--workdir={workdir}",
-            f"--data_dir={data_dir}",
-            f"--archive={dummy_archive}",
-            "--backbone=tiny_net",
-            "--weights=none",
-            "--image_size=32",
-            "--global_batch_size=64",
-            *flags,
-        ]
+        program = [sys.executable, "-m", "tests.worker_main"]
+        return [*program, f"--workdir={workdir}", *tiny_flags, *flags]
 
     return command

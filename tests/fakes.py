@@ -50,7 +50,7 @@ def register_tiny_net() -> str:
 def make_examples(
     num_examples: int, num_classes: int = NUM_CLASSES
 ) -> Examples:
-    """Images whose every pixel is their index: position tells identity.
+    """Makes images whose pixels all have the value of the image's index.
 
     Labels are the index modulo `num_classes`.
     """
@@ -63,7 +63,7 @@ def make_examples(
 
 
 def make_noise_examples(num_examples: int, seed: int = 0) -> Examples:
-    """Random images and labels, for steps that need a gradient."""
+    """Makes random images and labels, for steps that need a gradient."""
     rng = np.random.default_rng(seed)
     shape = [num_examples, IMAGE_SIZE, IMAGE_SIZE, 3]
     return Examples(
@@ -75,14 +75,14 @@ def make_noise_examples(num_examples: int, seed: int = 0) -> Examples:
 def make_smooth_image(
     height: int, width: int, seed: int = 0, cells: int = 4
 ) -> np.ndarray:
-    """A random picture, uint8 RGB, that changes slowly from pixel to pixel."""
+    """Makes a random uint8 RGB picture without sharp edges."""
     rng = np.random.default_rng(seed)
     coarse = rng.integers(40, 216, [cells, cells, 3], np.uint8)
     return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
 
 
 def make_smooth_examples(num_examples: int, seed: int = 0) -> Examples:
-    """Pictures whose resampling hardly depends on how it rounds."""
+    """Makes smooth pictures, which rounding in a resampler hardly changes."""
     pixels = [
         make_smooth_image(IMAGE_SIZE, IMAGE_SIZE, seed + k)
         for k in range(num_examples)
@@ -95,7 +95,7 @@ def make_smooth_examples(num_examples: int, seed: int = 0) -> Examples:
 def encode_images(
     encoded: list[bytes], image_size: int, ratio: int = 1
 ) -> EncodedImages:
-    """Puts encoded images into the store that decodes them when read."""
+    """Makes a store that decodes the given images when they are read."""
     return EncodedImages(
         np.frombuffer(b"".join(encoded), np.uint8),
         np.cumsum([len(data) for data in encoded]),
@@ -105,7 +105,7 @@ def encode_images(
 
 
 def make_batch(num_examples: int, num_padding: int = 0, seed: int = 0) -> Batch:
-    """A batch in [-1, 1] whose last `num_padding` examples have weight 0."""
+    """Makes a batch in [-1, 1]; its last `num_padding` examples are padding."""
     examples = make_noise_examples(num_examples, seed)
     weights = np.ones(num_examples, np.float32)
     weights[num_examples - num_padding :] = 0
@@ -120,7 +120,7 @@ def make_batch(num_examples: int, num_padding: int = 0, seed: int = 0) -> Batch:
 def make_model(
     dropout: float = 0.0, l2: float = 0.0, seed: int = 0
 ) -> keras.Model:
-    """A small classifier without batch-norm, built from a seed."""
+    """Builds a small classifier without batch-norm."""
     keras.utils.set_random_seed(seed)
     regularizer = keras.regularizers.L2(l2) if l2 else None
     inputs = keras.Input([IMAGE_SIZE, IMAGE_SIZE, 3])

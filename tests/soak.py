@@ -1,13 +1,13 @@
-"""Kills a run of two workers, over and over, and compares what it ends with.
+"""Kills a run of two workers again and again, and compares its result.
 
     python -m tests.soak --kills=50
 
-Trains a small network on the synthetic data set, once undisturbed and once
-with a worker killed at a random moment of its life, SIGTERM or SIGKILL, chief
-or not, as long as it takes to kill it `--kills` times; a third of the kills
-wait for a checkpoint that is being written. Prints a JSON object: the kills by
-kind, the exit codes, the steps trained twice, and whether the models are equal
-bit for bit. Exits with 1 if anything is not as it should be.
+It trains a small network on the synthetic data set twice: undisturbed, and
+with `--kills` kills. Each kill hits the chief or the other worker at a random
+moment, by SIGTERM or SIGKILL; a third of the kills wait until a checkpoint is
+being written. It prints a JSON object: the kills by kind, the exit codes, the
+steps trained twice, and whether the models are bit-equal. It exits with 1 if
+any of this is wrong.
 """
 
 from __future__ import annotations

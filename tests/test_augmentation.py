@@ -1,4 +1,4 @@
-"""The affine layer: literal pixels, reproducible draws, views."""
+"""Augmentation: exact pixels, reproducible draws, views."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_draws_are_a_pure_function_of_seed_epoch_index():
         _draw(layer, 8, epoch=3),
         # (seed, epoch) is no sum: 1 + 2 = 2 + 1.
         _draw(layer, 8, seed=2, epoch=1),
-        # Each example has its own.
+        # Each example has its own draw.
         np.roll(rows, 1, axis=0),
     ):
         assert np.all(np.abs(rows - other).max(axis=1) > 0)
@@ -168,12 +168,12 @@ def test_crops_have_the_areas_and_aspects_and_lie_within_the_image():
     assert 0.75 <= aspect.min() < 0.77 and 1.3 < aspect.max() <= 4 / 3 + 1e-5
     # A side can't be longer than the image's.
     assert max(a0.max(), b1.max()) <= 1
-    # Borders of the first and the last pixel shown.
+    # The borders of the first and the last visible pixel.
     left, right = a2 - a0 / 2, a2 + a0 * 99.5
     top, bottom = b2 - b1 / 2, b2 + b1 * 199.5
     assert min(left.min(), top.min()) > -0.51
     assert right.max() < 99.51 and bottom.max() < 199.51
-    # Anywhere: some touch each border.
+    # Crops are everywhere: some touch each border.
     assert left.min() < 0.5 and right.max() > 98.5
 
 

@@ -115,6 +115,7 @@ def _fake_worker(work):
     yield lambda stage: float(stock_keras.STAGES.index(stage) + 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "flags",
     [
@@ -177,6 +178,7 @@ def class_folders(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_stock_keras_answers_from_its_own_process(class_folders, monkeypatch):
     monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "1")
     work = stock_keras.Work(

@@ -92,6 +92,7 @@ def test_labels_file_and_original_bytes(flowers):
         assert file.read_bytes() == row["image"]
 
 
+@pytest.mark.slow
 def test_round_trip(flowers, tmp_path):
     source, path = flowers
     again = open_source(

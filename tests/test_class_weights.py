@@ -1,4 +1,4 @@
-"""`--class_weights=balanced`: what it changes, and what it must not."""
+"""`--class_weights=balanced`: what it changes, and what it must not change."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests import fakes
 
 CONFIG = InputConfig(image_size=fakes.IMAGE_SIZE, augment_on="host")
 BATCH = 8
-# Of nine examples in two batches of 8: one wholly, one mostly of padding.
+# Nine examples make two batches of 8; the second is mostly padding.
 LABELS = np.array([0, 0, 0, 0, 0, 0, 1, 1, 2])
 BALANCED = np.array([0.5, 1.5, 3.0], np.float32)
 
@@ -143,7 +143,7 @@ def test_two_replicas_equal_one(mirrored_strategy):
             lambda context: _make_images(BALANCED, context)
         )
     )
-    # The second step is one example and padding: a replica has nothing.
+    # The second step has one example, so one replica has only padding.
     for batch in _make_images(BALANCED).take(2):
         np.testing.assert_allclose(
             fakes.train_step(one, batch)[:3],
@@ -163,7 +163,7 @@ def test_two_replicas_equal_one(mirrored_strategy):
 
 
 def _minority_recall(class_weights) -> float:
-    """Trains on 190 and 10 examples that overlap; returns the 10's recall."""
+    """Trains on classes of 190 and 10 examples; returns the latter's recall."""
     rng = np.random.default_rng(0)
     labels = np.array([0] * 190 + [1] * 10)
     values = rng.normal(size=[1, 200, 2]) + 1.2 * labels[None, :, None]

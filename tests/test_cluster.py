@@ -1,4 +1,4 @@
-"""Where the workers of a run come from; what is refused, in one line."""
+"""How a run finds its workers, and which settings are refused."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_none_without_variables():
 
 @pytest.mark.parametrize("index", [1, "1"])
 def test_tf_config(monkeypatch, index):
-    # As Kubernetes operators write it, with members that we don't read.
+    # Kubernetes operators add members that we don't read.
     value = json.loads(_config(TWO, index=index)) | {"environment": "cloud"}
     monkeypatch.setenv("TF_CONFIG", json.dumps(value))
     resolver = cluster.find_cluster()
@@ -84,7 +84,7 @@ def test_place(monkeypatch, jobs, task_type, index, place):
     ],
 )
 def test_malformed_tf_config_gets_one_line(monkeypatch, text, expected):
-    # Not setenv: some are longer than the system lets a variable be.
+    # Not setenv: some values are longer than the system allows.
     monkeypatch.setattr(os, "environ", {"TF_CONFIG": text})
     with pytest.raises(ConfigError, match="TF_CONFIG") as error:
         cluster.find_cluster()
@@ -118,7 +118,7 @@ def _slurm(monkeypatch, index, **variables):
 
 def test_slurm(monkeypatch):
     _slurm(monkeypatch, 2)
-    # Undone afterwards.
+    # It is undone afterwards.
     monkeypatch.setenv("TF_CONFIG", "")
     resolver = cluster.find_cluster()
     addresses = resolver.cluster_spec().as_dict()["worker"]
@@ -127,7 +127,7 @@ def test_slurm(monkeypatch):
     ports = {int(a.partition(":")[2]) for a in addresses}
     assert all(10000 <= port < 30016 for port in ports)
     assert (resolver.task_type, resolver.task_id) == ("worker", 2)
-    # Another job on the same nodes keeps off.
+    # Another job on the same nodes uses other ports.
     _slurm(monkeypatch, 2, SLURM_JOB_ID="1235", TF_CONFIG="")
     others = cluster.find_cluster().cluster_spec().as_dict()["worker"]
     assert not set(others) & set(addresses)
@@ -139,6 +139,7 @@ def test_malformed_slurm_gets_one_line(monkeypatch):
         cluster.find_cluster()
 
 
+@pytest.mark.slow
 def test_launcher_passes_the_exit_code_on():
     command = [sys.executable, "-m", "flowers17_tfdata", "--launch_local=2"]
     for flags, code in ((["--help"], 0), (["--image_size=1"], 2)):

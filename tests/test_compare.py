@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import pathlib
@@ -9,7 +10,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from flowers17_tfdata import cli, session, terminal
+from flowers17_tfdata import session, terminal
 from flowers17_tfdata.scoring import comparison, predictions
 from flowers17_tfdata.scoring.comparison import PairedAnswers
 from flowers17_tfdata.scoring.predictions import Predictions
@@ -208,18 +209,14 @@ def runs(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def compare(runs, capsys):
+def default_flags() -> list[str]:
+    return ["--phase=compare", "--workdir=runs/comparison"]
+
+
+@pytest.fixture
+def compare(runs, run):
     """Returns `compare(*flags) -> (exit code, stdout, stderr)`."""
-
-    def compare(*flags):
-        code = cli.main(
-            ["main.py", "--phase=compare", "--workdir=runs/comparison", *flags]
-        )
-        out, err = capsys.readouterr()
-        assert "Traceback" not in err
-        return code, out, err
-
-    return compare
+    return functools.partial(run, "")
 
 
 _BOTH = ("--compare=runs/ours_*", "--baseline=runs/notebook_*")

@@ -1,4 +1,4 @@
-"""Flags: one line, exit 2, the flag, the rule, the value."""
+"""A bad flag exits with 2 and one line: the flag, the rule and the value."""
 
 from __future__ import annotations
 
@@ -255,6 +255,7 @@ def test_every_phase_can_be_run():
         assert callable(phase.run), name
 
 
+@pytest.mark.slow
 def test_help_and_flag_errors_do_not_wait_for_tensorflow():
     script = (
         "import sys; from flowers17_tfdata import cli; "
@@ -282,7 +283,7 @@ def test_flag_files_that_include_themselves_end(tmp_path, capsys):
 
 @pytest.mark.parametrize("value", ["", "nonsense"])
 def test_values_of_flags_that_are_not_ours(value, capsys):
-    # Defined when TensorFlow logs; it raises other errors than the rest.
+    # absl.logging defines this flag; its errors differ from those of ours.
     from absl import logging  # noqa: F401
 
     assert cli.main(["main.py", f"--stderrthreshold={value}"]) == 2

@@ -158,6 +158,7 @@ def _tested(open_fold, num_folds: int) -> collections.Counter:
     return tested
 
 
+@pytest.mark.slow
 def test_folds_of_the_prepared_flowers(data_dir, dummy_archive, flowers):
     def open_fold(**options):
         return open_source(
@@ -363,21 +364,19 @@ def test_folds_of_different_images_are_not_pooled(tmp_path):
 
 
 @pytest.fixture
-def cross_validate(tmp_path):
+def cross_validate(tmp_path, tiny_command):
     """Returns `cross_validate(*flags) -> CompletedProcess`."""
     root = write_classes(tmp_path / "photos", {"rose": 24, "lily": 15})
 
     def cross_validate(*flags):
-        command = [
-            *(sys.executable, "-m", "tests.worker_main"),
-            f"--workdir={tmp_path / 'work'}",
+        command = tiny_command(
+            tmp_path / "work",
             f"--data_dir={tmp_path / 'data'}",
-            f"--dataset=folder:{root}",
-            *("--backbone=tiny_net", "--weights=none", "--image_size=32"),
+            *(f"--dataset=folder:{root}", "--archive="),
             *("--global_batch_size=16", "--finetune_epochs=1"),
             f"--count_steps={tmp_path / 'steps'}",
             *flags,
-        ]
+        )
         return subprocess.run(
             command, cwd=ROOT, capture_output=True, text=True, timeout=600
         )
@@ -385,6 +384,7 @@ def cross_validate(tmp_path):
     return cross_validate
 
 
+@pytest.mark.slow
 def test_cross_validation_from_end_to_end(tmp_path, cross_validate):
     work = tmp_path / "work"
     # One fold first, as if the rest had been stopped.
@@ -436,6 +436,7 @@ def test_cross_validation_from_end_to_end(tmp_path, cross_validate):
     assert "--dropout" in result.stderr
 
 
+@pytest.mark.slow
 def test_heads_alone_are_pooled(tmp_path, cross_validate):
     work = tmp_path / "work"
     flags = ["--folds=3", "--finetune_epochs=0"]

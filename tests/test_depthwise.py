@@ -1,4 +1,4 @@
-"""Avoiding a slow kernel: the same numbers, computed by another one."""
+"""A faster kernel for depthwise convolutions computes the same numbers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CASES = [
 
 
 def _model(dtype, **options) -> keras.Model:
-    """A model with the layer in a nested model."""
+    """Builds a model whose nested model has the layer."""
     keras.utils.set_random_seed(0)
     inner_inputs = keras.Input([13, 13, 4], name="inner_images")
     x = keras.layers.Activation("linear", dtype=dtype)(inner_inputs)
@@ -39,7 +39,7 @@ def _convolution(model) -> keras.layers.DepthwiseConv2D:
 
 
 def _images() -> tf.Tensor:
-    """Images whose values bfloat16 represents exactly."""
+    """Makes images whose values bfloat16 represents exactly."""
     images = np.random.default_rng(0).normal(size=[8, 13, 13, 4])
     return tf.cast(tf.cast(images, tf.bfloat16), tf.float32)
 
@@ -86,7 +86,7 @@ def test_gradients_are_those_of_float32_but_for_rounding(options):
         assert a.dtype == b.dtype == tf.float32
         size = np.abs(b).max()
         assert size > 0.1
-        # 8 bits of mantissa; sums of several such numbers.
+        # Sums of numbers with 8 bits of mantissa.
         assert np.abs(a - b).max() < 2**-7 * size
         assert np.abs(a - b).mean() < 2**-9 * size
     # The gradient of the bias doesn't change.
@@ -102,7 +102,7 @@ def test_outputs_stay_bit_for_bit(options):
     model = _model("mixed_bfloat16", **options)
 
     def outputs():
-        # A graph rounds otherwise, where it fuses operations.
+        # A graph that fuses operations rounds differently.
         both = [model(_images()), tf.function(lambda x: model(x))(_images())]
         assert {x.dtype for x in both} == {tf.bfloat16}
         return tf.cast(both, tf.float32)
@@ -113,7 +113,7 @@ def test_outputs_stay_bit_for_bit(options):
 
 
 def test_it_trains_the_layer_as_it_is_now():
-    """Not the weights at the time when its gradient was replaced."""
+    """The replaced gradient uses the current weights."""
     model = _model("mixed_bfloat16", **CASES[0])
     depthwise.avoid_slow_gradient(model)
     once = model(_images())
@@ -167,6 +167,7 @@ def test_where_there_is_a_gpu_nothing_is_changed(monkeypatch):
     assert "call" not in vars(_convolution(model))
 
 
+@pytest.mark.slow
 def test_training_on_smaller_images_avoids_it_too():
     keras.config.set_dtype_policy("mixed_bfloat16")
     sizes = InputConfig(image_size=64, train_scale=0.75)

@@ -184,6 +184,7 @@ def _run(words: list[str], folder: pathlib.Path) -> None:
     assert result.returncode == 0, (words, result.stderr)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("page", "heading"), WALK_THROUGHS, ids=[p for p, _ in WALK_THROUGHS]
 )
@@ -204,6 +205,7 @@ def test_walk_through_works(page, heading, tmp_path):
     assert list(tmp_path.rglob("report.html"))
 
 
+@pytest.mark.slow
 def test_commands_on_a_trained_run_work(tmp_path, dummy_archive):
     """Runs all commands of the pages and the help on runs/flowers17."""
     _draw_photographs(tmp_path)

@@ -13,37 +13,19 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from flowers17_tfdata import cli, files
+from flowers17_tfdata import files
 from flowers17_tfdata.models import batch_norm
 
 ROOT = pathlib.Path(__file__).parents[1]
 
 
 @pytest.fixture
-def run(tmp_path, data_dir, dummy_archive, tiny_backbone, capsys):
-    """Returns `run(*flags) -> (exit code, stdout, stderr)`."""
-
-    def run(*flags):
-        code = cli.main(
-            [
-                "main.py",
-                f"--workdir={tmp_path / 'work'}",
-                f"--data_dir={data_dir}",
-                f"--archive={dummy_archive}",
-                f"--backbone={tiny_backbone}",
-                "--weights=none",
-                "--image_size=32",
-                "--global_batch_size=64",
-                "--finetune_epochs=2",
-                "--finetune_learning_rate=1e-2",
-                "--strategy=default",
-                *flags,
-            ]
-        )
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
+def default_flags(default_flags) -> list[str]:
+    return [
+        *default_flags,
+        "--finetune_epochs=2",
+        "--finetune_learning_rate=1e-2",
+    ]
 
 
 def _one_line(err: str) -> str:
@@ -53,16 +35,17 @@ def _one_line(err: str) -> str:
     return lines[0]
 
 
+@pytest.mark.slow
 def test_train_leaves_all_its_files(run, tmp_path):
-    code, out, err = run("--phase=train")
+    code, out, err = run("work", "--phase=train")
     assert code == 0, err
     workdir = tmp_path / "work"
     for name in ("transfer", "finetune"):
         assert (workdir / f"model_{name}.keras").stat().st_size > 0
         assert f"{name}: best epoch" in out
 
-    # Random weights: batch-norm is measured before the head is fitted to its
-    # outputs, then trained, then folded.
+    # With random weights, batch-norm statistics are measured before the head is
+    # fitted; then batch-norm is trained; then it is folded.
     transfer, finetune = (
         keras.models.load_model(workdir / f"model_{name}.keras")
         for name in ("transfer", "finetune")
@@ -83,7 +66,7 @@ def test_train_leaves_all_its_files(run, tmp_path):
     assert audit["undecodable"] == []
 
     lines = files.read_json_lines(workdir / "metrics.jsonl")
-    # A head is solved in iterations.
+    # The steps of transfer are the solver's iterations.
     assert [(x["phase"], x["epoch"], x["step"]) for x in lines] == [
         ("transfer", 1, lines[0]["step"]),
         ("finetune", 1, 13),
@@ -137,56 +120,62 @@ def test_train_leaves_all_its_files(run, tmp_path):
     # The same command again finds everything done.
     kept = (workdir / "metrics.jsonl").read_text()
     kept_config = (workdir / "config.json").read_text()
-    code, out, _ = run("--phase=train")
+    code, out, _ = run("work", "--phase=train")
     assert code == 0
     assert "transfer: already done" in out
     assert "finetune: already done" in out
     assert (workdir / "metrics.jsonl").read_text() == kept
 
     # A changed flag is refused before anything is lost.
-    code, _, err = run("--phase=train", "--dropout=0.1")
+    code, _, err = run("work", "--phase=train", "--dropout=0.1")
     assert code == 2
     assert "--dropout" in _one_line(err)
     assert "started with 0.0, got 0.1" in err
     assert (workdir / "metrics.jsonl").read_text() == kept
     assert (workdir / "config.json").read_text() == kept_config
 
-    # The saved model on another split; the gate.
-    code, out, _ = run("--phase=evaluate", "--split=validation")
+    # The saved model is evaluated on another split; the gate fails.
+    code, out, _ = run("work", "--phase=evaluate", "--split=validation")
     assert code == 0
     evaluation = json.loads((workdir / "evaluation.json").read_text())
     best = max(line["validation_accuracy"] for line in lines)
     assert evaluation["accuracy"] == pytest.approx(best)
-    code, _, err = run("--phase=evaluate", "--assert_accuracy_at_least=1")
+    code, _, err = run(
+        "work", "--phase=evaluate", "--assert_accuracy_at_least=1"
+    )
     assert code == 3
     assert "--assert_accuracy_at_least=1.0" in _one_line(err)
 
-    code, _, err = run("--phase=evaluate", "--split=tset")
+    code, _, err = run("work", "--phase=evaluate", "--split=tset")
     assert code == 1
     assert "--split must be one of train, validation, test" in _one_line(err)
-    code, _, err = run("--phase=evaluate", "--image_size=48")
+    code, _, err = run("work", "--phase=evaluate", "--image_size=48")
     assert code == 1
     assert "--image_size=32" in _one_line(err)
 
 
+@pytest.mark.slow
 def test_phases_one_by_one_and_from_another_model(run, tmp_path):
-    code, out, err = run("--phase=prepare")
+    code, out, err = run("work", "--phase=prepare")
     assert code == 0, err
     assert "0 pairs across splits" in out
-    code, _, err = run("--phase=finetune")
+    code, _, err = run("work", "--phase=finetune")
     assert code == 1
     assert "run --phase=transfer in this --workdir first" in _one_line(err)
-    assert run("--phase=transfer")[0] == 0
+    assert run("work", "--phase=transfer")[0] == 0
     code, _, err = run(
-        "--phase=finetune", "--finetune_epochs=1", "--unfreeze_from=block9"
+        "work",
+        "--phase=finetune",
+        "--finetune_epochs=1",
+        "--unfreeze_from=block9",
     )
     assert code == 2
     assert "--unfreeze_from" in _one_line(err)
     code, _, err = run(
+        "other",
         "--phase=finetune",
         "--finetune_epochs=1",
         "--unfreeze_from=block2",
-        f"--workdir={tmp_path / 'other'}",
         f"--init_from={tmp_path / 'work' / 'model_transfer.keras'}",
     )
     assert code == 0, err
@@ -207,7 +196,7 @@ def test_phases_one_by_one_and_from_another_model(run, tmp_path):
     ],
 )
 def test_mistakes_get_one_line(run, flags, code, expected):
-    got, _, err = run("--phase=transfer", *flags)
+    got, _, err = run("work", "--phase=transfer", *flags)
     assert got == code, err
     assert expected in _one_line(err)
 
@@ -216,12 +205,13 @@ def test_wrong_archive_gets_one_line(run, tmp_path):
     path = tmp_path / "wrong.tgz"
     path.write_bytes(b"not a tgz")
     code, _, err = run(
-        "--phase=prepare", f"--archive={path}", f"--data_dir={tmp_path}"
+        "work", "--phase=prepare", f"--archive={path}", f"--data_dir={tmp_path}"
     )
     assert code == 1
     assert f"--archive {path}" in _one_line(err)
 
 
+@pytest.mark.slow
 def test_corrupt_jpeg_is_named_and_nothing_is_prepared(
     run, tmp_path, dummy_archive
 ):
@@ -233,20 +223,21 @@ def test_corrupt_jpeg_is_named_and_nothing_is_prepared(
         f"--archive={folder}",
         f"--data_dir={tmp_path / 'data'}",
     ]
-    code, _, err = run(*flags)
+    code, _, err = run("work", *flags)
     assert code == 1
     assert "image_0100.jpg" in _one_line(err)
     shutil.unpack_archive(dummy_archive, folder, filter="data")
-    assert run(*flags)[0] == 0
+    assert run("work", *flags)[0] == 0
 
 
+@pytest.mark.slow
 def test_terminated_run_exits_with_42_and_goes_on(tmp_path, tiny_command):
     command = tiny_command(
         tmp_path,
         "--phase=transfer",
         "--transfer_optimizer=adamw",
         "--feature_views=0",
-        # Long enough to be stopped in, wherever it is by then.
+        # So many that the run cannot end before the signal.
         "--transfer_epochs=500",
     )
     arguments = {"cwd": ROOT, "stderr": subprocess.PIPE, "text": True}
@@ -283,21 +274,24 @@ def test_terminated_run_exits_with_42_and_goes_on(tmp_path, tiny_command):
     assert len(epochs) >= 2
 
 
+def _train_in_process(command: list[str]) -> None:
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
 def test_two_virtual_devices_in_a_fresh_process(tmp_path, tiny_command):
-    result = subprocess.run(
+    _train_in_process(
         tiny_command(
             tmp_path,
             "--phase=train",
             "--finetune_epochs=1",
             "--num_virtual_devices=2",
             "--augment_on=device",
-        ),
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=600,
+        )
     )
-    assert result.returncode == 0, result.stderr
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["num_replicas"] == 2
     evaluation = json.loads((tmp_path / "evaluation.json").read_text())
@@ -312,10 +306,11 @@ def _variables(workdir):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adamw", "lbfgs"])
 def test_deterministic_runs_are_bit_equal(tmp_path, tiny_command, optimizer):
     for name in ("a", "b"):
-        result = subprocess.run(
+        _train_in_process(
             tiny_command(
                 tmp_path / name,
                 "--phase=train",
@@ -325,13 +320,8 @@ def test_deterministic_runs_are_bit_equal(tmp_path, tiny_command, optimizer):
                 f"--feature_views={0 if optimizer == 'adamw' else 3}",
                 "--transfer_epochs=1",
                 "--finetune_epochs=1",
-            ),
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=600,
+            )
         )
-        assert result.returncode == 0, result.stderr
     for a, b in zip(
         _variables(tmp_path / "a"), _variables(tmp_path / "b"), strict=True
     ):
@@ -340,15 +330,16 @@ def test_deterministic_runs_are_bit_equal(tmp_path, tiny_command, optimizer):
     assert config["flags"]["deterministic"] is True
 
 
+@pytest.mark.slow
 def test_all_options_of_the_recipe_go_together(run, tmp_path):
-    """From another size than evaluation's to a model of evaluation's."""
+    """Training on smaller images gives a model of evaluation's size."""
     recipe = [
         *("--train_scale=0.75", "--crop=0.3", "--rotation=15", "--shift=0"),
         *("--feature_views=3", "--finetune_lowest_rate=0.1", "--refit"),
         *("--label_smoothing=0.1", "--unfreeze_from=block2", "--tta=3"),
     ]
     for phase in ("transfer", "finetune", "refit", "evaluate"):
-        code, _, err = run(f"--phase={phase}", *recipe)
+        code, _, err = run("work", f"--phase={phase}", *recipe)
         assert code == 0, err
     workdir = tmp_path / "work"
     for stage in ("finetune", "refit"):
@@ -357,10 +348,12 @@ def test_all_options_of_the_recipe_go_together(run, tmp_path):
     evaluation = json.loads((workdir / "evaluation.json").read_text())
     assert evaluation["model"].endswith("model_refit.keras")
     assert evaluation["views"] == 3
-    # Another stage's flag changes nothing of this one.
-    code, out, err = run("--phase=transfer", *recipe, "--finetune_epochs=3")
+    # The flag of another stage may change.
+    code, out, err = run(
+        "work", "--phase=transfer", *recipe, "--finetune_epochs=3"
+    )
     assert code == 0 and "already done" in out, err
-    # What is trained on is asked for again when a run is resumed.
-    code, _, err = run("--phase=finetune", *recipe, "--crop=0.5")
+    # A flag that this stage depends on may not.
+    code, _, err = run("work", "--phase=finetune", *recipe, "--crop=0.5")
     assert code == 2
     assert "--crop" in _one_line(err)

@@ -1,4 +1,4 @@
-"""The figures of `evaluation.json` against literal expectations."""
+"""The numbers of `evaluation.json` for literal inputs."""
 
 from __future__ import annotations
 

@@ -69,17 +69,12 @@ class Run:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, data_dir, dummy_archive):
+def run(tmp_path_factory, tiny_flags):
     """A run in mixed precision, exported in all formats."""
     workdir = tmp_path_factory.mktemp("run")
     flags = (
         f"--workdir={workdir}",
-        f"--data_dir={data_dir}",
-        f"--archive={dummy_archive}",
-        "--backbone=tiny_net",
-        "--weights=none",
-        "--image_size=32",
-        "--global_batch_size=64",
+        *tiny_flags,
         "--finetune_epochs=3",
         "--finetune_learning_rate=1e-2",
         "--precision=mixed_bfloat16",
@@ -133,6 +128,7 @@ def _serve(run):
     return loaded.signatures["serving_default"]
 
 
+@pytest.mark.slow
 def test_the_folder_holds_every_format(run):
     assert {path.name for path in run.folder.iterdir()} == {
         *("saved_model", "model.keras", "model.onnx"),
@@ -146,6 +142,7 @@ def test_the_folder_holds_every_format(run):
     assert len(names) == 17
 
 
+@pytest.mark.slow
 def test_the_report_compares_with_the_evaluation(run):
     report = run.report
     rows = {row["format"]: row for row in report["formats"]}
@@ -199,6 +196,7 @@ print(json.dumps({"predictions": rows}))
 """
 
 
+@pytest.mark.slow
 def test_saved_model_loads_without_this_package(run, tmp_path):
     body = {"instances": [{"b64": base64.b64encode(x).decode()} for x in FILES]}
     result = subprocess.run(
@@ -220,6 +218,7 @@ def test_saved_model_loads_without_this_package(run, tmp_path):
         assert row["labels"] == [names[k] for k in best]
 
 
+@pytest.mark.slow
 def test_the_signature_is_what_the_documentation_says(run):
     serve = _serve(run)
     ((name, spec),) = serve.structured_input_signature[1].items()
@@ -238,6 +237,7 @@ def test_the_signature_is_what_the_documentation_says(run):
     }
 
 
+@pytest.mark.slow
 def test_labels_and_scores_are_sorted_by_score(run):
     loaded = tf.saved_model.load(str(run.folder / "saved_model"))
     answer = loaded.signatures["serving_default"](tf.constant(FILES))
@@ -252,12 +252,14 @@ def test_labels_and_scores_are_sorted_by_score(run):
         np.testing.assert_array_equal(row[ids], scores)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("broken", [b"", b"no image", FILES[0][:300]])
 def test_a_broken_image_fails_the_request(run, broken):
     with pytest.raises(tf.errors.InvalidArgumentError):
         _serve(run)(tf.constant([FILES[0], broken]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("file", "tolerance"),
     [("model_float16.tflite", 0.01), ("model_int8.tflite", 0.15)],
@@ -269,6 +271,7 @@ def test_tflite_takes_pixels(run, file, tolerance):
     )
 
 
+@pytest.mark.slow
 def test_tflite_interfaces_are_the_same(run):
     for file in ("model_float16.tflite", "model_int8.tflite"):
         interpreter = tflite.litert.Interpreter(str(run.folder / file))
@@ -284,6 +287,7 @@ def test_tflite_interfaces_are_the_same(run):
         )
 
 
+@pytest.mark.slow
 def test_int8_is_int8_between_its_ends(run):
     interpreter = tflite.litert.Interpreter(
         str(run.folder / "model_int8.tflite")
@@ -296,6 +300,7 @@ def test_int8_is_int8_between_its_ends(run):
     assert len(floats) == 2, floats
 
 
+@pytest.mark.slow
 def test_onnx_takes_batches(run):
     classify = onnx_file.load(run.folder / "model.onnx")
     np.testing.assert_allclose(
@@ -303,6 +308,7 @@ def test_onnx_takes_batches(run):
     )
 
 
+@pytest.mark.slow
 def test_onnx_takes_a_network_with_constants(tmp_path):
     keras.utils.set_random_seed(0)
     inputs = keras.Input((32, 32, 3))
@@ -322,6 +328,7 @@ def test_onnx_takes_a_network_with_constants(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_network_that_a_converter_refuses_is_one_line(tmp_path):
     model = keras.Sequential(
         [
@@ -338,6 +345,7 @@ def test_a_network_that_a_converter_refuses_is_one_line(tmp_path):
         tflite.convert(subject, tmp_path / "float16.tflite")
 
 
+@pytest.mark.slow
 def test_onnx_without_its_packages_is_one_line(run, monkeypatch, capsys):
     find_spec = onnx_file.importlib.util.find_spec
     monkeypatch.setattr(
@@ -355,6 +363,7 @@ def test_onnx_without_its_packages_is_one_line(run, monkeypatch, capsys):
     assert (run.folder / "parity.json").stat().st_mtime_ns == kept
 
 
+@pytest.mark.slow
 def test_the_keras_file_is_a_classifier_of_this_program(run, capsys):
     path = run.folder / "model.keras"
     assert saved_models.read_extras(path)["class_names"][0] == "Buttercup"
@@ -473,6 +482,7 @@ def _ours(path: pathlib.Path) -> pathlib.Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_folder_of_other_files_is_refused(run, tmp_path, capsys):
     (tmp_path / "thesis.tex").write_text("x")
     (tmp_path / "parity.json").write_text('{"written_by": "me"}')
@@ -533,6 +543,7 @@ def _front_matter(card: str) -> dict:
     return yaml.safe_load(block)
 
 
+@pytest.mark.slow
 def test_the_card_has_the_facts_of_the_workdir(run):
     card = (run.folder / "README.md").read_text()
     evaluation = json.loads((run.workdir / "evaluation.json").read_text())
@@ -617,6 +628,7 @@ def test_the_card_explains_only_files_that_are_there(tmp_path):
     assert "onnxruntime" in _make_card(tmp_path, ("onnx",))
 
 
+@pytest.mark.slow
 def test_the_folder_names_no_path_of_this_machine(run, tmp_path):
     for name in ("README.md", "parity.json"):
         text = (run.folder / name).read_text()
@@ -633,6 +645,7 @@ def test_the_card_s_tables_keep_their_columns(tmp_path):
     assert "| a\\|b | 0.667 | 1.000 | 0.800 | 2 |" in _make_card(tmp_path)
 
 
+@pytest.mark.slow
 def test_the_card_of_another_run_s_model_has_no_training_flags(run, tmp_path):
     source = saved_models.model_path(run.workdir, "transfer")
     elsewhere = tmp_path / "model_transfer.keras"
@@ -647,6 +660,7 @@ def test_the_card_of_another_run_s_model_has_no_training_flags(run, tmp_path):
     assert f"accuracy **{report['formats'][0]['accuracy']:.4f}**" in card
 
 
+@pytest.mark.slow
 def test_the_card_s_python_runs(run, tmp_path, monkeypatch, capsys):
     for path in run.folder.iterdir():
         (tmp_path / path.name).symlink_to(path)

@@ -1,4 +1,4 @@
-"""Features: computed once, kept whole or not at all, batched like images."""
+"""Features: computed once, saved completely or not at all, then batched."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NUM_VIEWS = 3
 
 
 def _features(num_examples=NUM_EXAMPLES, num_views=NUM_VIEWS) -> Features:
-    """Values that tell the view and the example: `[view, index]`."""
+    """Makes features with the values `[view, index]`."""
     view, index = np.meshgrid(
         np.arange(num_views), np.arange(num_examples), indexing="ij"
     )
@@ -47,7 +47,7 @@ def _eval(batch_size, **kwargs):
 
 
 def _shown(batches) -> list[tuple[int, int]]:
-    """The (view, index) of the examples that count, in order."""
+    """Returns the (view, index) of all examples but padding, in order."""
     rows = np.concatenate([b.inputs.numpy()[b.weights > 0] for b in batches])
     return [(int(view), int(index)) for view, index in rows]
 
@@ -70,7 +70,7 @@ def test_each_epoch_shows_every_example_once_and_the_next_view(batch_size):
         assert views == {
             i: (i + epoch) % NUM_VIEWS for i in range(NUM_EXAMPLES)
         }
-    # So each example shows each view once in as many epochs as there are views.
+    # After as many epochs as there are views, each example has shown each view.
     assert sorted(pair for shown in epochs[:NUM_VIEWS] for pair in shown) == [
         (view, index)
         for view in range(NUM_VIEWS)
@@ -232,7 +232,7 @@ def _build(backbone, head_units=12):
 
 
 def test_head_takes_features_standardized(model):
-    # Of two views, one a hundred times the other; the last channel is dead.
+    # One view is a hundred times the other; the last channel is constant.
     channels = model.get_layer("pooler").output.shape[-1]
     features = np.random.default_rng(0).uniform(size=(2, 50, channels))
     features *= np.array([1, 100])[:, np.newaxis, np.newaxis]
@@ -278,7 +278,7 @@ def test_digest_tells_other_weights(tiny_backbone):
     )
     digest = inference.weights_digest(first)
     assert inference.weights_digest(same) == digest
-    # Batch-norm's statistics count, too.
+    # The digest includes batch-norm statistics.
     moving_mean = next(v for v in first.variables if "moving_mean" in v.path)
     moving_mean.assign(moving_mean + 1e-6)
     assert inference.weights_digest(first) != digest

@@ -156,30 +156,18 @@ def test_bad_flags_exit_2_with_one_line(flag, expected, capsys):
 
 
 @pytest.fixture
-def run(tmp_path, data_dir, dummy_archive, tiny_backbone, capsys):
-    """Returns `run(workdir, *flags) -> (exit code, stdout, stderr)`."""
+def default_flags(data_dir) -> list[str]:
+    """The workdir's `config.json` has the others."""
+    return [f"--data_dir={data_dir}", "--strategy=default"]
 
-    def run(workdir, *flags):
-        code = cli.main(
-            [
-                "main.py",
-                f"--workdir={tmp_path / workdir}",
-                f"--data_dir={data_dir}",
-                # A second mirrored one in a process would not do.
-                "--strategy=default",
-                *flags,
-            ]
-        )
-        return code, *capsys.readouterr()
 
-    run.flags = [
-        f"--archive={dummy_archive}",
-        f"--backbone={tiny_backbone}",
-        *("--weights=none", "--image_size=32", "--head_units=16"),
-        *("--global_batch_size=32", "--transfer_epochs=2"),
+@pytest.fixture
+def tiny(tiny_flags) -> list[str]:
+    return [
+        *tiny_flags,
+        *("--head_units=16", "--global_batch_size=32", "--transfer_epochs=2"),
         *("--transfer_optimizer=adamw", "--finetune_epochs=1"),
     ]
-    return run
 
 
 @pytest.fixture
@@ -206,11 +194,12 @@ def _files(workdir: pathlib.Path) -> dict[str, str]:
     }
 
 
+@pytest.mark.slow
 def test_finetune_of_a_run_is_tried_and_nothing_else_changes(
-    run, tmp_path, try_rates
+    run, tiny, tmp_path, try_rates
 ):
     try_rates(40, 1e-5, 1e3)
-    code, _, err = run("a", "--phase=transfer", *run.flags)
+    code, _, err = run("a", "--phase=transfer", *tiny)
     assert code == 0, err
     before = _files(tmp_path / "a")
     # The workdir tells the rest.
@@ -245,14 +234,15 @@ def test_finetune_of_a_run_is_tried_and_nothing_else_changes(
     # Light and dark: the page puts the colours in.
     assert series["suggestion"]["line"]["color"] == "var(--series-validation)"
     # The stage itself takes what was found.
-    code, _, err = run("a", "--phase=finetune", *run.flags, result["flag"])
+    code, _, err = run("a", "--phase=finetune", *tiny, result["flag"])
     assert code == 0, err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["transfer", "finetune"])
-def test_the_losses_are_the_stages_own(run, tmp_path, stage, try_rates):
+def test_the_losses_are_the_stages_own(run, tiny, tmp_path, stage, try_rates):
     """So are model, statistics, images, their order and augmentation."""
-    flags = [*run.flags, "--feature_views=0"]
+    flags = [*tiny, "--feature_views=0"]
     flags += ["--class_weights=balanced", "--transfer_epochs=1"]
     if stage == "finetune":
         assert run("a", "--phase=transfer", *flags)[0] == 0
@@ -275,9 +265,10 @@ def _result(workdir: pathlib.Path) -> dict:
     return json.loads((workdir / "find_lr.json").read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("views", [0, 1])
 def test_transfer_is_tried_before_anything_is_trained(
-    run, tmp_path, views, try_rates
+    run, tiny, tmp_path, views, try_rates
 ):
     try_rates(60, 1e-6, 10)
     code, out, err = run(
@@ -286,7 +277,7 @@ def test_transfer_is_tried_before_anything_is_trained(
         "--find_lr_stage=transfer",
         "--console=json",
         f"--feature_views={views}",
-        *run.flags,
+        *tiny,
     )
     assert code == 0, err
     result = _result(tmp_path / "a")
@@ -300,11 +291,12 @@ def test_transfer_is_tried_before_anything_is_trained(
     assert ("features" in kept) == (views > 0)
 
 
+@pytest.mark.slow
 def test_two_replicas_see_the_losses_of_one(
-    run, tmp_path, monkeypatch, mirrored_strategy, try_rates
+    run, tiny, tmp_path, monkeypatch, mirrored_strategy, try_rates
 ):
     """On images; without what a replica draws or measures for itself."""
-    flags = [*run.flags, "--phase=find_lr", "--find_lr_stage=transfer"]
+    flags = [*tiny, "--phase=find_lr", "--find_lr_stage=transfer"]
     flags += ["--feature_views=0", "--dropout=0"]
     try_rates(30, 1e-6, 1e-2)
     for name, chosen in (
@@ -319,8 +311,8 @@ def test_two_replicas_see_the_losses_of_one(
     np.testing.assert_allclose(one["losses"], two["losses"], rtol=1e-3)
 
 
-def test_a_missing_transfer_model_is_named(run, tmp_path):
-    code, _, err = run("a", "--phase=find_lr", *run.flags)
+def test_a_missing_transfer_model_is_named(run, tiny, tmp_path):
+    code, _, err = run("a", "--phase=find_lr", *tiny)
     assert code == 1
     path = tmp_path / "a" / "model_transfer.keras"
     assert f"error: --phase=find_lr needs {path}: run --phase=transfer" in err
@@ -328,18 +320,19 @@ def test_a_missing_transfer_model_is_named(run, tmp_path):
     assert not (tmp_path / "a" / "find_lr.json").exists()
 
 
-def test_a_run_that_trains_keeps_it_out(run, tmp_path):
+def test_a_run_that_trains_keeps_it_out(run, tiny, tmp_path):
     (tmp_path / "a").mkdir()
     with filelock.FileLock(tmp_path / "a" / ".lock"):
-        code, _, err = run("a", "--phase=find_lr", *run.flags)
+        code, _, err = run("a", "--phase=find_lr", *tiny)
     assert code == 1
     assert f"error: --workdir {tmp_path / 'a'} is in use" in err
 
 
-def test_rates_too_high_from_the_start_are_told(run, tmp_path, try_rates):
+@pytest.mark.slow
+def test_rates_too_high_from_the_start_are_told(run, tiny, tmp_path, try_rates):
     try_rates(100, 1e4, 1e5)
     code, _, err = run(
-        "a", "--phase=find_lr", "--find_lr_stage=transfer", *run.flags
+        "a", "--phase=find_lr", "--find_lr_stage=transfer", *tiny
     )
     assert code == 1
     assert err.startswith("error: the loss of transfer doesn't fall at learn")

@@ -1,4 +1,4 @@
-"""Folded models compute the same, without the batch-norms that can go."""
+"""Folded models compute the same without the batch-norms that can be merged."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _CONVOLUTIONS = (
 
 
 def _randomize(model):
-    """Gives batch-norms and biases values that change the output."""
+    """Sets batch-norms and biases to random values."""
     rng = np.random.default_rng(0)
     for layer in model._flatten_layers():
         ranges = {"bias": (-0.3, 0.3)}
@@ -164,7 +164,7 @@ def test_scales_are_those_of_frozen_batch_norm():
     )
     assert set(folding.merged_scales(model)) == {"a"}
     assert folding.merged_scales(folding.fold_batch_norm(model)) == {}
-    # Nothing of a sequential backbone is folded.
+    # A sequential backbone is not folded.
     sequential = keras.Sequential([keras.Input([8, 8, 3]), _conv(), _bn()])
     assert folding.merged_scales(sequential) == {}
 
@@ -288,7 +288,7 @@ def test_several_outputs_keep_their_structure():
 
 
 def test_input_normalization_is_copied():
-    """Its constants are derived from its weights, unlike other layers'."""
+    """Unlike other layers, it computes constants from its weights."""
     norm = layers.Normalization(name="normalization")
     norm.adapt(np.random.default_rng(0).normal(3, 2, [64, 8, 8, 4]))
     model = _chain(norm, _conv(), _bn())
@@ -343,7 +343,7 @@ def test_trainable_flags_stay(tiny_backbone):
 
 
 def test_folded_kernels_move_as_unfolded_ones_did(tiny_backbone):
-    """With Adam, whose steps don't depend on the gradient's size."""
+    """With Adam, whose steps don't depend on the gradient's scale."""
     model = _build_classifier(tiny_backbone)
     backbone = classifier.get_backbone(model)
     norm = backbone.get_layer("block2_bn")
@@ -371,7 +371,7 @@ def test_folded_kernels_move_as_unfolded_ones_did(tiny_backbone):
             optimizer=optimizer,
         )
         before = _kernels(trained)
-        trainer.train_step(fakes.make_batch(8))
+        fakes.train_step(trainer, fakes.make_batch(8))
         kernels[name] = [
             b - a for a, b in zip(before, _kernels(trained), strict=True)
         ]
@@ -403,7 +403,7 @@ def test_what_trains_is_kept(tiny_backbone):
     folded = folding.fold_batch_norm(model, frozen_only=True)
     assert _norms(folded) == {"block2_bn"}
     _assert_computes_the_same(folded, model)
-    # In training, too: it normalizes by the batch.
+    # Also in training, where it normalizes by the batch.
     images = _images(model, batch_size=8)
     expected = keras.ops.convert_to_numpy(model(images, training=True))
     np.testing.assert_allclose(
@@ -412,7 +412,7 @@ def test_what_trains_is_kept(tiny_backbone):
 
 
 def test_policies_stay(tiny_backbone):
-    """Those of the model, whatever the global policy is during folding."""
+    """The global policy during folding does not matter."""
     keras.config.set_dtype_policy("mixed_bfloat16")
     model = _build_classifier(tiny_backbone)
     keras.config.set_dtype_policy("float32")
@@ -425,7 +425,7 @@ def test_policies_stay(tiny_backbone):
             assert layer.dtype_policy.name == policies[layer.name], layer.name
     assert {v.dtype for v in folded.weights} == {"float32"}
     assert folded.compute_dtype == model.compute_dtype
-    # Eight bits of mantissa.
+    # bfloat16 has eight bits of mantissa.
     _assert_computes_the_same(folded, model, tolerance=0.03)
 
 
@@ -445,6 +445,7 @@ def test_model_without_batch_norm_comes_back_equal():
     np.testing.assert_array_equal(_output(folded), _output(model))
 
 
+@pytest.mark.slow
 def test_saved_folded_model_needs_keras_alone(tmp_path, tiny_backbone):
     model = _build_classifier(tiny_backbone)
     folding.fold_batch_norm(model).save(tmp_path / "folded.keras")
@@ -490,14 +491,14 @@ def test_in_a_strategy_scope(mirrored_strategy, tiny_backbone):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "image_size", "before", "left"),
     [
         ("MobileNetV2", 32, 52, 0),
         ("InceptionV3", 75, 94, 0),
         ("Xception", 71, 40, 0),
-        # Those before a block and after the last follow additions, the
-        # first pooling.
+        # Batch-norms that follow an addition or a pooling stay.
         ("ResNet50V2", 32, 49, 17),
     ],
 )
@@ -518,6 +519,6 @@ def test_keras_applications(name, image_size, before, left):
         for layer in batch_norm.batch_norm_layers(folded)
         for parent in layer._inbound_nodes[0].parent_nodes
     )
-    # Merged ones leave; nothing else does.
+    # Only merged batch-norms disappear.
     assert _names(folded) - _norms(folded) == _names(model) - _norms(model)
     _assert_computes_the_same(folded, model, tolerance=1e-5)

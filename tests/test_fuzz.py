@@ -1,8 +1,8 @@
-"""Input that nobody would write: refused with our own errors, or read.
+"""Random and damaged input is read, or refused with one of our errors.
 
     FUZZ_EXAMPLES=20000 pytest tests/test_fuzz.py
 
-makes that many examples a test; a short form is part of all tests.
+generates that many examples per test; the normal suite generates a few.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ IMAGES = [_image(kind) for kind in ("JPEG", "PNG", "GIF", "BMP")]
 
 @st.composite
 def damaged(draw, originals):
-    """Some bytes of an original replaced, left out or repeated."""
+    """Replaces, removes or repeats some bytes of an original."""
     data = bytearray(draw(st.sampled_from(originals)))
     for _ in range(draw(st.integers(1, 6))):
         at = draw(st.integers(0, len(data)))
@@ -85,7 +85,7 @@ NAMES = st.one_of(
 
 @st.composite
 def archives(draw):
-    """A tar of odd members, perhaps compressed, perhaps damaged."""
+    """Draws a tar of odd members, possibly compressed or damaged."""
     stream = io.BytesIO()
     mode = draw(st.sampled_from(["w", "w:gz", "w:bz2", "w:xz"]))
     kind = draw(st.sampled_from([tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]))
@@ -109,7 +109,7 @@ def archives(draw):
             member.size = len(data)
             try:
                 tar.addfile(member, io.BytesIO(data))
-            # What tarfile itself can't write.
+            # tarfile itself can't write it.
             except (ValueError, UnicodeError):
                 continue
     whole = stream.getvalue()
@@ -126,7 +126,7 @@ def folder(tmp_path_factory):
 def test_archives(folder, data):
     path = folder / "a.tgz"
     path.write_bytes(data)
-    # None has all 1360 images.
+    # No drawn archive has all 1360 images.
     with pytest.raises(ArchiveError) as error:
         archive.read_archive(path)
     assert "\n" not in str(error.value)
@@ -187,7 +187,7 @@ def test_tf_config(text):
     try:
         text.encode()
         os.environ["TF_CONFIG"] = text
-    # What no environment can hold.
+    # An environment variable can't contain these.
     except ValueError:
         return
     try:
@@ -240,7 +240,7 @@ def test_command_lines(line):
 @given(data=st.binary(max_size=200) | st.text(max_size=200).map(str.encode))
 def test_flag_files(folder, data):
     path = folder / "x.flags"
-    # A line of it may include another file; only this one is there.
+    # A line may include another file, but there is only this one.
     path.write_bytes(data.replace(b"flagfile", b""))
     try:
         result = flags.parse(["main.py", f"--flagfile={path}"])

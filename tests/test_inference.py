@@ -28,7 +28,7 @@ def _model(strategy):
 
 
 def test_loss_and_accuracy(strategy):
-    """Of 14 examples in two batches; two examples are padding."""
+    """14 examples and two of padding make two batches."""
     batches = [fakes.make_batch(BATCH), fakes.make_batch(BATCH, 2, seed=1)]
     model = _model(strategy)
     calls = []
@@ -130,7 +130,7 @@ def test_xla_changes_nothing_but_rounding(strategy):
 
 
 def test_only_three_numbers_leave_the_device_whatever_the_classes():
-    """A confusion matrix of 10,000 classes would be 400 MB a step."""
+    """A confusion matrix of 10,000 classes would take 400 MB per step."""
     inputs = keras.Input([4])
     model = keras.Model(inputs, keras.layers.Dense(10_000)(inputs))
     strategy = tf.distribute.get_strategy()
@@ -144,5 +144,5 @@ def test_only_three_numbers_leave_the_device_whatever_the_classes():
         for tensor in operation.outputs
         if tensor.shape.is_fully_defined()
     ]
-    # No tensor is larger than the logits, or the layer's kernel.
+    # No tensor is larger than the logits.
     assert max(sizes) <= BATCH * 10_000

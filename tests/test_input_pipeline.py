@@ -35,7 +35,7 @@ def _context(pipelines: int, pipeline: int, replicas: int):
 
 
 def _ids(batch) -> list[int]:
-    """Indices of the examples that count in a batch."""
+    """Returns the indices of a batch's examples without padding."""
     ids = batch.inputs[:, 0, 0, 0].numpy().astype(int)
     return [i for i, w in zip(ids, batch.weights.numpy(), strict=True) if w]
 
@@ -90,7 +90,7 @@ def test_views_of_an_image_follow_each_other_on_any_replicas(config):
         )
         for replicas in (1, 2)
     )
-    # Every pixel is the image's index, wherever one looks.
+    # Every pixel has the value of the image's index.
     ids = [i for b in one for i in _ids(b)]
     assert ids == np.repeat(range(NUM_EXAMPLES), 3).tolist()
     assert [i for b in two for i in _ids(b)] == ids
@@ -144,7 +144,7 @@ def _concat(batches):
 
 @pytest.mark.parametrize("config", [PLAIN, HOST, DEVICE], ids=_name)
 def test_workers_share_an_epoch_without_overlap(config):
-    """In the second epoch too; 60 examples leave a padded last step."""
+    """Also in the second epoch. 60 examples make the last step padded."""
     one = list(_train(16, config).take(8))
     shares = [
         list(_train(16, config, input_context=_context(2, w, 4)).take(16))
@@ -252,7 +252,7 @@ def test_host_makes_what_the_model_computes_in(dtype):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_device_does_what_the_host_does(dtype):
-    """But for the host's rounding to whole gray levels."""
+    """Except that the host rounds to whole gray levels."""
     preprocess = backbones.get_preprocess("vgg16")
     pictures = fakes.make_smooth_examples(12)
 
@@ -271,7 +271,7 @@ def test_device_does_what_the_host_does(dtype):
     assert on_device.inputs.dtype == tf.uint8
     assert on_device.transforms.shape == (12, 8)
     np.testing.assert_array_equal(on_host.labels, on_device.labels)
-    # As stored: the device has all to do.
+    # The images are as stored: the device does everything.
     order = input_pipeline.epoch_order(12, 1, tf.constant(0, tf.int64))
     np.testing.assert_array_equal(
         on_device.inputs, pictures.images.pixels[order]
@@ -307,7 +307,7 @@ def test_device_normalizes_evaluation_and_does_not_augment_it():
     [("vgg16", 0.0), ("inception_v3", 2e-7), ("densenet121", 1e-6)],
 )
 def test_normalization_is_the_backbones_own(name, tolerance, augment_on):
-    """Of every gray level, in every channel, but for float32's last bit."""
+    """For every gray level and channel, up to float32's last bit."""
     gray = np.arange(256, dtype=np.uint8)
     pixels = np.stack([gray, gray[::-1], np.roll(gray, 100)], axis=-1)
     size = fakes.IMAGE_SIZE
@@ -417,7 +417,7 @@ def test_training_images_can_be_smaller_than_evaluations(augmentation):
     )
     (trained,) = _train(NUM_EXAMPLES, config).take(1)
     assert trained.inputs.shape[1:] == (REDUCED, REDUCED, 3)
-    # Every pixel is the image's index: whatever the resampling.
+    # Every pixel has the value of the image's index, also after resampling.
     order = input_pipeline.epoch_order(
         NUM_EXAMPLES, 3, tf.constant(0, tf.int64)
     )

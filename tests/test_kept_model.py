@@ -1,4 +1,4 @@
-"""The better one of head and fine-tuned model goes on, from end to end."""
+"""The run keeps the better of the head and the fine-tuned model."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ from flowers17_tfdata.training import linear_head
 from flowers17_tfdata.training.inference import Inference
 from tests import fakes
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def weights(tmp_path) -> pathlib.Path:
-    """Weights that are worth something: of random, but of measured, outputs."""
+    """Random weights with measured batch-norm: their features are useful."""
     keras.utils.set_random_seed(2)
     backbone = fakes.build_tiny_net((32, 32, 3))
     images = np.random.default_rng(2).uniform(-1, 1, [8, 32, 32, 3])
@@ -31,28 +33,8 @@ def weights(tmp_path) -> pathlib.Path:
 
 
 @pytest.fixture
-def run(tmp_path, data_dir, dummy_archive, tiny_backbone, weights, capsys):
-    """Returns `run(*flags) -> (exit code, stdout, stderr)`, in `work`."""
-
-    def run(*flags):
-        code = cli.main(
-            [
-                "main.py",
-                f"--workdir={tmp_path / 'work'}",
-                f"--data_dir={data_dir}",
-                f"--archive={dummy_archive}",
-                f"--backbone={tiny_backbone}",
-                f"--weights={weights}",
-                "--image_size=32",
-                "--global_batch_size=64",
-                "--finetune_epochs=1",
-                "--strategy=default",
-                *flags,
-            ]
-        )
-        return code, *capsys.readouterr()
-
-    return run
+def default_flags(default_flags, weights) -> list[str]:
+    return [*default_flags, f"--weights={weights}", "--finetune_epochs=1"]
 
 
 @pytest.fixture
@@ -92,7 +74,7 @@ def _lines(workdir, phase) -> list[dict]:
 
 def test_a_ruined_fine_tuning_is_not_kept(run, predict, workdir):
     ruined = ["--finetune_learning_rate=10", "--schedule=constant"]
-    code, out, err = run("--phase=train", *ruined)
+    code, out, err = run("work", "--phase=train", *ruined)
     assert code == 0, err
     head, tuned = (
         _lines(workdir, phase)[-1]["validation_accuracy"]
@@ -106,14 +88,14 @@ def test_a_ruined_fine_tuning_is_not_kept(run, predict, workdir):
     ) in " ".join(out.split())
     assert _evaluation(workdir)["model"] == str(transfer)
     assert "model_transfer.keras" in (workdir / "report.html").read_text()
-    # Later phases take the same one.
-    assert run("--phase=evaluate", *ruined)[0] == 0
+    # Later phases use the same model.
+    assert run("work", "--phase=evaluate", *ruined)[0] == 0
     assert _evaluation(workdir)["model"] == str(transfer)
     found = predict()
     assert found == predict(f"--model={transfer}")
     assert found != predict(f"--model={workdir / 'model_finetune.keras'}")
-    # So does refit: its head, nothing fine-tuned.
-    code, out, err = run("--phase=refit", *ruined)
+    # So does refit: it fits a head and fine-tunes nothing.
+    code, out, err = run("work", "--phase=refit", *ruined)
     assert code == 0, err
     (line,) = _lines(workdir, "refit")
     assert line["validation_accuracy"] is None
@@ -124,7 +106,7 @@ def test_a_ruined_fine_tuning_is_not_kept(run, predict, workdir):
 def test_a_fine_tuning_that_helps_is_kept(run, predict, workdir, monkeypatch):
     bad = (9.0, 0.0)
     monkeypatch.setattr(linear_head.LinearHead, "evaluate", lambda *_: bad)
-    code, out, err = run("--phase=train")
+    code, out, err = run("work", "--phase=train")
     assert code == 0, err
     (line,) = _lines(workdir, "finetune")
     accuracy = line["validation_accuracy"]
@@ -132,21 +114,21 @@ def test_a_fine_tuning_that_helps_is_kept(run, predict, workdir, monkeypatch):
     finetune = workdir / "model_finetune.keras"
     assert _evaluation(workdir)["model"] == str(finetune)
     assert predict() == predict(f"--model={finetune}")
-    code, _, err = run("--phase=refit")
+    code, _, err = run("work", "--phase=refit")
     assert code == 0, err
     (line,) = _lines(workdir, "refit")
-    # 1060 images in batches of 64, as fine-tuning goes.
+    # Fine-tuning's batches: 1060 images, 64 at a time.
     assert line["step"] == 17
 
 
 def test_validation_of_the_best_epoch_is_what_counts(run, workdir, monkeypatch):
-    """Not that of the last one, which is worse than the head."""
+    """The last epoch is worse than the head, but the best one counts."""
     accuracies = iter([0.9, 0.1])
     monkeypatch.setattr(linear_head.LinearHead, "evaluate", lambda *_: (1, 0.5))
     monkeypatch.setattr(
         Inference, "loss_and_accuracy", lambda *_: (1.0, next(accuracies))
     )
-    code, out, err = run("--phase=train", "--finetune_epochs=2")
+    code, out, err = run("work", "--phase=train", "--finetune_epochs=2")
     assert code == 0, err
     assert "fine-tuning helped on validation: 50.0% -> 90.0%" in out
     assert _evaluation(workdir)["model"].endswith("model_finetune.keras")
@@ -154,7 +136,7 @@ def test_validation_of_the_best_epoch_is_what_counts(run, workdir, monkeypatch):
 
 def test_without_fine_tuning_the_head_is_refitted(run, workdir):
     flags = ["--finetune_epochs=0", "--refit", "--feature_views=3"]
-    code, out, err = run("--phase=train", *flags)
+    code, out, err = run("work", "--phase=train", *flags)
     assert code == 0, err
     assert "refit: trained on train and validation; " in out
     assert "fine-tuning" not in out
@@ -177,7 +159,7 @@ def test_without_fine_tuning_the_head_is_refitted(run, workdir):
         _lines(workdir, "transfer")[0]["validation_accuracy"]
     )
 
-    # It is the optimum on the views of both splits, computed once.
+    # The head is the optimum on the views of both splits.
     (file, more) = sorted(
         (np.load(path)["values"] for path in workdir.glob("features/*.npz")),
         key=lambda values: -values.shape[1],
@@ -186,7 +168,9 @@ def test_without_fine_tuning_the_head_is_refitted(run, workdir):
     labels = []
     for split in ("train", "validation"):
         model = f"--model={workdir / 'model_transfer.keras'}"
-        code, _, err = run("--phase=evaluate", f"--split={split}", model)
+        code, _, err = run(
+            "work", "--phase=evaluate", f"--split={split}", model
+        )
         assert code == 0, err
         path = workdir / f"predictions_{split}.npz"
         labels.append(predictions.load(path).labels)
@@ -199,17 +183,17 @@ def test_without_fine_tuning_the_head_is_refitted(run, workdir):
         refitted.get_layer("predictions").kernel, head.kernel, atol=1e-5
     )
 
-    # All of it is done.
-    code, out, err = run("--phase=train", *flags)
+    # Nothing is done again.
+    code, out, err = run("work", "--phase=train", *flags)
     assert code == 0, err
     assert out.count("already done") == 2
 
 
 def test_a_trained_head_is_refitted_as_it_was_trained(run, workdir):
-    """By steps, with a hidden layer, for as many epochs."""
+    """With the same optimizer, hidden layer and number of epochs."""
     flags = ["--finetune_epochs=0", "--transfer_optimizer=adamw"]
     flags += ["--head_units=8", "--transfer_epochs=2"]
-    code, _, err = run("--phase=train", "--refit", *flags)
+    code, _, err = run("work", "--phase=train", "--refit", *flags)
     assert code == 0, err
     steps = {
         phase: [x["step"] for x in _lines(workdir, phase)]
@@ -221,7 +205,7 @@ def test_a_trained_head_is_refitted_as_it_was_trained(run, workdir):
 
 
 def test_there_is_nothing_to_refit(run, workdir):
-    code, _, err = run("--phase=refit")
+    code, _, err = run("work", "--phase=refit")
     assert code == 1
     needed = workdir / "model_transfer.keras"
     assert f"error: --phase=refit needs {needed}: run --phase=train" in err

@@ -1,4 +1,4 @@
-"""configs/cluster: what its files tell a run, and what they do next."""
+"""The scripts of configs/cluster pass flags on and requeue saved runs."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ def _grace_secs():
     return RuntimeConfig().grace_secs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("code", "requeued"), [(0, ""), (1, ""), (42, "requeue 17\n")]
 )
@@ -65,6 +66,7 @@ def job():
     return replicated["template"]["spec"]
 
 
+@pytest.mark.slow
 def test_jobset_tells_each_pod_its_place(tmp_path, monkeypatch, job):
     _put_on_path(
         monkeypatch, tmp_path, python=f'echo "$TF_CONFIG" > {tmp_path}/told'

@@ -1,6 +1,6 @@
-"""The solved head is the optimum, at the decay that cross-validation chooses.
+"""The solved head is the optimum, for the decay that cross-validation chooses.
 
-Compared with Newton's method in float64, an independent way to solve it.
+The reference is Newton's method in float64, an independent solver.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ CHANNELS = 4
 
 
 def _features(counts=(16, 14, 12), num_views=2, seed=0, apart=0.8) -> Features:
-    """Classes that overlap, channels of different means and sizes."""
+    """Makes overlapping classes; the channels differ in mean and scale."""
     rng = np.random.default_rng(seed)
     labels = rng.permutation(np.repeat(np.arange(len(counts)), counts))
     means = apart * rng.normal(size=[len(counts), CHANNELS])
-    # The views of an image differ less than the images of a class.
+    # The views of an image are more similar than the images of a class.
     images = means[labels] + rng.normal(size=[len(labels), CHANNELS])
     values = images + 0.3 * rng.normal(size=[num_views, *images.shape])
     values = values * [0.1, 1, 10, 1] + [0, 5, -30, 0]
@@ -81,7 +81,7 @@ def _cross_entropy(values, x, labels) -> float:
 
 
 def _fit(features, decay, seed=0, **kwargs) -> linear_head.LinearHead:
-    """Fits a head with the given weight decay, the only one to choose from."""
+    """Fits a head with the given weight decay."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(linear_head, "DECAYS", (decay,))
         return linear_head.fit(features, NUM_CLASSES, seed=seed, **kwargs)
@@ -105,7 +105,7 @@ def test_it_is_the_optimum(decay, weighted):
     np.testing.assert_allclose(
         found, _probabilities(values, expected[:-1], expected[-1]), atol=2e-3
     )
-    # There is no better one nearby.
+    # The gradient of the loss is 0 there.
     raw = features.values.astype(np.float64).reshape(-1, CHANNELS)
     kernel = head.kernel * raw.std(axis=0)[:, None]
     p = found.reshape(-1, NUM_CLASSES)
@@ -133,7 +133,7 @@ def test_example_weights_count():
 
 
 def test_all_views_count():
-    """The order of the views doesn't matter; the first alone differs."""
+    """Their order doesn't matter; a head of the first view alone differs."""
     features = _features(num_views=3)
     whole, first = (
         _fit(f, 0.01)
@@ -149,11 +149,12 @@ def test_all_views_count():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("apart", [0.2, 1.0, 3.0])
 def test_the_decay_is_that_of_the_lowest_cross_validated_loss(
     monkeypatch, apart
 ):
-    """All views of an image are held out together, or they would leak it."""
+    """All views of an image are in the same fold: otherwise they leak."""
     features = _features(apart=apart)
     head = linear_head.fit(features, NUM_CLASSES, seed=4)
     monkeypatch.setattr(linear_head, "_ROUGH_TOLERANCE", 1e-6)
@@ -171,16 +172,16 @@ def test_the_decay_is_that_of_the_lowest_cross_validated_loss(
             for fold in folds
         ]
         expected[decay] = float(np.mean(losses))
-    # It stops one decay after the best one.
+    # The search stops one decay after the best one.
     best = linear_head.DECAYS.index(min(expected, key=expected.__getitem__))
     tried = linear_head.DECAYS[: best + 2]
     assert exact.losses == pytest.approx(
         {decay: expected[decay] for decay in tried}, rel=0.02
     )
     assert list(head.losses) == list(tried)
-    # Rough solutions are good enough to choose by.
+    # Approximate solutions suffice for the choice.
     assert head.weight_decay == min(expected, key=expected.get)
-    # The final fit is of all examples, by that decay.
+    # The final fit uses that decay and all examples.
     best = _newton(values, labels, head.weight_decay)
     np.testing.assert_allclose(
         _probabilities(features.values, head.kernel, head.bias),
@@ -209,7 +210,7 @@ def test_folds_hold_out_every_example_once_and_classes_alike(counts, num_folds):
     for k, count in enumerate(counts):
         held = [int((labels[fold] == k).sum()) for fold in folds]
         assert max(held) - min(held) <= 1
-        # Held out, a class with one example would be untrained.
+        # Without its only example, a class would be untrained.
         assert sum(held) == (count if count > 1 else 0)
     assert np.sum(folds, axis=0).max() == 1
     other = linear_head._stratified_folds(labels, 1)
@@ -271,7 +272,7 @@ def test_dead_channels_break_nothing():
         _probabilities(features.values, plain.kernel, plain.bias),
         atol=2e-3,
     )
-    # Where all are, the classes' shares are all there is to know.
+    # If all channels are constant, only the class frequencies remain.
     nothing = features._replace(values=dead)
     head = linear_head.fit(nothing, NUM_CLASSES, seed=0)
     p = _probabilities(dead, head.kernel, head.bias)
@@ -279,7 +280,7 @@ def test_dead_channels_break_nothing():
 
 
 def test_a_channel_that_lives_on_one_image_is_not_blown_up():
-    """Divided by its own deviation, it would identify that image."""
+    """Dividing by its standard deviation would make it identify the image."""
     features = _features()
     rare = np.zeros([*features.values.shape[:2], 1], np.float32)
     rare[0, 0] = 1e-4
@@ -326,7 +327,7 @@ def test_the_classifier_takes_images_as_the_head_takes_features(tiny_backbone):
 
 
 def test_it_says_that_it_is_alive():
-    # A fit that takes long is no stall.
+    # A long fit is not a stall.
     stop = StopRequest()
     stop.alive_at = 0.0
     linear_head.fit(_features(), NUM_CLASSES, seed=0, stop=stop)

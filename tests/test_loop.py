@@ -21,6 +21,7 @@ from flowers17_tfdata.errors import ConfigError, Preempted, UserError
 from flowers17_tfdata.input import input_pipeline
 from flowers17_tfdata.models import classifier
 from flowers17_tfdata.training import checkpoints, loop, metrics, optimizers
+from flowers17_tfdata.training.inference import Inference
 from flowers17_tfdata.training.preemption import StopRequest
 from flowers17_tfdata.training.profiler import Profiler
 from flowers17_tfdata.training.stage import StageData, Trainable
@@ -102,14 +103,56 @@ def _weights(stage):
     return [keras.ops.convert_to_numpy(v) for v in model.variables]
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """Returns `undisturbed(config, strategy)`, trained once for each.
+
+    It returns the final weights, the result and the lines of metrics.jsonl.
+    """
+
+    @functools.cache
+    def train(config, strategy):
+        workdir = tmp_path_factory.mktemp("undisturbed")
+        stage = _stage(workdir, config, strategy)
+        result = stage.run()
+        lines = files.read_json_lines(workdir / "metrics.jsonl")
+        return _weights(stage), result, lines
+
+    return train
+
+
+def _assert_ends_as(stage, workdir, result, undisturbed):
+    """The resumed stage has the weights, result and metrics of another."""
+    weights, expected, lines = undisturbed
+    for a, b in zip(_weights(stage), weights, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert result.best_epoch == expected.best_epoch
+    assert result.validation_loss == expected.validation_loss
+    resumed = files.read_json_lines(workdir / "metrics.jsonl")
+    for a, b in zip(resumed, lines, strict=True):
+        for key in (
+            *("epoch", "step", "train_loss"),
+            *("validation_loss", "learning_rate"),
+        ):
+            assert a[key] == b[key], key
+
+
 class _Killed(Exception):
     """Stands in for a kill at a chosen moment."""
 
 
-@pytest.mark.parametrize("moment", ["in_epoch_3", "before_checkpoint_3"])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("owner", "method"),
+    [
+        (Inference, "loss_and_accuracy"),
+        (checkpoints.StageCheckpoints, "save"),
+    ],
+    ids=["in_validation_3", "before_checkpoint_3"],
+)
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_interrupted_run_resumes_to_bit_equal_weights(
-    tmp_path, monkeypatch, moment, optimizer
+    tmp_path, monkeypatch, undisturbed, owner, method, optimizer
 ):
     config = dataclasses.replace(
         CONFIG,
@@ -117,61 +160,38 @@ def test_interrupted_run_resumes_to_bit_equal_weights(
             OPTIMIZATION, transfer_optimizer=optimizer
         ),
     )
-    whole = _stage(tmp_path / "whole", config)
-    (tmp_path / "whole").mkdir(exist_ok=True)
-    expected = whole.run()
-
-    workdir = tmp_path / "interrupted"
-    workdir.mkdir(exist_ok=True)
-    stage = _stage(workdir, config)
-    owner, name = {
-        "in_epoch_3": (stage.inference, "loss_and_accuracy"),
-        "before_checkpoint_3": (stage._checkpoints, "save"),
-    }[moment]
-    original, calls = getattr(owner, name), []
+    original, calls = getattr(owner, method), []
 
     def killed(*args):
         calls.append(args)
-        # Validation takes 2 batches, a checkpoint 1.
-        if len(calls) > (4 if name == "eval_step" else 2):
+        # Both are called once an epoch.
+        if len(calls) == 3:
             raise _Killed
         return original(*args)
 
-    monkeypatch.setattr(owner, name, killed)
-    with pytest.raises(_Killed):
-        stage.run()
-    resumed = _stage(workdir, config)
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, method, killed)
+        with pytest.raises(_Killed):
+            _stage(tmp_path, config).run()
+    resumed = _stage(tmp_path, config)
     result = resumed.run()
-
-    for a, b in zip(_weights(whole), _weights(resumed), strict=True):
-        np.testing.assert_array_equal(a, b)
-    assert result.best_epoch == expected.best_epoch
-    assert result.validation_loss == expected.validation_loss
-    lines = [
-        files.read_json_lines(folder / "metrics.jsonl")
-        for folder in (tmp_path / "whole", workdir)
-    ]
-    assert [line["epoch"] for line in lines[1]] == [1, 2, 3, 4]
-    for a, b in zip(*lines, strict=True):
-        for key in ("step", "train_loss", "validation_loss", "learning_rate"):
-            assert a[key] == b[key], key
+    expected = undisturbed(config, None)
+    assert [line["epoch"] for line in expected[2]] == [1, 2, 3, 4]
+    _assert_ends_as(resumed, tmp_path, result, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("replicas", [1, 2])
 @pytest.mark.parametrize("step", [1, 3, 5])
 def test_stopped_within_an_epoch_goes_on_from_that_step(
-    request, tmp_path, replicas, step
+    request, tmp_path, undisturbed, replicas, step
 ):
-    """Three steps an epoch: in the first, at its end, in the second."""
+    """It stops in the first epoch, at its end, or in the second one."""
     strategy = None
     if replicas == 2:
         strategy = request.getfixturevalue("mirrored_strategy")
-    whole = _stage(tmp_path / "whole", strategy=strategy)
-    expected = whole.run()
-
-    workdir = tmp_path / "stopped"
     stop = StopRequest()
-    stage = _stage(workdir, strategy=strategy, stop=stop)
+    stage = _stage(tmp_path, strategy=strategy, stop=stop)
     train_steps, calls = stage.trainer.train_steps, []
 
     def stopping(batches, num_steps):
@@ -184,7 +204,7 @@ def test_stopped_within_an_epoch_goes_on_from_that_step(
     with pytest.raises(Preempted, match=f"step {(step - 1) % 3 + 1}"):
         stage.run()
     assert len(calls) == step
-    resumed = _stage(workdir, strategy=strategy)
+    resumed = _stage(tmp_path, strategy=strategy)
     again, count = resumed.trainer.train_steps, []
 
     def counting(batches, num_steps):
@@ -194,19 +214,12 @@ def test_stopped_within_an_epoch_goes_on_from_that_step(
     resumed.trainer.train_steps = counting
     result = resumed.run()
     assert len(count) == 4 * 3 - step
-    assert result.best_epoch == expected.best_epoch
-    for a, b in zip(_weights(whole), _weights(resumed), strict=True):
-        np.testing.assert_array_equal(a, b)
-    lines = [
-        files.read_json_lines(folder / "metrics.jsonl")
-        for folder in (tmp_path / "whole", workdir)
-    ]
-    for a, b in zip(*lines, strict=True):
-        for key in ("epoch", "step", "train_loss", "validation_loss"):
-            assert a[key] == b[key], key
+    expected = undisturbed(CONFIG, strategy)
+    _assert_ends_as(resumed, tmp_path, result, expected)
 
 
-def test_checkpoints_by_the_clock_lose_no_finished_step(tmp_path):
+@pytest.mark.slow
+def test_checkpoints_by_the_clock_lose_no_finished_step(tmp_path, capsys):
     runtime = dataclasses.replace(CONFIG.runtime, checkpoint_every_secs=1e-9)
     config = dataclasses.replace(CONFIG, runtime=runtime)
     stage = _stage(tmp_path, config)
@@ -221,9 +234,8 @@ def test_checkpoints_by_the_clock_lose_no_finished_step(tmp_path):
     stage.trainer.train_steps = killed
     with pytest.raises(_Killed):
         stage.run()
-    again = _stage(tmp_path, config)
-    assert again._checkpoints.restore() == 1
-    assert again._checkpoints.step.numpy() == 2
+    _stage(tmp_path, config).run()
+    assert "resuming after epoch 1 and 2 steps" in capsys.readouterr().out
 
 
 def _with_epochs(count):
@@ -263,10 +275,11 @@ def test_damaged_checkpoint_is_named_and_the_one_before_used(
         _stage(workdir).run()
 
 
-def test_lost_list_of_checkpoints_loses_nothing(tmp_path):
+def test_lost_list_of_checkpoints_loses_nothing(tmp_path, capsys):
     _stage(tmp_path, _with_epochs(3)).run()
     (tmp_path / "checkpoints" / "transfer" / "checkpoint").write_text("?")
-    assert _stage(tmp_path)._checkpoints.restore() == 3
+    _stage(tmp_path).run()
+    assert "resuming after epoch 3" in capsys.readouterr().out
 
 
 def test_best_epoch_is_what_the_model_holds_in_the_end(tmp_path):
@@ -279,7 +292,7 @@ def test_best_epoch_is_what_the_model_holds_in_the_end(tmp_path):
     )
     assert result.best_epoch == best["epoch"]
     assert result.validation_accuracy == best["validation_accuracy"]
-    loss, _ = stage.inference.loss_and_accuracy(stage._validation_batches)
+    loss, _ = stage.inference.loss_and_accuracy(stage.data.make_validation())
     assert loss == pytest.approx(best["validation_loss"])
 
 
@@ -291,15 +304,15 @@ def test_without_validation_the_last_epoch_is_kept(tmp_path):
     assert result.validation_accuracy is result.validation_loss is None
     lines = files.read_json_lines(tmp_path / "refit" / "metrics.jsonl")
     assert [x["validation_loss"] for x in lines] == [None] * 4
-    watched, kept = _stage(tmp_path / "watched"), []
-
-    def keep(*_):
-        kept.append(_weights(watched))
-        watched._checkpoints.keep()
-
-    watched._checkpoints.save_if_best = keep
-    watched.run()
-    for a, b in zip(_weights(stage), kept[-1], strict=True):
+    # Training is that of a validated stage, whose last checkpoint is read.
+    validated = _stage(tmp_path / "validated")
+    validated.run()
+    last = tf.train.latest_checkpoint(
+        tmp_path / "validated" / "checkpoints" / "transfer"
+    )
+    checkpoint = tf.train.Checkpoint(model=validated.model)
+    checkpoint.restore(last).expect_partial()
+    for a, b in zip(_weights(stage), _weights(validated), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
@@ -321,14 +334,16 @@ def test_a_stage_trains_by_the_options_of_its_method(tmp_path, method):
     assert rates == pytest.approx([rate] * epochs)
 
 
-def test_nan_stops_with_the_flag_to_turn_and_keeps_the_checkpoint(tmp_path):
+def test_nan_stops_with_the_flag_to_turn_and_keeps_the_checkpoint(
+    tmp_path, capsys
+):
     stage = _stage(tmp_path)
     train_steps, calls = stage.trainer.train_steps, []
 
     def diverging(batches, num_steps):
         calls.append(num_steps)
         if len(calls) == 5:
-            # The last one: oneDNN's ReLU makes 0 of NaN on some CPUs.
+            # The head's kernel: on some CPUs oneDNN's ReLU turns NaN into 0.
             kernel = stage.model.trainable_variables[-2]
             kernel.assign(kernel * np.nan)
         return train_steps(batches, num_steps)
@@ -342,19 +357,21 @@ def test_nan_stops_with_the_flag_to_turn_and_keeps_the_checkpoint(tmp_path):
     assert "--transfer_learning_rate" in message
     assert "epoch 1's checkpoint is kept" in message
     again = _stage(tmp_path)
-    assert again._checkpoints.restore() == 1
+    again.run()
+    assert "resuming after epoch 1" in capsys.readouterr().out
     assert all(np.all(np.isfinite(w)) for w in _weights(again))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    # The host rounds augmented pixels.
+    # The host rounds augmented pixels to whole gray levels.
     ("augment_on", "tolerance"),
     [("host", 1e-4), ("device", 2e-3)],
 )
 def test_two_replicas_run_the_same_epochs(
     tmp_path, mirrored_strategy, augment_on, tolerance
 ):
-    """Without dropout, whose masks differ; 40 examples leave a padded step."""
+    """No dropout: its masks differ. 40 examples make the last step padded."""
     config = dataclasses.replace(CONFIG, model=ModelConfig(dropout=0.0))
     _stage(tmp_path / "one", config).run()
     config = dataclasses.replace(
@@ -389,7 +406,7 @@ def test_waiting_is_a_share_of_the_epoch(tmp_path):
 
 @pytest.mark.parametrize("steps", [2, 7])
 def test_steps_per_call_changes_nothing(tmp_path, steps):
-    """Of 3 steps an epoch, 2 leave one; 7 do not run into the next."""
+    """An epoch has 3 steps: the last call of an epoch is shorter."""
     stages = []
     for count in (1, steps):
         trained = {"steps_per_call": count}
@@ -425,7 +442,7 @@ def _make_batch_norm_model(backbone):
 def test_trained_batch_norm_is_saved_with_the_datas_statistics(
     tmp_path, tiny_backbone, augment_on
 ):
-    """Those of the best epoch's weights, of images as evaluation sees them."""
+    """They fit the best epoch's weights and images without augmentation."""
     config = dataclasses.replace(
         CONFIG, input=dataclasses.replace(CONFIG.input, augment_on=augment_on)
     )
@@ -436,7 +453,7 @@ def test_trained_batch_norm_is_saved_with_the_datas_statistics(
     backbone = classifier.get_backbone(stage.model)
     convolution = backbone.get_layer("block1_conv")
     pixels = fakes.make_noise_examples(40).images.pixels
-    # 40 images in batches of 16: the first 8 fill the last one up.
+    # The first 8 images pad the last of three batches of 16.
     images = _preprocess(np.concatenate([pixels, pixels[:8]], dtype="float32"))
     values = keras.ops.convert_to_numpy(convolution(images))
     norm = backbone.get_layer("block1_bn")
@@ -482,14 +499,14 @@ def test_what_is_compiled(tmp_path, monkeypatch, xla, gpus, step, update):
         # Whole calls are profiled.
         ((2, 3), [10, 10], "+-.-"),
         ((12, 25), [10, 10, 10, 10], "-+--.-"),
-        # The stage ends first, or never gets there.
+        # The stage ends within the range, or before it.
         ((2, 9), [1] * 3, "-+--."),
         ((9, 9), [1] * 3, "---"),
         (None, [1] * 3, "---"),
     ],
 )
 def test_profiled_steps(tmp_path, monkeypatch, capsys, steps, counts, expected):
-    """`+` starts the profile, `-` is a call of steps, `.` writes it."""
+    """`+`: the profile starts; `-`: steps run; `.`: it is written."""
     log = []
     monkeypatch.setattr(
         tf.profiler.experimental, "start", lambda folder: log.append("+")
@@ -514,7 +531,7 @@ def test_mixed_precision_stage_runs(tmp_path, policy):
     scaled = isinstance(
         stage.trainer.optimizer, keras.optimizers.LossScaleOptimizer
     )
-    # Loss scaling for float16 alone.
+    # Only float16 needs loss scaling.
     assert scaled == (policy == "mixed_float16")
     stage.run()
     lines = files.read_json_lines(tmp_path / "metrics.jsonl")
@@ -583,7 +600,7 @@ def _key(stage, **values):
         ("find_lr_stage", "transfer", []),
         ("refit", True, []),
         ("tta", 2, []),
-        # A refit is of either of them.
+        # A refit repeats either stage.
         ("feature_views", 3, ["transfer", "refit"]),
         ("transfer_epochs", 3, ["transfer", "refit"]),
         ("unfreeze_from", "all", ["finetune", "refit"]),
@@ -604,7 +621,7 @@ def test_resume_with_a_changed_flag_is_refused(tmp_path):
     folder.mkdir(parents=True)
     checkpoints.write_resume_key(folder, _key("transfer"))
     changed = _key("transfer", weight_decay=0.5)
-    # Nothing saved yet: nothing to lose.
+    # Nothing is saved yet, so nothing can be lost.
     checkpoints.check_resume_key(folder, changed, tmp_path)
     _stage(tmp_path).run()
     with pytest.raises(
@@ -617,7 +634,7 @@ def test_resume_with_a_changed_flag_is_refused(tmp_path):
 
 
 def test_a_solved_head_is_held_to_its_flags_too(tmp_path):
-    """It has no checkpoint, but its result."""
+    """A solver writes no checkpoint, only its result."""
     folder = tmp_path / "checkpoints" / "transfer"
     folder.mkdir(parents=True)
     checkpoints.write_resume_key(folder, _key("transfer"))

@@ -1,4 +1,4 @@
-"""The memory that this process may use: the machine's and its groups'."""
+"""Free memory: the machine's, or that of the process's control groups."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ def _build(backbone, weights="none", **kwargs):
 
 @pytest.fixture
 def tiny_weights(tmp_path, tiny_backbone) -> str:
-    """A weights file of the tiny backbone with means other than the initial."""
+    """A weights file of the tiny backbone; its batch-norm means are not 0."""
     keras.utils.set_random_seed(5)
     model = fakes.build_tiny_net((fakes.IMAGE_SIZE, fakes.IMAGE_SIZE, 3))
     for layer in batch_norm.batch_norm_layers(model):
@@ -72,7 +72,7 @@ def test_preprocessing_is_the_backbones_own(name, image, expected):
 
 @pytest.mark.parametrize("name", ["mobilenet", "Tiny-Net", "resnet50v2"])
 def test_the_name_of_the_network_leads_back_to_the_backbone(name):
-    """A saved model's preprocessing is found by it."""
+    """That is how a saved model finds its preprocessing."""
     backbone = backbones.build_backbone(name, 32, "none")
     found = backbones.canonical_name(backbone.name)
     assert found == backbones.canonical_name(name)
@@ -97,7 +97,7 @@ def test_a_registered_backbone(tmp_path):
     loaded = saved_models.load_classifier(path, "--model")
     preprocess = backbones.get_preprocess(classifier.get_backbone(loaded).name)
     assert float(preprocess(tf.constant(51.0))) == pytest.approx(0.2)
-    # Its weights can be loaded, too.
+    # Its weights can be loaded.
     weights = tmp_path / "my.weights.h5"
     classifier.get_backbone(model).save_weights(weights)
     again = backbones.build_backbone(name, 32, str(weights))
@@ -282,7 +282,7 @@ def test_measured_statistics_are_those_of_the_data(tiny_backbone, frozen):
 
 @pytest.mark.parametrize("head_units", [0, 8])
 def test_a_linear_head_starts_from_zeros(tiny_backbone, head_units):
-    """Under a hidden layer, zeros would let no gradient through."""
+    """With a hidden layer, zeros would block its gradient."""
     model = _build(tiny_backbone, head_units=head_units)
     kernel = model.get_layer("predictions").kernel.numpy()
     assert np.any(kernel) == (head_units > 0)
@@ -311,7 +311,7 @@ def test_statistics_are_measured_without_dropout():
 
 
 def test_statistics_of_the_given_layers_are_set(tiny_backbone):
-    """Also when they are measured again, under other weights."""
+    """Also if they are measured again after the weights have changed."""
     model = _build(tiny_backbone)
     batches = np.random.default_rng(0).normal(2, 3, [2, 8, 32, 32, 3])
     batches = batches.astype(np.float32)
@@ -321,7 +321,7 @@ def test_statistics_of_the_given_layers_are_set(tiny_backbone):
     measurer = batch_norm.StatisticsMeasurer(model, [second])
     measurer.run(batches)
     assert not np.any(first.moving_mean)
-    once = np.array(second.moving_mean)
+    once = keras.ops.convert_to_numpy(second.moving_mean)
     assert np.any(once)
     kernel = backbone.get_layer("block2_conv").kernel
     kernel.assign(2 * kernel)
@@ -385,7 +385,7 @@ def test_learning_rates_rise_from_the_lowest_trained_layer(tiny_backbone):
     assert by_layer["block2_conv"] == pytest.approx(0.1)
     assert by_layer["predictions"] == 1
     assert set(scales(1.0).values()) == {1.0}
-    # The lowest is the lowest that trains.
+    # The lowest rate belongs to the lowest trained layer.
     freezing.unfreeze_from(backbone, "block2", 32, keep_batch_norm=True)
     by_layer = {p.split("/")[-2]: s for p, s in scales(0.01).items()}
     assert by_layer["block2_conv"] == pytest.approx(0.01)
@@ -416,6 +416,7 @@ def test_learning_rates_of_channels(tiny_backbone, optimizer, power):
     assert {float(share) for share in found.values()} == {1.0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["inception_v3", "mobilenet_v2", "resnet50v2"])
 def test_real_backbones_fold_and_take_two_sizes(name):
     config = ModelConfig(backbone=name, weights="none")
@@ -431,7 +432,7 @@ def test_real_backbones_fold_and_take_two_sizes(name):
 
 
 def _trained_kernels(backbone) -> list[str]:
-    """Names of the layers whose kernel trains, from the images on."""
+    """Returns the layers whose kernel trains, from the input onwards."""
     return [
         layer.name
         for layer in backbone.layers
@@ -462,9 +463,9 @@ def test_auto_unfreezes_from_an_eighth_of_the_image_on(
     freezing.unfreeze_from(backbone, "auto", image_size, keep_batch_norm=False)
     trained = _trained_kernels(backbone)
     assert trained == everything[num_frozen:]
-    # Keras numbers the layers of InceptionV3 as it makes them.
+    # Keras numbers the layers of InceptionV3 in the order of their creation.
     assert trained[0] == first or not first
-    # Batch-norm below it stays frozen, too.
+    # Batch-norm below that layer stays frozen.
     norms = batch_norm.batch_norm_layers(backbone)
     assert [n.trainable for n in norms] == sorted(n.trainable for n in norms)
     assert {n.trainable for n in norms} == {False, True}

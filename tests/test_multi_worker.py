@@ -1,4 +1,4 @@
-"""Two worker processes on loopback: equal to one, survive, agree."""
+"""Two worker processes on one machine: they equal one, and survive kills."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ import pytest
 from flowers17_tfdata import files, launcher
 from tests import fakes
 
+pytestmark = pytest.mark.slow
+
 ROOT = pathlib.Path(__file__).parent.parent
-# Without a worker: heartbeats stop, collectives fail. Seconds in practice.
+# The other worker ends within seconds in practice: its collectives fail.
 LOST_WORKER_SECS = 60
 
 
@@ -30,7 +32,7 @@ def _environment() -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    """What `trainer_worker` computes: alone, and each of two workers."""
+    """The results of `trainer_worker`: alone, and of each of two workers."""
     folder = tmp_path_factory.mktemp("trainer")
     program = [sys.executable, "-m", "tests.trainer_worker"]
     (folder / "one").mkdir()
@@ -65,7 +67,7 @@ def test_two_workers_equal_one_with_twice_the_batch(results, case):
 
 
 def test_cases_differ(results):
-    # Else a test that two workers agree on them would say nothing.
+    # Otherwise their agreement between workers would prove nothing.
     one = results[0]
     assert not np.allclose(one["plain/0"], one["smooth/0"], atol=1e-4)
 
@@ -95,7 +97,7 @@ def test_workers_agree(results):
 
 
 class _Run:
-    """The flags of a run of two workers, and how to start it."""
+    """A run of two workers that a test starts and disturbs."""
 
     def __init__(self, workdir, tiny_command):
         self.workdir = workdir
@@ -157,12 +159,12 @@ def test_killed_and_stopped_workers_end_where_undisturbed_ones_do(make_run):
     undisturbed = make_run("undisturbed")
     code, log = undisturbed.finish(undisturbed.start())
     assert code == 0, log
-    # The chief alone speaks and writes.
+    # Only the chief prints and writes.
     assert log.count("transfer epoch 6/6") == 1
     lines = files.read_json_lines(undisturbed.workdir / "metrics.jsonl")
     assert [line["epoch"] for line in lines] == list(range(1, 7))
 
-    # 6 epochs of 13 steps, so slow that none of the runs ends by itself.
+    # 78 steps, so slow that no run ends before it is disturbed.
     run = make_run("disturbed")
     process = run.start("--step_secs=0.2")
     run.wait_for("transfer epoch 1/6")

@@ -10,7 +10,7 @@ import shutil
 import numpy as np
 import pytest
 
-from flowers17_tfdata import cli, files
+from flowers17_tfdata import files
 from flowers17_tfdata.scoring import predictions
 from tests.test_folder_source import write_classes, write_picture
 
@@ -24,30 +24,15 @@ def photos(tmp_path):
 
 
 @pytest.fixture
-def run(tmp_path, photos, tiny_backbone, capsys):
-    """Returns `run(*flags) -> (exit code, stdout, stderr)`."""
-
-    def run(*flags):
-        code = cli.main(
-            [
-                "main.py",
-                f"--workdir={tmp_path / 'work'}",
-                f"--data_dir={tmp_path / 'data'}",
-                f"--dataset=folder:{photos}",
-                f"--backbone={tiny_backbone}",
-                "--weights=none",
-                "--image_size=32",
-                "--global_batch_size=16",
-                "--finetune_epochs=1",
-                "--strategy=default",
-                *flags,
-            ]
-        )
-        out, err = capsys.readouterr()
-        assert "Traceback" not in err
-        return code, out, err
-
-    return run
+def default_flags(tmp_path, default_flags, photos) -> list[str]:
+    return [
+        *default_flags,
+        f"--data_dir={tmp_path / 'data'}",
+        f"--dataset=folder:{photos}",
+        "--archive=",
+        "--global_batch_size=16",
+        "--finetune_epochs=1",
+    ]
 
 
 def _splits(path) -> dict[str, tuple[str, str]]:
@@ -58,8 +43,9 @@ def _splits(path) -> dict[str, tuple[str, str]]:
         }
 
 
+@pytest.mark.slow
 def test_own_images_from_folders_to_evaluation(run, tmp_path, photos):
-    code, out, err = run("--phase=train", "--class_weights=balanced")
+    code, out, err = run("work", "--phase=train", "--class_weights=balanced")
     assert code == 0, err
     assert "1 of 71 images can't be decoded" in out
     assert "consider --class_weights=balanced" in out
@@ -81,11 +67,13 @@ def test_own_images_from_folders_to_evaluation(run, tmp_path, photos):
         split == "test" for _, split in splits.values()
     )
 
-    # An image goes from one class to another.
+    # An image moves to another class.
     kept = {p.name: p.read_bytes() for p in work.iterdir() if p.is_file()}
     (photos / "rose" / "000.jpg").rename(photos / "lily" / "rose.jpg")
     for phase in ("train", "transfer", "evaluate", "prepare"):
-        code, _, err = run(f"--phase={phase}", "--class_weights=balanced")
+        code, _, err = run(
+            "work", f"--phase={phase}", "--class_weights=balanced"
+        )
         assert code == 1
         assert "is not what --workdir" in err
         assert "1 added" in err
@@ -95,16 +83,16 @@ def test_own_images_from_folders_to_evaluation(run, tmp_path, photos):
     same = {"splits.csv", "audit.json", "metrics.jsonl", "evaluation.json"}
     assert {k: kept[k] for k in same} == {k: after[k] for k in same}
 
-    # Put back, all is as it was.
+    # Moved back, everything is as before.
     (photos / "lily" / "rose.jpg").rename(photos / "rose" / "000.jpg")
-    code, out, err = run("--phase=train", "--class_weights=balanced")
+    code, out, err = run("work", "--phase=train", "--class_weights=balanced")
     assert code == 0, err
     assert "finetune: already done" in out
 
 
 def test_class_weights_are_part_of_what_is_resumed(run):
-    assert run("--phase=transfer", "--class_weights=balanced")[0] == 0
-    code, _, err = run("--phase=transfer")
+    assert run("work", "--phase=transfer", "--class_weights=balanced")[0] == 0
+    code, _, err = run("work", "--phase=transfer")
     assert code == 2
     assert "--class_weights" in err
 
@@ -116,6 +104,7 @@ def transfer(run, tmp_path):
     def transfer(weights, *flags):
         work = tmp_path / weights
         code, _, err = run(
+            "work",
             "--phase=transfer",
             f"--workdir={work}",
             f"--class_weights={weights}",
@@ -127,6 +116,7 @@ def transfer(run, tmp_path):
     return transfer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("feature_views", [0, 1])
 def test_class_weights_change_the_loss_alone(transfer, feature_views):
     lines = {}
@@ -146,13 +136,14 @@ def test_class_weights_change_the_loss_alone(transfer, feature_views):
         assert none[name] == pytest.approx(balanced[name], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_class_weights_reach_a_solved_head(run, transfer):
     """Mistakes on the largest class cost less, those on the smallest more."""
     losses = {}
     for weights in ("none", "balanced"):
         work = transfer(weights)
         code, _, err = run(
-            "--phase=evaluate", "--split=train", f"--workdir={work}"
+            "work", "--phase=evaluate", "--split=train", f"--workdir={work}"
         )
         assert code == 0, err
         found = predictions.load(work / "predictions_train.npz")
@@ -167,15 +158,15 @@ def test_class_weights_reach_a_solved_head(run, transfer):
 
 def test_folders_phase(run, tmp_path):
     out_dir = tmp_path / "out"
-    code, out, err = run("--phase=folders", f"--folders_dir={out_dir}")
+    code, out, err = run("work", "--phase=folders", f"--folders_dir={out_dir}")
     assert code == 0, err
     assert f"class folders written to {out_dir}" in out
     assert sorted(os.listdir(out_dir / "train")) == ["lily", "rose", "x"]
-    code, out, _ = run("--phase=folders", f"--folders_dir={out_dir}")
+    code, out, _ = run("work", "--phase=folders", f"--folders_dir={out_dir}")
     assert code == 0
     assert "already" in out
     (out_dir / "mine.txt").touch()
-    code, _, err = run("--phase=folders", f"--folders_dir={out_dir}")
+    code, _, err = run("work", "--phase=folders", f"--folders_dir={out_dir}")
     assert code == 1
     assert f"--folders_dir {out_dir} must be new or empty" in err
 
@@ -192,7 +183,7 @@ def test_a_file_that_vanishes_gets_one_line(run, photos, monkeypatch):
         return source
 
     monkeypatch.setattr(folder_source, "open_folder", open_then_lose)
-    code, _, err = run("--phase=transfer")
+    code, _, err = run("work", "--phase=transfer")
     assert code == 1
     assert "can't be read any more (/" in err
     assert "/rose/" in err
@@ -203,25 +194,27 @@ def test_a_file_that_vanishes_gets_one_line(run, photos, monkeypatch):
 def test_a_renamed_folder_with_the_training_s_images_is_refused(
     run, tmp_path, photos
 ):
-    assert run("--phase=transfer")[0] == 0
+    assert run("work", "--phase=transfer")[0] == 0
     renamed = tmp_path / "renamed"
     shutil.copytree(photos, renamed)
     for k in range(8):
-        # Other images in between: another split of the old ones.
+        # Additional images change the split of the old ones.
         write_picture(renamed / "rose" / f"new{k}.jpg", 900 + k)
     model = tmp_path / "work" / "model_transfer.keras"
     for flags in ([], [f"--model={model}"]):
         code, _, err = run(
-            "--phase=evaluate", f"--dataset=folder:{renamed}", *flags
+            "work", "--phase=evaluate", f"--dataset=folder:{renamed}", *flags
         )
         assert code == 1
         assert "were trained on by" in err
-    # What it was not trained on is evaluated, whatever its folder is called.
+    # Images that it was not trained on are evaluated, in any folder.
     other = tmp_path / "elsewhere" / "photos"
     for k in range(27):
         name = ("rose", "lily", "x")[k % 3]
         (other / name).mkdir(parents=True, exist_ok=True)
         write_picture(other / name / f"other{k}.jpg", 500 + k)
-    code, out, err = run("--phase=evaluate", f"--dataset=folder:{other}")
+    code, out, err = run(
+        "work", "--phase=evaluate", f"--dataset=folder:{other}"
+    )
     assert code == 0, err
     assert "test: accuracy" in out

@@ -341,6 +341,7 @@ def _run_python(code: str, *args: str, cwd: pathlib.Path) -> list:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_load_by_name_in_another_process(tmp_path):
     code = """
 import json, sys
@@ -372,6 +373,7 @@ print(json.dumps([info.full_name, sizes, numbers]))
     assert numbers == _make_splits(groups)["test"]
 
 
+@pytest.mark.slow
 def test_imports_stay_light(tmp_path):
     code = """
 import json, sys

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import json
 import os
@@ -29,40 +30,28 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory, data_dir, dummy_archive):
+def trained(tmp_path_factory, tiny_flags, dummy_archive):
     """A workdir with a model, and the folder of the images it evaluated."""
     workdir = tmp_path_factory.mktemp("predict")
     images = workdir / "images"
     shutil.unpack_archive(dummy_archive, images, filter="data")
     common = [f"--workdir={workdir}", "--strategy=default"]
-    flags = [
-        f"--data_dir={data_dir}",
-        f"--archive={dummy_archive}",
-        "--backbone=tiny_net",
-        "--weights=none",
-        "--image_size=32",
-        "--global_batch_size=64",
-    ]
-    assert cli.main(["main.py", "--phase=transfer", *common, *flags]) == 0
+    train = ["main.py", "--phase=transfer", *common, *tiny_flags]
+    assert cli.main(train) == 0
     # The workdir tells it all but its own place.
     assert cli.main(["main.py", "--phase=evaluate", *common]) == 0
     return workdir, images / "jpg"
 
 
 @pytest.fixture
-def predict(trained, tiny_backbone, capsys):
+def default_flags() -> list[str]:
+    return ["--phase=predict"]
+
+
+@pytest.fixture
+def predict(trained, run):
     """Returns `predict(*arguments) -> (exit code, stdout, stderr)`."""
-
-    def predict(*arguments):
-        code = cli.main(
-            ["main.py", "--phase=predict", f"--workdir={trained[0]}"]
-            + [str(argument) for argument in arguments]
-        )
-        out, err = capsys.readouterr()
-        assert "Traceback" not in err
-        return code, out, err
-
-    return predict
+    return functools.partial(run, trained[0])
 
 
 def test_predictions_are_those_of_the_evaluation(predict, trained, tmp_path):
@@ -217,6 +206,7 @@ def test_more_classes_than_there_are(predict, trained):
     assert out.splitlines()[0].count("label") == 17
 
 
+@pytest.mark.slow
 def test_a_list_on_standard_input_is_read_in_a_process(trained):
     workdir, folder = trained
     names = [folder / "image_0003.jpg", folder / "image_0001.jpg"]
@@ -237,6 +227,7 @@ def test_a_list_on_standard_input_is_read_in_a_process(trained):
     assert [row["file"] for row in rows] == list(map(str, names))
 
 
+@pytest.mark.slow
 def test_tensorflow_adds_nothing_to_standard_error(tmp_path):
     command = [sys.executable, "main.py", "--phase=predict", "--images=x.jpg"]
     result = subprocess.run(

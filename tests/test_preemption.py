@@ -1,4 +1,4 @@
-"""Signals: one asks, two or a hanging process end it."""
+"""Signals: the first asks to stop; a second one or a hang ends the process."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_a_signal_asks_to_stop(number, capsys):
 
 
 def test_other_signals_ask_nothing():
-    # A job in the background inherits "ignore" for Ctrl-C.
+    # A background job inherits "ignore" for Ctrl-C.
     earlier = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with preemption.stop_on_signals(60) as request:
@@ -64,8 +64,8 @@ def test_outside_of_the_main_thread_none_is_taken():
     assert results == [False]
 
 
-# Holds the main thread in C, as a collective that hangs does: it never gets to
-# a Python signal handler.
+# Blocks the main thread in C, as a hanging collective does: Python's signal
+# handlers never run.
 _HANGING = """
 import ctypes, sys
 from flowers17_tfdata.training import preemption
@@ -77,6 +77,7 @@ with preemption.stop_on_signals(float(sys.argv[1])):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("grace_secs", "signals"), [(600, 2), (0.5, 1)])
 def test_a_hanging_process_ends(grace_secs, signals):
     with subprocess.Popen(
@@ -109,10 +110,11 @@ with preemption.stop_on_signals(60, stall_secs=0.5) as request:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end, code", [("return", 0), ("hang", 1)])
 def test_steps_that_stall_end_the_process(end, code):
     result = subprocess.run(
-        # Longer than one stall, but no step is.
+        # All steps take longer than a stall; each one takes less.
         [sys.executable, "-c", _STALLING, "10", end],
         capture_output=True,
         text=True,

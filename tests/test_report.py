@@ -65,18 +65,15 @@ def command(data_dir, dummy_archive):
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory, command) -> pathlib.Path:
+def trained(tmp_path_factory, command, tiny_flags) -> pathlib.Path:
     """A workdir after `--phase=train`; not to be written to."""
     workdir = tmp_path_factory.mktemp("trained") / "work"
     policy = keras.config.dtype_policy()
     code = command(
         workdir,
         "--phase=train",
-        "--backbone=tiny_net",
-        "--weights=none",
-        "--image_size=32",
+        *tiny_flags,
         "--transfer_optimizer=adamw",
-        "--global_batch_size=64",
         "--transfer_epochs=2",
         "--finetune_epochs=2",
         "--finetune_learning_rate=1e-2",
@@ -122,6 +119,7 @@ class _Page(html.parser.HTMLParser):
             self._text.append(data)
 
 
+@pytest.mark.slow
 def test_train_ends_with_a_report_of_its_evaluation(trained):
     shown = _Page(trained / "report.html")
     evaluation = json.loads((trained / "evaluation.json").read_text())
@@ -162,6 +160,7 @@ def test_train_ends_with_a_report_of_its_evaluation(trained):
     assert (trained / "report.html").stat().st_size < 8e6
 
 
+@pytest.mark.slow
 def test_page_loads_nothing(trained):
     shown = _Page(trained / "report.html")
     for tag, name, value in shown.attributes:
@@ -174,6 +173,7 @@ def test_page_loads_nothing(trained):
     assert "default-src 'none'" in source
 
 
+@pytest.mark.slow
 def test_names_are_text_and_never_markup(workdir, command, monkeypatch):
     open_source = session.open_source
 
@@ -202,6 +202,7 @@ def test_names_are_text_and_never_markup(workdir, command, monkeypatch):
     assert ticks[0] == "&lt;b&gt;x&lt;/b&gt; &amp; &quot;y&quot;"
 
 
+@pytest.mark.slow
 def test_it_evaluates_only_what_is_due(workdir, command, capsys):
     def evaluates(*flags):
         assert command(workdir, "--phase=report", *flags) == 0
@@ -224,6 +225,7 @@ def test_it_evaluates_only_what_is_due(workdir, command, capsys):
     assert "--split must be one of" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_it_says_what_the_workdir_does_not_hold(workdir, command):
     for name in ("audit.json", "metrics.jsonl", "timings.jsonl"):
         (workdir / name).unlink()
@@ -245,6 +247,7 @@ def test_it_says_what_the_workdir_does_not_hold(workdir, command):
     assert "holds no config.json" in _Page(workdir / "report.html").text
 
 
+@pytest.mark.slow
 def test_epochs_without_validation_are_shown_as_such(workdir, command):
     path = workdir / "metrics.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()]
@@ -270,6 +273,7 @@ def test_epochs_without_validation_are_shown_as_such(workdir, command):
     assert drawn == [None, None]
 
 
+@pytest.mark.slow
 def test_pairs_across_splits_are_warned_of(workdir, command):
     path = workdir / "audit.json"
     audit = json.loads(path.read_text())
@@ -284,6 +288,7 @@ def test_pairs_across_splits_are_warned_of(workdir, command):
     assert found["pairs"][0]["ids"][0] in shown.text
 
 
+@pytest.mark.slow
 def test_training_command_parses_to_the_same_flags(trained):
     recorded = json.loads((trained / "config.json").read_text())["flags"]
     recorded |= {"data_dir": "/a folder/it's", "horizontal_flip": False}
@@ -622,6 +627,7 @@ def _look(path: pathlib.Path, folder: pathlib.Path, width: int, dark: bool):
     return json.loads(html.unescape(found[1]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [PHONE_WIDTH, 1280])
 @pytest.mark.parametrize("dark", [False, True])
 def test_in_a_browser(trained, tmp_path, width, dark):
@@ -642,6 +648,7 @@ def test_in_a_browser(trained, tmp_path, width, dark):
     assert seen["descending"] == sorted(seen["ascending"], reverse=True)
 
 
+@pytest.mark.slow
 def test_a_thousand_classes_in_a_browser(
     workdir, command, tmp_path, monkeypatch
 ):

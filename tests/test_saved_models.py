@@ -1,4 +1,4 @@
-"""Saved models: which are refused, and which one of a run is used."""
+"""Saved models: which are refused, and which one a run uses."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def _save(workdir, stage, accuracy=None, loss=1.0):
         ((0.9, 0.4), (0.9, 0.5), "transfer"),
         ((0.9, 0.5), (0.9, 0.4), "finetune"),
         ((0.9, 0.5), (0.9, 0.5), "finetune"),
-        # One of them was not validated.
+        # Only one of them was validated.
         ((None, 0.5), (0.1, 2.0), "finetune"),
         ((0.9, 0.5), (None, 0.4), "finetune"),
     ],
@@ -145,7 +145,7 @@ def test_the_better_one_by_validation_is_kept(tmp_path, head, finetuned, kept):
     assert kept_stage(tmp_path) == "transfer"
     _save(tmp_path, "finetune", *finetuned)
     assert kept_stage(tmp_path) == kept
-    # The refitted model was trained in the same way, and is used first.
+    # A refitted model is used first.
     _save(tmp_path, "refit")
     assert kept_stage(tmp_path) == "refit"
     assert kept_stage(tmp_path, before_refit=True) == kept
@@ -157,7 +157,7 @@ def test_what_there_is_is_kept(tmp_path):
     _save(tmp_path, "refit")
     assert kept_stage(tmp_path) == "refit"
     assert kept_stage(tmp_path, before_refit=True) is None
-    # Fine-tuned from another run's head.
+    # This run fine-tuned another run's head.
     _save(tmp_path, "finetune", 0.5)
     assert kept_stage(tmp_path, before_refit=True) == "finetune"
 

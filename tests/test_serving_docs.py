@@ -27,6 +27,8 @@ from flowers17_tfdata.phases.export import (
 )
 from tests import fakes
 
+pytestmark = pytest.mark.slow
+
 DOCS = pathlib.Path(__file__).parents[1] / "docs" / "serving.md"
 NAMES = [f"class {k}" for k in range(fakes.NUM_CLASSES)]
 

@@ -6,7 +6,6 @@ import json
 
 import pytest
 
-from flowers17_tfdata import cli
 from flowers17_tfdata.config.data import DataConfig
 from flowers17_tfdata.data import audit as audit_lib
 from flowers17_tfdata.data.oxford_flowers17 import archive, splits
@@ -74,6 +73,7 @@ def test_seed_0_is_the_prepared_data_set_itself(open_flowers):
     assert _split_of(source) == _make_splits(0, pairs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 7])
 def test_a_seed_divides_as_the_archive_would_be(open_flowers, seed):
     source = open_flowers(split_seed=seed)
@@ -87,6 +87,7 @@ def test_a_seed_divides_as_the_archive_would_be(open_flowers, seed):
     }
 
 
+@pytest.mark.slow
 def test_drawn_flowers_are_divided_too(open_flowers):
     assert open_flowers("synthetic").name == "oxford_flowers17/synthetic/1.0.0"
     source = open_flowers("synthetic", split_seed=2)
@@ -94,6 +95,7 @@ def test_drawn_flowers_are_divided_too(open_flowers):
     assert _split_of(source) == _make_splits(2, [])
 
 
+@pytest.mark.slow
 def test_order_is_the_data_set_s_whatever_the_seed(open_flowers):
     place = {name: k for k, name in enumerate(_rows(open_flowers()))}
     source = open_flowers(split_seed=1)
@@ -105,6 +107,7 @@ def test_order_is_the_data_set_s_whatever_the_seed(open_flowers):
         assert names == sorted(names, key=place.__getitem__)
 
 
+@pytest.mark.slow
 def test_names_tell_divisions_apart(open_flowers):
     options = [
         {},
@@ -124,6 +127,7 @@ def _audit(source: Source) -> dict:
     return audit_lib.audit(source, source.scan())["near_duplicates"]
 
 
+@pytest.mark.slow
 def test_known_pairs_stay_together_or_lie_anywhere(open_flowers):
     known = {frozenset(p) for p in open_flowers().known_near_duplicates}
     assert len(known) == 132
@@ -143,6 +147,7 @@ def test_known_pairs_stay_together_or_lie_anywhere(open_flowers):
     assert _audit(open_flowers(split_seed=1))["num_pairs_across_splits"] == 0
 
 
+@pytest.mark.slow
 def test_images_trained_on_are_known_in_another_division(open_flowers):
     whole, other = open_flowers(), open_flowers(split_seed=1)
     for source in (whole, other):
@@ -213,32 +218,7 @@ def test_twins_of_a_folder_lie_anywhere_if_so_asked(tmp_path):
     assert found["together"][0] != found["anywhere"][0]
 
 
-@pytest.fixture
-def run(tmp_path, data_dir, dummy_archive, tiny_backbone, capsys):
-    """Returns `run(workdir, *flags) -> (exit code, stdout, stderr)`."""
-
-    def run(workdir, *flags):
-        code = cli.main(
-            [
-                "main.py",
-                f"--workdir={tmp_path / workdir}",
-                f"--data_dir={data_dir}",
-                f"--archive={dummy_archive}",
-                f"--backbone={tiny_backbone}",
-                "--weights=none",
-                "--image_size=32",
-                "--global_batch_size=64",
-                "--strategy=default",
-                *flags,
-            ]
-        )
-        out, err = capsys.readouterr()
-        assert err.count("error: ") == (code != 0), err
-        return code, out, err
-
-    return run
-
-
+@pytest.mark.slow
 def test_a_model_is_not_tested_on_what_another_seed_trained_it_on(
     run, tmp_path
 ):
@@ -277,6 +257,7 @@ def test_a_model_is_not_tested_on_what_another_seed_trained_it_on(
         assert "the flags that divide them" in err
 
 
+@pytest.mark.slow
 def test_the_audit_tells_of_a_plain_split(run, tmp_path):
     code, out, err = run(
         "work", "--phase=prepare", "--near_duplicates=anywhere"

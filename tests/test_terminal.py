@@ -1,4 +1,4 @@
-"""The console: modes, help, hints, closed pipes."""
+"""The console: its modes, help, hints and closed pipes."""
 
 from __future__ import annotations
 
@@ -173,6 +173,7 @@ def _downloading_net(input_shape, weights):
     return fakes.build_tiny_net(input_shape)
 
 
+@pytest.mark.slow
 def test_a_closed_pipe_ends_it_without_a_word():
     script = (
         "import os, sys; from flowers17_tfdata import cli; "
@@ -184,7 +185,7 @@ def test_a_closed_pipe_ends_it_without_a_word():
         stderr=subprocess.PIPE,
         cwd=ROOT,
         text=True,
-        # So that it is written in pieces, not after the reader has gone.
+        # Unbuffered: otherwise it would write only after the reader has gone.
         env=os.environ | {"PYTHONUNBUFFERED": "1"},
     ) as process:
         process.stdout.close()
@@ -220,7 +221,7 @@ def test_flags_of_a_run_come_from_its_workdir(tmp_path, capsys):
         "of_a_later_version": 1,
         "precision": "float32",
         "split_seed": 7,
-        # Not of the run: of its command line, or of its machine.
+        # These belong to the command line or the machine, not to the run.
         "archive": "gone.tgz",
         "cache": "memory",
         "augment_on": "device",
@@ -240,11 +241,11 @@ def test_flags_of_a_run_come_from_its_workdir(tmp_path, capsys):
     assert config.data.split_seed == 7
     assert config.data.archive == ""
     assert config.input.cache == config.input.augment_on == "auto"
-    # Of another data set, the split is its own.
+    # Another data set has its own split.
     other = parse("--phase=evaluate", "--dataset=folder:x")
     assert other.data.split_seed == 0
     assert other.input.image_size == 64
-    # A training's flags are its command line's.
+    # A training phase takes its flags from the command line alone.
     assert parse("--phase=finetune").input.image_size == 299
 
     path.write_text(json.dumps({"flags": {"image_size": "large"}}))

@@ -145,6 +145,7 @@ def project(installed, tmp_path_factory) -> pathlib.Path:
     return folder
 
 
+@pytest.mark.slow
 def test_loading_slicing_and_info(installed, project):
     script = """
         import json
@@ -211,6 +212,7 @@ def test_loading_slicing_and_info(installed, project):
     assert len(set(got["mixed"]) & set(got["test"])) == 10
 
 
+@pytest.mark.slow
 def test_data_source_needs_array_record_and_tfds_says_so(installed, project):
     script = """
         import json
@@ -236,6 +238,7 @@ def test_a_wrong_value_on_a_page_is_found():
         run_page.run_block("x = 2\nx  # 3\n", {})
 
 
+@pytest.mark.slow
 def test_blocks_of_the_page(installed, project):
     blocks = run_page.read_blocks(PAGE.read_text())
     skipped = {COPYING, "DataFrame"}
@@ -257,6 +260,7 @@ def test_blocks_of_the_page(installed, project):
     assert f"{expected} blocks" in ran.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_data_frame_block_of_the_page(installed, project):
     pytest.importorskip("pandas")
     runner = [installed, REPOSITORY / "tests" / "run_page.py", PAGE]
@@ -264,6 +268,7 @@ def test_data_frame_block_of_the_page(installed, project):
     assert "2 blocks" in ran.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_copied_folder_works_without_the_package(tmp_path):
     python = _make_environment(tmp_path / "environment")
     commands, code = (

@@ -54,13 +54,13 @@ def _weights(trainer):
     ids=["plain", "regularized", "smoothed"],
 )
 def test_two_replicas_equal_one(mirrored_strategy, options, padding):
-    """Also where a padded last batch leaves one replica with nothing."""
+    """Also if the last batch has only padding for one replica."""
     batch = fakes.make_batch(BATCH, padding)
     one, two = _trainer(**options), _trainer(mirrored_strategy, **options)
     for _ in range(3):
         a = fakes.train_step(one, batch)
         b = fakes.train_step(two, batch)
-        # All but the time that they waited.
+        # Everything except the waiting time.
         np.testing.assert_allclose(a[:3], b[:3], rtol=1e-5)
     for a, b in zip(_weights(one), _weights(two), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
@@ -149,7 +149,7 @@ def test_many_steps_in_one_call_are_the_same_steps(strategy, optimizer):
     iterator = fakes.iterate(strategy, batches)
     sums = [single.train_steps(iterator, tf.constant(1)) for _ in batches]
     iterator = fakes.iterate(strategy, batches)
-    # Two calls: the second goes on where the first stopped.
+    # The second call continues where the first one stopped.
     totals = [many.train_steps(iterator, tf.constant(n)) for n in (2, 3)]
     for name in ("loss", "correct", "examples"):
         np.testing.assert_allclose(
@@ -164,7 +164,7 @@ def test_many_steps_in_one_call_are_the_same_steps(strategy, optimizer):
 
 
 def test_waiting_for_batches_is_measured(strategy):
-    """At least half of it, and no more than all the time there was."""
+    """It counts at least half of the delay, and at most the elapsed time."""
     trainer = _trainer(strategy)
     batches = [fakes.make_batch(BATCH, seed=k) for k in range(5)]
     trainer.train_steps(
@@ -198,7 +198,7 @@ def test_computing_is_not_waiting():
 
 
 def test_what_needs_no_batch_does_not_start_while_waiting():
-    """It would be taken for waiting where it keeps the processor busy."""
+    """Otherwise computation would be counted as waiting."""
     starts = []
 
     def stage(batch):
@@ -246,7 +246,6 @@ def test_device_stage_makes_the_inputs(strategy):
     indirect=["strategy"],
 )
 def test_xla_changes_nothing_but_rounding(strategy, policy):
-    """With regularization."""
     keras.config.set_dtype_policy(policy)
     half = policy == "mixed_float16"
     batches = [fakes.make_batch(BATCH, k, seed=k) for k in range(3)]
@@ -266,14 +265,14 @@ def test_xla_changes_nothing_but_rounding(strategy, policy):
     ]
     np.testing.assert_allclose(totals[0].loss, totals[1].loss, rtol=1e-3)
     _assert_close(plain, compiled, atol=2e-3 if half else 1e-6)
-    # A loss of zero or a skipped step would agree too.
+    # Skipped steps would agree too.
     fresh = _trainer(strategy, l2=0.01)
     for new, old in zip(_weights(compiled), _weights(fresh), strict=True):
         assert np.abs(new - old).max() > 2e-2
 
 
 def test_compiled_update_changes_nothing_but_rounding(strategy):
-    """Two replicas must sum in between, which XLA can't."""
+    """Replicas sum their gradients before the update; XLA can't do that."""
     batches = [fakes.make_batch(BATCH, k, seed=k) for k in range(3)]
     plain, compiled = (
         _trainer(
@@ -291,7 +290,7 @@ def test_compiled_update_changes_nothing_but_rounding(strategy):
 
 @pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
 def test_each_variable_has_its_share_of_the_learning_rate(strategy, name):
-    """A share scales the step, whatever the optimizer makes of gradients."""
+    """The share scales the step itself, with every optimizer."""
     config = OptimizationConfig(weight_decay=0.0)
     batch = fakes.make_batch(BATCH)
 
@@ -306,7 +305,7 @@ def test_each_variable_has_its_share_of_the_learning_rate(strategy, name):
         fakes.train_step(trainer, batch)
         return [b - a for a, b in zip(before, _weights(trainer), strict=True)]
 
-    # Each channel of the first variable has a rate of its own.
+    # The first variable has one rate per channel.
     scales = [np.linspace(0, 1, 4, dtype=np.float32), 0.1, 0.5, 1.0]
     for whole, scaled, scale in zip(
         steps(None), steps(scales), scales, strict=True

@@ -1,8 +1,8 @@
 """Trains steps with `Trainer`, alone or as one of two workers.
 
-`python -m tests.trainer_worker FOLDER`, with TF_CONFIG or without: writes the
-weights that each case ends with to `FOLDER/INDEX.npz`. Not a test of its own:
-a strategy for several workers takes a process each.
+`python -m tests.trainer_worker FOLDER`, with or without TF_CONFIG, writes the
+final weights of each case to `FOLDER/INDEX.npz`. test_multi_worker.py starts
+it, since each worker of a strategy needs its own process.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def train(strategy, case: str, **kwargs) -> dict[str, np.ndarray]:
 
 
 def overflow(strategy) -> dict[str, np.ndarray]:
-    """Trains a batch whose last example alone overflows, then a good one."""
+    """Trains on a batch whose last example overflows, then on a good one."""
     trainer = _make_trainer(strategy, scale_loss=True)
     good = fakes.make_batch(BATCH)
     inputs = good.inputs.numpy()
@@ -115,7 +115,7 @@ def main() -> None:
     )
     results["count"] = workers.count
     results["gather"] = workers.gather([workers.index, 7.0])
-    # All, one, none of two.
+    # Both workers say yes; one does; none does.
     flags = [True, workers.index == 1, False]
     results["any"] = [workers.any(f) for f in flags]
     results["all"] = [workers.all(f) for f in flags]

@@ -21,7 +21,6 @@ import tensorflow as tf
 
 from flowers17_tfdata import machine
 from flowers17_tfdata.config.input import InputConfig
-from flowers17_tfdata.errors import UserError
 from flowers17_tfdata.input import augmentation
 from flowers17_tfdata.input.examples import Examples
 
@@ -369,11 +368,6 @@ def replica_batches(
     replicas = context.num_replicas_in_sync if context else 1
     workers = context.num_input_pipelines if context else 1
     worker = context.input_pipeline_id if context else 0
-    if global_batch_size % replicas:
-        raise UserError(
-            "--global_batch_size must be a multiple of the number of replicas "
-            f"({replicas}); got {global_batch_size}"
-        )
     num_examples = tf.size(order, tf.int64)
     steps = steps_per_epoch(int(order.shape[0]), global_batch_size)
     position = tf.range(steps * global_batch_size, dtype=tf.int64)

@@ -88,7 +88,9 @@ def help_text(program: str, phase: Phase | None, full: bool) -> str:
 def _title(group: str) -> str:
     """Returns a group's name, and the phases that read it."""
     readers = [p.name for p in PHASES.values() if group in p.groups]
-    return f"{group} ({', '.join(readers)})" if readers else group
+    if readers in ([], [group]):
+        return group
+    return f"{group} ({', '.join(readers)})"
 
 
 def _flag_lines(flag: Flag) -> Iterator[str]:

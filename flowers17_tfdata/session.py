@@ -24,7 +24,7 @@ from flowers17_tfdata.data.source import Source, open_source
 from flowers17_tfdata.errors import UserError, one_line
 from flowers17_tfdata.input import examples, input_pipeline
 from flowers17_tfdata.models import backbones, saved_models, summary
-from flowers17_tfdata.training import checkpoints, precision
+from flowers17_tfdata.training import precision, resume
 from flowers17_tfdata.training import strategy as strategies
 from flowers17_tfdata.training.workers import Workers
 
@@ -157,7 +157,7 @@ def open_session(config: Config, trains: bool) -> Iterator[Session]:
             folder = tempfile.TemporaryDirectory(prefix="flowers17_tfdata-")
             output = pathlib.Path(stack.enter_context(folder))
         source = _open_source(config, output)
-        started = checkpoints.started_with(workdir) if trains else {}
+        started = resume.started_with(workdir) if trains else {}
         splits = (config.evaluation.split,) if not trains else TRAINING_SPLITS
         settled = _settle_input(config.input, started, splits, source, workers)
         config = dataclasses.replace(config, input=settled)

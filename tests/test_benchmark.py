@@ -21,17 +21,17 @@ from flowers17_tfdata.errors import UserError
 from flowers17_tfdata.phases.benchmark import (
     benchmark,
     ceilings,
+    measurement,
     stock_keras,
-    timing,
 )
-from flowers17_tfdata.phases.benchmark.timing import Row
+from flowers17_tfdata.phases.benchmark.measurement import Row
 
 
 def test_rate_runs_for_the_least_time_and_divides_by_the_whole(monkeypatch):
     now = iter([0.0, 0.4, 0.8, 1.6])
-    monkeypatch.setattr(timing, "MIN_SECS", 1.0)
-    monkeypatch.setattr(timing.time, "perf_counter", lambda: next(now))
-    assert timing.rate(lambda: 8) == 24 / 1.6
+    monkeypatch.setattr(measurement, "MIN_SECS", 1.0)
+    monkeypatch.setattr(measurement.time, "perf_counter", lambda: next(now))
+    assert measurement.rate(lambda: 8) == 24 / 1.6
 
 
 def test_rounds_take_turns_and_the_first_is_not_recorded():
@@ -47,7 +47,7 @@ def test_rounds_take_turns_and_the_first_is_not_recorded():
         return measure
 
     rows = [Row("a", make("a", [9, 1, 2])), Row("b", make("b", [9, 3, 4]))]
-    timing.measure_in_turns(rows, 2)
+    measurement.measure_in_turns(rows, 2)
     assert calls == ["a", "b"] * 3
     assert [row.runs for row in rows] == [[1, 2], [3, 4]]
 
@@ -56,7 +56,7 @@ def test_ratio_is_the_median_of_the_rounds_ratios():
     # A machine that slowed down for a round: both rows did.
     slow = Row("slow", lambda: 0, runs=[10.0, 1.0, 10.0])
     fast = Row("fast", lambda: 0, "slow", "slow", "x", [20.0, 3.0, 20.0])
-    by_stage = {r["stage"]: r for r in timing.to_json([slow, fast])}
+    by_stage = {r["stage"]: r for r in measurement.to_json([slow, fast])}
     assert by_stage["fast"]["ratio"] == 2.0
     assert by_stage["fast"]["share_of_ceiling"] == 2.0
     assert by_stage["slow"]["images_per_sec"] == 10.0
@@ -127,7 +127,7 @@ def _fake_worker(work):
 def test_phase_measures_every_row(
     tmp_path, data_dir, tiny_backbone, monkeypatch, capsys, flags
 ):
-    monkeypatch.setattr(timing, "MIN_SECS", 0.01)
+    monkeypatch.setattr(measurement, "MIN_SECS", 0.01)
     monkeypatch.setattr(benchmark, "NUM_RUNS", 2)
     monkeypatch.setattr(stock_keras, "open_worker", _fake_worker)
     folder = tmp_path / "temporary"

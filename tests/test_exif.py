@@ -13,21 +13,21 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from flowers17_tfdata.data import decode
-from flowers17_tfdata.phases.export import exif
+from flowers17_tfdata.phases.export import exif_in_graph
 from tests import fakes
 
 PIXELS = fakes.make_smooth_image(40, 56)
 
 # Traced once: most of these tests read many files.
 _orientation = tf.function(
-    exif.orientation, input_signature=[tf.TensorSpec([], tf.string)]
+    exif_in_graph.orientation, input_signature=[tf.TensorSpec([], tf.string)]
 )
 
 
 @tf.function(input_signature=[tf.TensorSpec([], tf.string)])
 def _upright_pixels(encoded):
     image = decode.decode_image(encoded)
-    return exif.turn(image, exif.orientation(encoded))
+    return exif_in_graph.turn(image, exif_in_graph.orientation(encoded))
 
 
 def _jpeg() -> bytes:

@@ -20,7 +20,13 @@ from flowers17_tfdata.config.runtime import RuntimeConfig
 from flowers17_tfdata.errors import ConfigError, Preempted, UserError
 from flowers17_tfdata.input import input_pipeline
 from flowers17_tfdata.models import classifier
-from flowers17_tfdata.training import checkpoints, loop, metrics, optimizers
+from flowers17_tfdata.training import (
+    checkpoints,
+    loop,
+    metrics,
+    optimizers,
+    resume,
+)
 from flowers17_tfdata.training.inference import Inference
 from flowers17_tfdata.training.preemption import StopRequest
 from flowers17_tfdata.training.profiler import Profiler
@@ -587,7 +593,7 @@ def test_weight_decay_spares_biases():
 def _key(stage, **values):
     values = to_values(CONFIG) | values
     config = from_values(values)
-    return checkpoints.resume_key(config, stage, "set/1", "float32")
+    return resume.resume_key(config, stage, "set/1", "float32")
 
 
 @pytest.mark.parametrize(
@@ -619,29 +625,29 @@ def test_flags_that_a_stage_is_held_to(flag, value, stages):
 def test_resume_with_a_changed_flag_is_refused(tmp_path):
     folder = tmp_path / "checkpoints" / "transfer"
     folder.mkdir(parents=True)
-    checkpoints.write_resume_key(folder, _key("transfer"))
+    resume.write_key(folder, _key("transfer"))
     changed = _key("transfer", weight_decay=0.5)
     # Nothing is saved yet, so nothing can be lost.
-    checkpoints.check_resume_key(folder, changed, tmp_path)
+    resume.check_key(folder, changed, tmp_path)
     _stage(tmp_path).run()
     with pytest.raises(
         ConfigError, match=r"--weight_decay: .* with 0\.0001, got 0\.5"
     ):
-        checkpoints.check_resume_key(folder, changed, tmp_path)
+        resume.check_key(folder, changed, tmp_path)
     # The other stage's flags may change.
     key = _key("transfer", finetune_epochs=9)
-    checkpoints.check_resume_key(folder, key, tmp_path)
+    resume.check_key(folder, key, tmp_path)
 
 
 def test_a_solved_head_is_held_to_its_flags_too(tmp_path):
     """A solver writes no checkpoint, only its result."""
     folder = tmp_path / "checkpoints" / "transfer"
     folder.mkdir(parents=True)
-    checkpoints.write_resume_key(folder, _key("transfer"))
-    assert checkpoints.started_with(tmp_path) == {}
+    resume.write_key(folder, _key("transfer"))
+    assert resume.started_with(tmp_path) == {}
     files.write_json(folder / "done.json", {"best_epoch": 1})
-    assert checkpoints.started_with(tmp_path)["dataset"] == "set/1"
-    checkpoints.check_resume_key(folder, _key("transfer"), tmp_path)
+    assert resume.started_with(tmp_path)["dataset"] == "set/1"
+    resume.check_key(folder, _key("transfer"), tmp_path)
     with pytest.raises(ConfigError, match=r"--feature_views: .* got 5"):
         changed = _key("transfer", feature_views=5)
-        checkpoints.check_resume_key(folder, changed, tmp_path)
+        resume.check_key(folder, changed, tmp_path)

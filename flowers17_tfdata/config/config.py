@@ -5,12 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from flowers17_tfdata.config.data import DataConfig
-from flowers17_tfdata.config.input import InputConfig
-from flowers17_tfdata.config.model import ModelConfig
-from flowers17_tfdata.config.optimization import OptimizationConfig
-from flowers17_tfdata.config.option import Flag, Kind, flags_of
-from flowers17_tfdata.config.phases import (
+from flowers17_tfdata.config.after_training import (
     CompareConfig,
     EvaluationConfig,
     ExportConfig,
@@ -18,12 +13,17 @@ from flowers17_tfdata.config.phases import (
     FoldersConfig,
     PredictConfig,
 )
+from flowers17_tfdata.config.data import DataConfig
+from flowers17_tfdata.config.input import InputConfig
+from flowers17_tfdata.config.model import ModelConfig
+from flowers17_tfdata.config.optimization import OptimizationConfig
+from flowers17_tfdata.config.option import Flag, Kind, flags_of
 from flowers17_tfdata.config.runtime import RuntimeConfig
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """The phase and the workdir, and a group of options for each topic."""
+    """The phase, its workdir, and all options in groups."""
 
     phase: str = Kind.FREE.option("train", "What to do.", common=True)
     workdir: str = Kind.FREE.option(

@@ -76,8 +76,8 @@ def _orientation(image: Image.Image) -> int:
     """Returns the orientation in a JPEG's EXIF; 0 if it has none.
 
     Pillow's `getexif` also accepts other types of the tag, and XMP. An exported
-    model reads the same bytes in a graph (`export.exif`) and must turn the same
-    pictures. Like viewers, this ignores a malformed directory.
+    model reads the same bytes in a graph (`exif_in_graph`), and must turn the
+    same pictures. Like viewers, this ignores a malformed directory.
     """
     # For a PNG, Pillow would decode the whole image to find a late EXIF chunk.
     if image.format == "PNG":

@@ -21,7 +21,7 @@ from flowers17_tfdata.errors import (
 from flowers17_tfdata.phases import evaluate
 from flowers17_tfdata.phases.registry import PHASES, Phase
 from flowers17_tfdata.session import Session, open_session
-from flowers17_tfdata.training import checkpoints, cluster
+from flowers17_tfdata.training import cluster, resume
 
 # How a collective operation ends when one of its workers died.
 _LOST_WORKER = (
@@ -74,7 +74,7 @@ def _run_on_data(phase: Phase, config: Config) -> None:
             )
         if phase.writes_run:
             # Before the record of what was trained on is overwritten.
-            started = checkpoints.started_with(session.workdir)
+            started = resume.started_with(session.workdir)
             session.check_unchanged(started.get("dataset", ""))
         with _lock(phase, session):
             phase.run(session)

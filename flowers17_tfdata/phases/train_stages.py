@@ -29,10 +29,10 @@ from flowers17_tfdata.phases import train_data, train_features, train_models
 from flowers17_tfdata.phases.train_models import StageModel
 from flowers17_tfdata.session import Session, write_config
 from flowers17_tfdata.training import (
-    checkpoints,
     linear_head,
     metrics,
     preemption,
+    resume,
 )
 from flowers17_tfdata.training.loop import Stage
 from flowers17_tfdata.training.preemption import StopRequest
@@ -112,14 +112,14 @@ def _report_kept(session: Session) -> None:
 
 def _checked_resume_key(session: Session, stage: str) -> dict[str, Any]:
     config = session.config
-    key = checkpoints.resume_key(
+    key = resume.resume_key(
         config, stage, session.source.name, session.precision
     )
     for earlier in STAGES[: STAGES.index(stage) + 1]:
         # Fine-tuning starts from the transfer stage, and refit repeats one of
         # the two: their flags must be the same.
         if earlier == stage or not config.model.init_from:
-            checkpoints.check_resume_key(
+            resume.check_key(
                 _stage_folder(session, earlier), key, session.workdir
             )
     return key
@@ -161,7 +161,7 @@ def _run_stage(
     model = start.model
     summary.show(model, stage, session.output, session.config.model)
     folder.mkdir(parents=True, exist_ok=True)
-    checkpoints.write_resume_key(folder, key)
+    resume.write_key(folder, key)
     run = _StageRun(session, stage, method, splits, start, stop)
     if (
         method == "transfer"

@@ -5,89 +5,13 @@ from __future__ import annotations
 import contextlib
 import pathlib
 from collections.abc import Sequence
-from typing import Any
 
 import keras
 import tensorflow as tf
 
-from flowers17_tfdata import files, terminal
-from flowers17_tfdata.config.config import Config, all_flags, to_values
-from flowers17_tfdata.config.optimization import STAGES
-from flowers17_tfdata.errors import ConfigError, UserError, one_line
+from flowers17_tfdata import terminal
+from flowers17_tfdata.errors import UserError, one_line
 from flowers17_tfdata.training.workers import Workers
-
-
-def resume_key(
-    config: Config, stage: str, dataset: str, precision: str
-) -> dict[str, Any]:
-    """Returns the flags that a stage's result depends on.
-
-    Args:
-      config: the configuration of the run.
-      stage: `transfer`, `finetune` or `refit`.
-      dataset: the full name of the data set, with config and version.
-      precision: the resolved dtype policy.
-    """
-    # Refit trains as one of the other two stages does.
-    others = {"transfer", "finetune"} - {stage} if stage != "refit" else set()
-    names = {
-        flag.name
-        for flag in all_flags()
-        if flag.kind.is_fixed and flag.stage not in others
-    }
-    if config.model.trains_batch_norm:
-        # Batch-norm's statistics depend on how a batch is divided.
-        names |= {"strategy", "num_virtual_devices"}
-    key = {n: v for n, v in to_values(config).items() if n in names}
-    return key | {"dataset": dataset, "precision": precision}
-
-
-def write_resume_key(folder: pathlib.Path, key: dict[str, Any]) -> None:
-    """Records in a stage's folder the flags that the stage started with."""
-    files.write_json(folder / "flags.json", key)
-
-
-def check_resume_key(
-    folder: pathlib.Path, key: dict[str, Any], workdir: pathlib.Path
-) -> None:
-    """Refuses to resume a stage with other flags than it started with.
-
-    A stage that has saved nothing may start again with any flags. Flags that
-    only one of the two keys holds are not compared: another version of the
-    program wrote them.
-
-    Raises:
-      ConfigError: names the first flag that differs, with both values.
-    """
-    path = folder / "flags.json"
-    if not path.exists() or not _has_progress(folder):
-        return
-    for name, old in files.read_json(path).items():
-        if name in key and key[name] != old:
-            raise ConfigError(
-                f"--{name}: {workdir} was started with {old!r}, got "
-                f"{key[name]!r}; pass the old value to resume, or another "
-                "--workdir"
-            )
-
-
-def started_with(workdir: pathlib.Path) -> dict[str, Any]:
-    """Returns the flags of the training in a workdir; {} if there is none."""
-    for stage in STAGES:
-        folder = workdir / "checkpoints" / stage
-        path = folder / "flags.json"
-        if path.exists() and _has_progress(folder):
-            return files.read_json(path)
-    return {}
-
-
-def _has_progress(folder: pathlib.Path) -> bool:
-    """Whether a stage has saved a checkpoint or its result."""
-    if (folder / "done.json").exists():
-        # The solver of the head saves no checkpoint.
-        return True
-    return tf.train.latest_checkpoint(str(folder)) is not None
-
 
 # The attributes of `StageCheckpoints` that are saved.
 _PROGRESS = (
@@ -288,14 +212,9 @@ def _newest_first(folder: pathlib.Path) -> list[str]:
     It lists their index files, which are written last. TensorFlow's own list of
     checkpoints may be damaged too.
     """
-    indexes = [p for p in folder.glob("ckpt-*.index") if _number(p) >= 0]
-    indexes.sort(key=_number, reverse=True)
-    return [str(path.with_suffix("")) for path in indexes]
-
-
-def _number(index: pathlib.Path) -> int:
-    digits = index.stem.partition("-")[2]
-    return int(digits) if digits.isdecimal() else -1
+    numbers = [path.stem[5:] for path in folder.glob("ckpt-*.index")]
+    newest_first = sorted(map(int, filter(str.isdecimal, numbers)))[::-1]
+    return [f"{folder}/ckpt-{number}" for number in newest_first]
 
 
 def _damage(path: str) -> str:

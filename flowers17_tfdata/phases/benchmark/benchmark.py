@@ -13,11 +13,11 @@ from flowers17_tfdata import files, terminal
 from flowers17_tfdata.input.examples import load_examples
 from flowers17_tfdata.phases.benchmark import (
     input_speed,
+    measurement,
     model_speed,
     stock_keras,
-    timing,
 )
-from flowers17_tfdata.phases.benchmark.timing import Row
+from flowers17_tfdata.phases.benchmark.measurement import Row
 from flowers17_tfdata.session import Session
 
 # The number of measurements of each row; their median is reported.
@@ -32,7 +32,7 @@ def benchmark(session: Session) -> None:
     """
     session.source.check_split("train")
     with tempfile.TemporaryDirectory(prefix="flowers17_tfdata_") as folder:
-        rows = timing.to_json(_measure(session, pathlib.Path(folder)))
+        rows = measurement.to_json(_measure(session, pathlib.Path(folder)))
     path = session.workdir / "benchmark.json"
     files.write_json(path, {"rows": rows, **session.record()})
     _show(session, rows)
@@ -59,7 +59,7 @@ def _measure(session: Session, folder: pathlib.Path) -> list[Row]:
             *input_speed.input_rows(session, train),
             *model_speed.model_rows(session, *stages),
         ]
-        timing.measure_in_turns(rows, NUM_RUNS)
+        measurement.measure_in_turns(rows, NUM_RUNS)
     return rows
 
 

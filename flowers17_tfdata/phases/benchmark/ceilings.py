@@ -13,7 +13,7 @@ from collections.abc import Callable
 import keras
 import tensorflow as tf
 
-from flowers17_tfdata.phases.benchmark import timing
+from flowers17_tfdata.phases.benchmark import measurement
 
 # Large enough to run at the processor's full rate, small enough to be quick.
 _MATRIX_SIZE = 2048
@@ -66,4 +66,4 @@ def make_matmul(dtype: str) -> Callable[[], float]:
         float(product())
         return 2 * _MATRIX_SIZE**3
 
-    return lambda: timing.rate(call)
+    return lambda: measurement.rate(call)

@@ -12,8 +12,8 @@ from flowers17_tfdata import machine
 from flowers17_tfdata.input import input_pipeline
 from flowers17_tfdata.input.examples import Examples
 from flowers17_tfdata.phases import train_data
-from flowers17_tfdata.phases.benchmark import timing
-from flowers17_tfdata.phases.benchmark.timing import Row
+from flowers17_tfdata.phases.benchmark import measurement
+from flowers17_tfdata.phases.benchmark.measurement import Row
 from flowers17_tfdata.session import Session
 
 
@@ -65,7 +65,7 @@ def _make_pipeline(session: Session, examples: Examples) -> Callable[[], float]:
         # while the next row is measured.
         batches = iter(dataset)
         drain(batches)
-        return timing.rate(lambda: len(next(batches).labels))
+        return measurement.rate(lambda: len(next(batches).labels))
 
     return run
 
@@ -99,4 +99,4 @@ def _make_image_work(
         return len(examples.images.read(indices))
 
     pool = ThreadPoolExecutor(cores)
-    return lambda: timing.rate(lambda: sum(pool.map(work, batches)))
+    return lambda: measurement.rate(lambda: sum(pool.map(work, batches)))

@@ -11,9 +11,9 @@ import tensorflow as tf
 from flowers17_tfdata.input.examples import Examples
 from flowers17_tfdata.models import classifier, saved_models
 from flowers17_tfdata.phases import train_models, train_stages
-from flowers17_tfdata.phases.benchmark import ceilings, timing
+from flowers17_tfdata.phases.benchmark import ceilings, measurement
 from flowers17_tfdata.phases.benchmark.input_speed import drain
-from flowers17_tfdata.phases.benchmark.timing import Row
+from flowers17_tfdata.phases.benchmark.measurement import Row
 from flowers17_tfdata.session import TRAINING_SPLITS, Session
 from flowers17_tfdata.training import optimizers
 from flowers17_tfdata.training.loop import Stage
@@ -138,7 +138,7 @@ def _make_forward(stage: Stage) -> Callable[[], float]:
         stage.inference.loss_and_accuracy([batch])
         return trainer.global_batch_size
 
-    return lambda: timing.rate(call)
+    return lambda: measurement.rate(call)
 
 
 def _make_steps(stage: Stage, *, waits: bool) -> Callable[[], float]:
@@ -164,6 +164,6 @@ def _make_steps(stage: Stage, *, waits: bool) -> Callable[[], float]:
 
     def run() -> float:
         drain(batches)
-        return timing.rate(call)
+        return measurement.rate(call)
 
     return run

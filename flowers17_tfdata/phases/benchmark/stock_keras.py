@@ -21,7 +21,7 @@ import psutil
 
 from flowers17_tfdata.config.config import Config
 from flowers17_tfdata.errors import UserError, one_line
-from flowers17_tfdata.phases.benchmark import timing
+from flowers17_tfdata.phases.benchmark import measurement
 
 # Lets tf.data's autotuner settle before the clock runs.
 _AUTOTUNE_BATCHES = 16
@@ -89,7 +89,7 @@ def _keras_layers(work: Work) -> Callable[[], float]:
         batches = iter(dataset)
         for _ in range(_AUTOTUNE_BATCHES):
             next(batches)
-        return timing.rate(lambda: len(next(batches)[1]))
+        return measurement.rate(lambda: len(next(batches)[1]))
 
     return run
 
@@ -114,7 +114,9 @@ def _model(work: Work):
 
 def _predict(work: Work) -> Callable[[], float]:
     model, images, arguments = _model(work)
-    return lambda: timing.rate(lambda: len(model.predict(images, **arguments)))
+    return lambda: measurement.rate(
+        lambda: len(model.predict(images, **arguments))
+    )
 
 
 def _fit(work: Work) -> Callable[[], float]:
@@ -125,7 +127,7 @@ def _fit(work: Work) -> Callable[[], float]:
         model.fit(images, labels, **arguments)
         return len(images)
 
-    return lambda: timing.rate(call)
+    return lambda: measurement.rate(call)
 
 
 _MAKERS = {

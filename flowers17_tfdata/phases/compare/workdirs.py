@@ -6,7 +6,7 @@ import glob
 import pathlib
 
 from flowers17_tfdata import terminal
-from flowers17_tfdata.config.phases import CompareConfig
+from flowers17_tfdata.config.after_training import CompareConfig
 from flowers17_tfdata.errors import ConfigError, UserError
 from flowers17_tfdata.phases import path_lists
 from flowers17_tfdata.scoring.predictions import predictions_path

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from flowers17_tfdata.data import decode
-from flowers17_tfdata.phases.export import exif
+from flowers17_tfdata.phases.export import exif_in_graph
 from flowers17_tfdata.phases.export.network import Network
 
 # The number of images of a request that are decoded at the same time.
@@ -49,7 +49,9 @@ class _Server(tf.Module):
 
         def pixels(encoded):
             image = decode.decode_image(encoded)
-            image = exif.turn(image, exif.orientation(encoded))
+            image = exif_in_graph.turn(
+                image, exif_in_graph.orientation(encoded)
+            )
             return decode.resize(image, size)
 
         # The accelerator has no decoder.

@@ -133,3 +133,13 @@ def read_json_lines(path: pathlib.Path) -> list[dict[str, Any]]:
         except ValueError:
             break
     return lines
+
+
+def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """Reads the arrays of an `.npz` file.
+
+    Raises whatever NumPy raises if the file is missing or damaged.
+    """
+    # Opened here: np.load leaves a damaged file open.
+    with open(path, "rb") as stream, np.load(stream) as arrays:
+        return dict(arrays)

@@ -18,7 +18,7 @@ def measure(workdir: pathlib.Path, part: str) -> Iterator[None]:
     """Appends `{"part", "seconds", "ended"}` when the block has ended well.
 
     Args:
-      workdir: of the run.
+      workdir: the folder of the run.
       part: e.g. `finetune: epochs`; parts don't overlap.
     """
     start = time.perf_counter()

@@ -24,7 +24,7 @@ IMPORTS = {
     "command_help": {"config", "phases.registry"},
     "data": {"config", "files", "machine"},
     "flags": {"config", "phases.registry"},
-    "input": {"config", "data", "machine"},
+    "input": {"config", "data", "files", "machine"},
     "models": {"config", "files", "terminal"},
     "phases.benchmark": {
         "config",

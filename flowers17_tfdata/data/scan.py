@@ -198,8 +198,8 @@ def find_groups(images: ScannedImages) -> np.ndarray:
 def load_arrays(path: pathlib.Path, digest: str) -> dict[str, np.ndarray]:
     """Reads what `save_arrays` wrote; empty if it has another digest."""
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return dict(arrays) if str(arrays["digest"]) == digest else {}
+        arrays = files.read_arrays(path)
+        return arrays if str(arrays["digest"]) == digest else {}
     # Missing, or damaged in any way: it can be computed again.
     except Exception:
         return {}

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from flowers17_tfdata import files
 from flowers17_tfdata.input import input_pipeline
 from flowers17_tfdata.input.input_pipeline import Batch
 
@@ -40,9 +41,7 @@ def load(path: pathlib.Path) -> dict[str, np.ndarray] | None:
       The arrays, or None if the file is missing or damaged.
     """
     try:
-        # Opened here: np.load leaves a damaged file open.
-        with open(path, "rb") as stream, np.load(stream) as file:
-            return {name: file[name] for name in file.files}
+        return files.read_arrays(path)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
 

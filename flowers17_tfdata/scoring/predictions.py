@@ -65,15 +65,14 @@ def load(path: pathlib.Path) -> Predictions:
       UserError: the file is missing or damaged.
     """
     try:
-        # `np.load(path)` leaves a damaged file open.
-        with open(path, "rb") as stream, np.load(stream) as arrays:
-            return Predictions(
-                tuple(map(str, arrays["ids"])),
-                arrays["labels"],
-                arrays["logits"],
-                str(arrays["model"]),
-                int(arrays["num_views"]),
-            )
+        arrays = files.read_arrays(path)
+        return Predictions(
+            tuple(map(str, arrays["ids"])),
+            arrays["labels"],
+            arrays["logits"],
+            str(arrays["model"]),
+            int(arrays["num_views"]),
+        )
     # NumPy lets through any error of the zip reader.
     except Exception as error:
         raise UserError(

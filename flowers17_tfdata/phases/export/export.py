@@ -34,15 +34,8 @@ from flowers17_tfdata.trained_model import TrainedModel
 _REPORT = "parity.json"
 _WRITTEN_BY = "written_by"
 # The extra of setup.cfg that a format needs, and the packages in it.
-_EXTRAS = {
-    "tflite_float16": "export",
-    "tflite_int8": "export",
-    "onnx": "onnx",
-}
-_PACKAGES = {
-    "export": ("ai_edge_litert",),
-    "onnx": ("tf2onnx", "onnxruntime"),
-}
+_EXTRAS = {"tflite_float16": "export", "tflite_int8": "export", "onnx": "onnx"}
+_PACKAGES = {"export": ("ai_edge_litert",), "onnx": ("tf2onnx", "onnxruntime")}
 # Copied beside the SavedModel: it imports nothing from this package.
 _SERVE_SCRIPT = pathlib.Path(__file__).with_name("serve.py")
 

@@ -47,6 +47,11 @@ class TrainedModel:
         names = self.extras.get("class_names")
         return None if names is None else tuple(map(str, names))
 
+    @property
+    def trained_splits(self) -> tuple[str, ...]:
+        """The splits of its data set that the model was trained on."""
+        return tuple(self.extras.get("trained_splits", ("train",)))
+
     def was_trained_in(self, workdir: pathlib.Path) -> bool:
         """Whether the workdir records the training of this model."""
         return self.path.resolve().parent == workdir.resolve()
@@ -134,8 +139,7 @@ def _check_not_trained_on(session: Session, trained: TrainedModel) -> None:
     before, source = trained.extras.get("dataset", ""), session.source
     split = session.config.evaluation.split
     if before == source.name:
-        trained_splits = trained.extras.get("trained_splits", ())
-        if split != "train" and split in trained_splits:
+        if split != "train" and split in trained.trained_splits:
             raise UserError(
                 f"--split={split}: {trained.path} was trained on it (--refit): "
                 "an accuracy on it would measure memory; pass another --model, "

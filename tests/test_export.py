@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import importlib.util
 import io
 import json
 import pathlib
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import yaml
+from ai_edge_litert import interpreter as litert
 from PIL import Image
 
 from flowers17_tfdata import cli, files, terminal
@@ -274,7 +276,7 @@ def test_tflite_takes_pixels(run, file, tolerance):
 @pytest.mark.slow
 def test_tflite_interfaces_are_the_same(run):
     for file in ("model_float16.tflite", "model_int8.tflite"):
-        interpreter = tflite.litert.Interpreter(str(run.folder / file))
+        interpreter = litert.Interpreter(str(run.folder / file))
         (entry,) = interpreter.get_input_details()
         assert (entry["dtype"], entry["shape"].tolist()) == (
             *(np.float32,),
@@ -289,9 +291,7 @@ def test_tflite_interfaces_are_the_same(run):
 
 @pytest.mark.slow
 def test_int8_is_int8_between_its_ends(run):
-    interpreter = tflite.litert.Interpreter(
-        str(run.folder / "model_int8.tflite")
-    )
+    interpreter = litert.Interpreter(str(run.folder / "model_int8.tflite"))
     floats = [
         tensor["name"]
         for tensor in interpreter.get_tensor_details()
@@ -347,9 +347,9 @@ def test_a_network_that_a_converter_refuses_is_one_line(tmp_path):
 
 @pytest.mark.slow
 def test_onnx_without_its_packages_is_one_line(run, monkeypatch, capsys):
-    find_spec = onnx_file.importlib.util.find_spec
+    find_spec = importlib.util.find_spec
     monkeypatch.setattr(
-        onnx_file.importlib.util,
+        importlib.util,
         "find_spec",
         lambda name: None if name == "onnxruntime" else find_spec(name),
     )

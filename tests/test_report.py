@@ -145,7 +145,7 @@ def test_train_ends_with_a_report_of_its_evaluation(trained):
     drawn = [
         y
         for t in accuracy
-        if t["name"] == "validation accuracy"
+        if t["name"] == "validation"
         for y in t["y"]
     ]
     assert drawn == expected
@@ -269,7 +269,7 @@ def test_epochs_without_validation_are_shown_as_such(workdir, command):
     assert "Fine-tune – validation" not in shown.text
     assert re.search(r"Refit 2 \S+ \S+ % – – ", shown.text)
     accuracy = dict(shown.scripts)["chart-accuracy"]["data"]
-    *_, drawn = (t["y"] for t in accuracy if t["name"] == "validation accuracy")
+    *_, drawn = (t["y"] for t in accuracy if t["name"] == "validation")
     assert drawn == [None, None]
 
 

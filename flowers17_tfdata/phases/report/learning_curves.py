@@ -37,7 +37,7 @@ def _learning_chart(
     for stage in stages:
         epochs = [line["epoch"] for line in stage.epochs]
         for column, colour in zip(columns, _COLOURS, strict=False):
-            name = column.replace("_", " ")
+            name = column.partition("_")[0]
             figure.add_scatter(
                 x=[offset + epoch for epoch in epochs],
                 y=[line[column] for line in stage.epochs],
@@ -50,14 +50,15 @@ def _learning_chart(
                 mode="lines+markers",
                 line={"color": colour, "width": 2.25},
                 hovertemplate=f"{stage.title}, epoch %{{customdata}}<br>"
-                f"{name}: %{{y}}<extra></extra>",
+                f"{column.replace('_', ' ')}: %{{y}}<extra></extra>",
             )
-        # The stage's left border, its title and its best epoch.
+        # The stage's left border, its title and its best epoch. A head that was
+        # solved has one epoch, too narrow for a title.
         line = {"color": charts.MUTED, "width": 1}
         figure.add_vline(
             x=offset + 0.5,
             line=line,
-            annotation_text=stage.title,
+            annotation_text=stage.title if len(epochs) > 1 else "",
             annotation_position="top right",
             annotation_yanchor="bottom",
         )

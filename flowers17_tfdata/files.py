@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import pathlib
-import shutil
+import tempfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -33,18 +33,14 @@ def whole_file(
     # The same suffix: Keras and NumPy choose the format by it.
     temporary = path.with_name(f".incomplete.{os.getpid()}.{path.name}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        with open(temporary, "rb") as file:
-            # Otherwise a crash of the machine may leave an empty file.
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(
-            f"{what or path} can't be written: {one_line(error)}"
-        ) from error
+        with _writing(path, temporary, what):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            with open(temporary, "rb") as file:
+                # Otherwise a crash of the machine may leave an empty file.
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
     finally:
-        # Missing if the block succeeded; or `path` lies below a file.
         with contextlib.suppress(OSError):
             temporary.unlink()
 
@@ -65,10 +61,17 @@ def whole_folder(
     """
     # Replace the folder that a symbolic link leads to, not the link.
     path = path.resolve()
-    new = path.with_name(f".incomplete.{os.getpid()}.{path.name}")
-    old = path.with_name(f".replaced.{os.getpid()}.{path.name}")
-    try:
-        new.mkdir(parents=True)
+    with _writing(path, path.parent, what), contextlib.ExitStack() as stack:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Another process may write the same folder at the same time.
+        scratch = stack.enter_context(
+            tempfile.TemporaryDirectory(
+                prefix=f".incomplete.{path.name}.", dir=path.parent
+            )
+        )
+        # Not the scratch folder itself, which other users can't read.
+        new, old = pathlib.Path(scratch) / "new", pathlib.Path(scratch) / "old"
+        new.mkdir()
         yield new
         if path.exists():
             path.rename(old)
@@ -78,13 +81,22 @@ def whole_folder(
             if old.exists():
                 old.rename(path)
             raise
+
+
+@contextlib.contextmanager
+def _writing(
+    path: pathlib.Path, temporary: pathlib.Path, what: str | None
+) -> Iterator[None]:
+    """Turns errors of writing into a `UserError`, and no other file's."""
+    try:
+        yield
     except OSError as error:
+        name = pathlib.Path(error.filename or temporary)
+        if not (name.is_relative_to(temporary) or path.is_relative_to(name)):
+            raise
         raise UserError(
             f"{what or path} can't be written: {one_line(error)}"
         ) from error
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
 
 
 def write_text(path: pathlib.Path, text: str, what: str | None = None) -> None:

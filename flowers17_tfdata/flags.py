@@ -103,14 +103,15 @@ def parse(argv: list[str]) -> Config:
 
 def _flag_files_first(argv: list[str]) -> list[str]:
     """Moves `--flagfile` to the front: other flags win, wherever they stand."""
-    files, others, arguments = [], [], iter(argv[1:])
+    files, others, arguments = list[str](), list[str](), iter(argv[1:])
     for argument in arguments:
         name, equals, _ = argument.partition("=")
         if argument == "--":
             others += [argument, *arguments]
         elif name in ("--flagfile", "-flagfile"):
-            value = () if equals else itertools.islice(arguments, 1)
-            files += [argument, *value]
+            value = [] if equals else list(itertools.islice(arguments, 1))
+            # Without a value it stays last, and absl refuses it.
+            (files if equals or value else others).extend([argument, *value])
         else:
             others.append(argument)
     return [argv[0], *files, *others]

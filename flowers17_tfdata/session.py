@@ -132,13 +132,15 @@ def open_devices(
 
 
 @contextlib.contextmanager
-def open_session(config: Config, trains: bool) -> Iterator[Session]:
+def open_session(
+    config: Config, trains: bool, resumes: bool
+) -> Iterator[Session]:
     """Creates the workdir, chooses the devices, opens the data set.
 
     Args:
       config: the configuration.
-      trains: whether the phase reads the training splits, possibly for a run
-        that is resumed.
+      trains: whether the phase reads the training splits.
+      resumes: whether it keeps the settings that a run in the workdir has.
 
     Raises:
       UserError: any of these fails.
@@ -157,7 +159,7 @@ def open_session(config: Config, trains: bool) -> Iterator[Session]:
             folder = tempfile.TemporaryDirectory(prefix="flowers17_tfdata-")
             output = pathlib.Path(stack.enter_context(folder))
         source = _open_source(config, output)
-        started = resume.started_with(workdir) if trains else {}
+        started = resume.started_with(workdir) if resumes else {}
         splits = (config.evaluation.split,) if not trains else TRAINING_SPLITS
         settled = _settle_input(config.input, started, splits, source, workers)
         config = dataclasses.replace(config, input=settled)

@@ -23,11 +23,8 @@ def measure(workdir: pathlib.Path, part: str) -> Iterator[None]:
     """
     start = time.perf_counter()
     yield
-    line = {
-        "part": part,
-        "seconds": round(time.perf_counter() - start, 3),
-        "ended": round(time.time(), 3),
-    }
+    seconds = round(time.perf_counter() - start, 3)
+    line = {"part": part, "seconds": seconds, "ended": round(time.time(), 3)}
     with open(workdir / FILE_NAME, "a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
 

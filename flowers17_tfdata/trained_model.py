@@ -218,6 +218,8 @@ def stream_logits(
       Logits float32 `[n, num_classes]`, in order. With several views they are
       the logarithms of the mean probabilities.
     """
+    if not examples.num_examples:
+        return
     options = dataclasses.replace(
         config.input, image_size=trained.image_size, train_scale=1.0
     )

@@ -321,3 +321,9 @@ def test_flags_win_over_a_flag_file_wherever_they_stand(tmp_path, form):
     for argv in (["--seed=7", *files], [*files, "--seed=7"]):
         config = flags.parse(["main.py", *argv])
         assert (config.runtime.seed, config.input.image_size) == (7, 99)
+
+
+def test_a_flag_file_without_a_name_takes_no_other_flag(capsys):
+    assert cli.main(["main.py", "--seed=3", "--flagfile"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and "--seed" not in line

@@ -80,3 +80,23 @@ def test_a_damaged_file_is_named(tmp_path):
     path.write_text("{")
     with pytest.raises(UserError, match=r"x.json can't be read"):
         files.read_json(path)
+
+
+def test_an_error_of_another_file_is_not_blamed_on_the_output(tmp_path):
+    with (
+        pytest.raises(FileNotFoundError, match="photo"),
+        files.whole_file(tmp_path / "x.csv"),
+    ):
+        pathlib.Path("no/such/photo.jpg").read_bytes()
+    assert os.listdir(tmp_path) == []
+
+
+def test_two_processes_may_write_the_same_folder(tmp_path):
+    target = tmp_path / "export"
+    with files.whole_folder(target) as one:
+        (one / "a").write_text("")
+        with files.whole_folder(target) as other:
+            (other / "b").write_text("")
+        assert os.listdir(target) == ["b"]
+    assert os.listdir(target) == ["a"]
+    assert os.listdir(tmp_path) == ["export"]

@@ -298,6 +298,13 @@ def test_files_of_all_kinds_of_names(tmp_path):
     assert find("-", "x y.jpg\n\nz.jpg\r\n") == ["x y.jpg", "z.jpg"]
 
 
+def test_an_empty_list_predicts_nothing(predict, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    code, out, err = predict("--images=-", "--format=csv")
+    assert code == 0, err
+    assert len(out.splitlines()) == 1
+
+
 def test_views_are_the_image_its_mirror_and_random_ones(tmp_path):
     image = fakes.make_smooth_image(32, 32)
     path = tmp_path / "image.png"

@@ -142,12 +142,7 @@ def test_train_ends_with_a_report_of_its_evaluation(trained):
     lines = (trained / "metrics.jsonl").read_text().splitlines()
     expected = [json.loads(line)["validation_accuracy"] for line in lines]
     accuracy = figures["chart-accuracy"]["data"]
-    drawn = [
-        y
-        for t in accuracy
-        if t["name"] == "validation"
-        for y in t["y"]
-    ]
+    drawn = [y for t in accuracy if t["name"] == "validation" for y in t["y"]]
     assert drawn == expected
     for name, row in evaluation["per_class"].items():
         line = rf"{name} {row['support']} {100 * row['precision']:.0f} %"

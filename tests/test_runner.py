@@ -15,7 +15,7 @@ from flowers17_tfdata.phases import runner
 @pytest.mark.parametrize("phase", ["export", "benchmark"])
 def test_phases_for_one_worker_refuse_several(monkeypatch, phase):
     @contextlib.contextmanager
-    def two_workers(config, trains):
+    def two_workers(config, trains, resumes):
         yield types.SimpleNamespace(workers=types.SimpleNamespace(count=2))
 
     monkeypatch.setattr(runner, "open_session", two_workers)

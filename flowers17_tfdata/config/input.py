@@ -26,7 +26,7 @@ class InputConfig:
     cache: str = Kind.SETTLED.option(
         "auto",
         "memory keeps resized images (3 * image_size^2 bytes each); none "
-        "decodes in every epoch; auto: none if they need half the free memory.",
+        "decodes each epoch; auto: memory if half the free memory holds them.",
         choices=("auto", "memory", "none"),
     )
     feature_views: int = Kind.TRAINING.option(

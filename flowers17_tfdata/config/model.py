@@ -37,7 +37,8 @@ class ModelConfig:
     unfreeze_from: str = Kind.TRAINING.option(
         "auto",
         "First backbone layer or block to fine-tune, such as mixed2 or block5, "
-        "or all; auto: the first feature map of an eighth of the image's size.",
+        "or all; auto: the first feature map of an eighth of the image's size "
+        "(all for --weights=none).",
         common=True,
         stage="finetune",
     )

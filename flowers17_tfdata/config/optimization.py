@@ -66,7 +66,7 @@ class OptimizationConfig:
         common=True,
         bounds=(0, None),
     )
-    refit: bool = Kind.FREE.option(
+    refit: bool = Kind.RECALLED.option(
         False,
         "At the end, train the better stage once more, on train and validation "
         "together; only test can then measure the model.",

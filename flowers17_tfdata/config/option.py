@@ -18,8 +18,8 @@ from flowers17_tfdata.errors import ConfigError, did_you_mean
 class Kind(enum.Enum):
     """What changing a flag means for a run that exists already."""
 
-    # Defines the images, their labels or the network. Later phases use the
-    # run's value; a resumed run refuses another one.
+    # Later phases use the run's value (the data, the input, the network, the
+    # batch size); a resumed run refuses another one.
     RUN = enum.auto()
     # Later phases use the run's value, but any value gives the same model.
     RECALLED = enum.auto()

@@ -55,7 +55,7 @@ class RuntimeConfig:
     )
     profile_steps: str = Kind.FREE.option(
         "",
-        "FIRST,LAST: profile these steps of each stage for TensorBoard.",
+        "FIRST,LAST: profile these steps, counted from 1, for TensorBoard.",
     )
     checkpoint_every_secs: float = Kind.FREE.option(
         0.0,

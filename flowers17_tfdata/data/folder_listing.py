@@ -239,16 +239,17 @@ def _kind_if_no_image(path: pathlib.Path, root: pathlib.Path) -> str:
 
 def read_mark(root: pathlib.Path) -> dict[str, Any]:
     """Returns the contents of `MARK` in a folder; empty if there is none."""
+    mark = None
     with contextlib.suppress(UserError):
-        return files.read_json(root / MARK)
-    return {}
+        mark = files.read_json(root / MARK)
+    return mark if isinstance(mark, dict) else {}
 
 
 def _names_of(root: pathlib.Path, folders: list[str]) -> tuple[str, ...]:
     """Returns the class names for which the folders were written."""
     name_of = read_mark(root).get("class_folders", {})
-    if set(name_of) == set(folders):
-        return tuple(name_of[folder] for folder in folders)
+    if isinstance(name_of, dict) and set(name_of) == set(folders):
+        return tuple(str(name_of[folder]) for folder in folders)
     # Drop numbers that only keep the names in order.
     matches = [_NUMBERED.fullmatch(folder) for folder in folders]
     bare = [m[2] for k, m in enumerate(matches) if m and int(m[1]) == k]

@@ -315,6 +315,8 @@ def test_time_views(config: InputConfig, num_views: int) -> np.ndarray:
 
 def make_affine(config: InputConfig) -> RandomAffine:
     """Returns the layer for the options of the input pipeline."""
+    if config.augmentation == "none":
+        return RandomAffine(0, 0, 0, horizontal_flip=False)
     return RandomAffine(
         config.rotation,
         config.shift,

@@ -167,7 +167,8 @@ class EncodedImages:
 class FileImages:
     """Images in files, decoded at each access on all cores.
 
-    An image that can't be read is black, and `errors` says why.
+    An image that can't be read is black, and `errors` says why. All batches
+    share the threads: resizing a photograph of 12 megapixels takes 180 MB.
 
     Attributes:
       paths: the files.
@@ -178,12 +179,14 @@ class FileImages:
     paths: Sequence[str]
     image_size: int
     errors: dict[int, str] = dataclasses.field(default_factory=dict)
+    _threads: futures.ThreadPoolExecutor = dataclasses.field(
+        default_factory=lambda: futures.ThreadPoolExecutor(machine.num_cores())
+    )
 
     def read(self, indices):
         # Several views of an image follow each other: decode it once.
         positions, inverse = np.unique(indices, return_inverse=True)
-        with futures.ThreadPoolExecutor(machine.num_cores()) as threads:
-            images = list(threads.map(self._decode, positions.tolist()))
+        images = list(self._threads.map(self._decode, positions.tolist()))
         return np.stack(images)[inverse]
 
     def _decode(self, position: int) -> np.ndarray:

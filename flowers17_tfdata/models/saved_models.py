@@ -129,8 +129,11 @@ def model_path(workdir: pathlib.Path, stage: str) -> pathlib.Path:
 
 def validation_of(path: pathlib.Path) -> Validation | None:
     """Reads a saved model's validation result; None if it has none."""
-    recorded = read_extras(path).get("validation")
-    return Validation(**recorded) if recorded else None
+    recorded: Any = read_extras(path).get("validation")
+    try:
+        return Validation(float(recorded["accuracy"]), float(recorded["loss"]))
+    except (TypeError, KeyError, ValueError):
+        return None
 
 
 def kept_stage(

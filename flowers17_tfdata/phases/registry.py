@@ -25,8 +25,7 @@ class Phase:
       help: what it does, for `--help`.
       groups: the groups of flags that it reads, besides `run` and `runtime`.
       opens_data: whether it opens the data set.
-      trains: whether it reads the training splits; it then keeps the settings
-        of the run that it resumes.
+      trains: whether it reads the training splits.
       writes_run: whether it writes files that another run of such a phase in
         the same workdir would write at the same time.
       reads_run: whether it takes flags that are not given from the workdir's
@@ -98,7 +97,7 @@ _PHASES = (
     Phase(
         "export",
         "export.export:export_model",
-        "write a SavedModel that takes JPEGs, Keras, TFLite, ONNX",
+        "write a SavedModel (which takes JPEGs), TFLite, Keras, ONNX",
         ("data", "evaluation", "export"),
         reads_run=True,
         one_worker=True,

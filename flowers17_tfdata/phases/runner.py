@@ -66,7 +66,7 @@ def _run_without_data(phase: Phase, config: Config) -> None:
 
 
 def _run_on_data(phase: Phase, config: Config) -> None:
-    with open_session(config, phase.trains) as session:
+    with open_session(config, phase.trains, phase.writes_run) as session:
         workers = session.workers.count
         if phase.one_worker and workers > 1:
             raise ConfigError(

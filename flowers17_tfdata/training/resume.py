@@ -49,8 +49,8 @@ def check_key(
     """Refuses to resume a stage with other flags than it started with.
 
     A stage that has saved nothing may start again with any flags. Flags that
-    only one of the two keys holds are not compared: another version of the
-    program wrote them.
+    only one of the two keys holds are not compared: they belong to another
+    stage, or to another version of the program.
 
     Raises:
       ConfigError: names the first flag that differs, with both values.

@@ -66,6 +66,8 @@ def export_model(session: Session) -> None:
     with files.whole_folder(target, f"--export_dir {target}") as output:
         rows = _export(session, trained, split, predictions, output)
         _describe(session, trained, predictions, rows, output)
+        # Somebody may have put files there in the meantime.
+        check_target(target)
     parity.show(rows, name)
     terminal.say(f"exported to {target}")
 

@@ -29,7 +29,7 @@ class TrainedModel:
     """A loaded classifier.
 
     Attributes:
-      path: its `.keras` file.
+      path: the `.keras` file.
       model: from preprocessed images to logits, batch-norm folded.
       extras: what was saved with it: `class_names`, `dataset`,
         `trained_splits`, `trained_on`. Empty if another program saved it.

@@ -197,7 +197,7 @@ def test_before_resize_shows_the_points_between():
     identity = tf.constant([[1, 0, 0, 0, 1, 0, 0, 0]], tf.float32)
     transforms = augmentation.before_resize(identity, 2.0)
     reduced = augmentation.RandomAffine()(image, transforms)[0, :3, :3, 0]
-    # Of six pixels, each of three lies between two.
+    # Each of the three new pixels lies between two of the six.
     np.testing.assert_allclose(reduced, [[0.5, 2.5, 4.5]] * 3, atol=1e-5)
     mirrored = tf.constant([[-1, 0, 5, 0, 1, 0, 0, 0]], tf.float32)
     transforms = augmentation.before_resize(mirrored, 2.0)

@@ -189,7 +189,7 @@ def _write(
 def runs(tmp_path, monkeypatch):
     """The current folder, with runs/{ours,notebook}_{0,1}, evaluated.
 
-    Of 100 images each, 90 of them in both; the second recipe's in another
+    Each has 100 images, 90 of them in both; the second recipe's are in another
     order.
     """
     monkeypatch.chdir(tmp_path)

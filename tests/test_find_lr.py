@@ -362,7 +362,7 @@ def test_the_workdir_tells_what_the_stage_was_made_of(tmp_path):
     assert config.optimization.label_smoothing == 0.2
     assert config.optimization.finetune_optimizer == "adam"
     assert config.runtime.seed == 7
-    # Of the machine, not of the run.
+    # This flag describes the machine, not the run.
     assert config.input.cache == "auto"
     assert config.data.archive == ""
     assert config.runtime.strategy == "auto"

@@ -97,7 +97,7 @@ def test_a_registered_backbone(tmp_path):
     loaded = saved_models.load_classifier(path, "--model")
     preprocess = backbones.get_preprocess(classifier.get_backbone(loaded).name)
     assert float(preprocess(tf.constant(51.0))) == pytest.approx(0.2)
-    # Its weights can be loaded.
+    # The weights of the backbone can be loaded.
     weights = tmp_path / "my.weights.h5"
     classifier.get_backbone(model).save_weights(weights)
     again = backbones.build_backbone(name, 32, str(weights))

@@ -142,7 +142,7 @@ def test_known_pairs_stay_together_or_lie_anywhere(open_flowers):
             if frozenset(pair["ids"]) in known
         ]
         across = sum(len(set(pair["splits"])) > 1 for pair in pairs)
-        # Of 1000 such splits the median has 69.
+        # The median of 1000 such splits is 69.
         assert 45 <= across <= 90
     assert _audit(open_flowers(split_seed=1))["num_pairs_across_splits"] == 0
 

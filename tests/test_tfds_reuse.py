@@ -79,8 +79,8 @@ def _make_environment(folder: pathlib.Path) -> pathlib.Path:
         for path in sys.path
         if pathlib.Path(path).name in ("site-packages", "dist-packages")
     ]
-    # Of these folders, .pth files are not read: an editable installation of
-    # this package stays out.
+    # Python doesn't read the .pth files of these folders: an editable
+    # installation of this package stays out.
     pathlib.Path(packages, "dependencies.pth").write_text(
         "\n".join(dependencies)
     )

@@ -34,8 +34,8 @@ class EvaluationConfig:
     )
     tta: int = Kind.RECALLED.option(
         1,
-        "Test-time augmentation: average over K views of each image (itself, "
-        "its mirror image, then random ones), at K times the cost.",
+        "Test-time augmentation: average over K views of each image (the "
+        "image, its mirror image, then random ones), at K times the cost.",
         common=True,
         bounds=(1, 1000),
         needs=(Needs("augmentation", ("affine",), above=2),),

@@ -47,7 +47,8 @@ class Needs:
 
     Attributes:
       flag: the other flag.
-      values: its allowed values; with `never`, its forbidden values.
+      values: the allowed values of the other flag; with `never`, the
+        forbidden ones.
       never: whether `values` are the forbidden ones.
       above: the rule holds only where the first flag is above this.
       below: the rule holds only where the first flag is below this. Without

@@ -36,7 +36,8 @@ def fractions_of_train(
     """Returns how to divide the train split, if other splits are missing.
 
     Args:
-      config: its `split_fractions` are the fractions of the whole data set.
+      config: the flags; `split_fractions` are fractions of the whole data
+        set.
       present: the splits that the data set comes with.
 
     Returns:

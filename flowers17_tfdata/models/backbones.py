@@ -54,7 +54,7 @@ def register(
       name: for `--backbone`; case, `_` and `-` don't matter. It replaces an
         earlier backbone of the same name, including one of keras.applications.
       build: `build(input_shape=..., weights=...)` returns the network without
-        its top: a functional `keras.Model` from images of `input_shape`,
+        the top layers: a functional `keras.Model` from images of `input_shape`,
         `(height, width, 3)`, to a feature map `[batch, rows, columns,
         channels]`. As in keras.applications, `weights` is `"imagenet"` for
         published weights, or None for random ones. For `--weights=PATH` it is

@@ -33,8 +33,8 @@ def fold_batch_norm(
     functional models are folded too; other nested models are copied unchanged.
 
     The result computes `model(x, training=False)`: a merged batch-norm no
-    longer has a training mode, even if it was trainable. A convolution keeps
-    its regularizers and constraints, which then act on the merged weights.
+    longer has a training mode, even if it was trainable. The regularizers and
+    constraints of a convolution stay, and then act on the merged weights.
 
     Args:
       model: a functional model, built or loaded; not changed. The new model's
@@ -80,7 +80,7 @@ def _fold_config(
 
     Args:
       model: a functional model.
-      config: its config; changed in place.
+      config: the model's config; changed in place.
       frozen_only: see `fold_batch_norm`.
 
     Returns:

@@ -48,7 +48,7 @@ def check_gate(config: Config, evaluation: dict[str, Any]) -> None:
     """Checks an evaluation against `--assert_accuracy_at_least`.
 
     Raises:
-      AccuracyGateMissed: its accuracy is lower.
+      AccuracyGateMissed: the evaluation's accuracy is lower.
     """
     gate = config.evaluation.assert_accuracy_at_least
     if evaluation["accuracy"] < gate:

@@ -11,10 +11,7 @@ import numpy as np
 
 from flowers17_tfdata.config.config import Config
 from flowers17_tfdata.input import examples as examples_lib
-from flowers17_tfdata.input import (
-    feature_cache,
-    input_pipeline,
-)
+from flowers17_tfdata.input import feature_cache, input_pipeline
 from flowers17_tfdata.input.examples import Examples
 from flowers17_tfdata.input.feature_cache import Features
 from flowers17_tfdata.models import backbones
@@ -23,8 +20,8 @@ from flowers17_tfdata.training.stage import StageData
 
 # The number of images that batch-norm statistics are measured on: once before
 # the transfer stage, and after each epoch that trains batch-norm.
-_CALIBRATION_IMAGES = 512
-_EPOCH_CALIBRATION_IMAGES = 256
+_STATISTICS_IMAGES = 512
+_EPOCH_STATISTICS_IMAGES = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,8 +144,8 @@ def _num_measured_images(config: Config, method: str) -> int:
     It is 0 if they are known (those of ImageNet) and don't change.
     """
     if method == "transfer":
-        return _CALIBRATION_IMAGES if config.model.weights == "none" else 0
-    return _EPOCH_CALIBRATION_IMAGES if config.model.trains_batch_norm else 0
+        return _STATISTICS_IMAGES if config.model.weights == "none" else 0
+    return _EPOCH_STATISTICS_IMAGES if config.model.trains_batch_norm else 0
 
 
 def head_data(

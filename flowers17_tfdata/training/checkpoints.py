@@ -26,7 +26,7 @@ class StageCheckpoints:
     Args:
       folder: the folder that all workers restore from and the chief saves to.
       model: the model of the stage.
-      optimizer: its optimizer, built.
+      optimizer: the optimizer of the stage, built.
       strategy: the strategy that model and optimizer were built in.
       output: the folder that this process saves to, if it isn't the chief: all
         workers must take part in saving a replicated variable.

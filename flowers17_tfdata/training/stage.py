@@ -72,8 +72,10 @@ class StageResult:
 
     Attributes:
       best_epoch: the number of the kept epoch.
-      validation_accuracy: its accuracy; None: the stage isn't validated.
-      validation_loss: its loss, nats; None: the stage isn't validated.
+      validation_accuracy: the kept epoch's accuracy on the validation split;
+        None: the stage isn't validated.
+      validation_loss: the kept epoch's loss on the validation split, nats;
+        None: the stage isn't validated.
       seconds: the wall time of all epochs, seconds.
     """
 

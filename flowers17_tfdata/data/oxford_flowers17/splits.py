@@ -119,8 +119,8 @@ def make_splits(
         if not room:
             raise DatasetError(
                 f"a group of {need.total()} near-identical images ({first}, "
-                "...) fits into no split: every split has fewer places left in "
-                "its class"
+                "...) fits into no split: every split has fewer places left "
+                "in its class"
             )
         ends = list(itertools.accumulate(room.values()))
         # Uniform in [0, 1): 13 hexadecimal digits fill a float's 52 bits.

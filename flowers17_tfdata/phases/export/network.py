@@ -88,7 +88,7 @@ class Network(tf.Module):
     def function(self, batch_size: int | None = None) -> Callable[..., Any]:
         """Returns `probabilities` as a TensorFlow function.
 
-        Its input is `image`, its output `{"probabilities": ...}`.
+        The function maps `image` to `{"probabilities": ...}`.
 
         Args:
           batch_size: images per batch; None: any number, without a new trace.

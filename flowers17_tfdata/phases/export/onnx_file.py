@@ -20,8 +20,8 @@ _OPSET = 18
 def convert(network: Network, path: pathlib.Path) -> None:
     """Writes an .onnx file.
 
-    Its input `image` is float32 `[batch, image_size, image_size, 3]` in
-    [0, 255], RGB; its output `probabilities` is float32 `[batch, num_classes]`.
+    The input `image` is float32 `[batch, image_size, image_size, 3]` in
+    [0, 255], RGB; the output `probabilities` is float32 `[batch, num_classes]`.
 
     Raises:
       UserError: the converter can't convert this network.

@@ -56,6 +56,14 @@ def mirrored_strategy() -> tf.distribute.MirroredStrategy:
     )
 
 
+@pytest.fixture(params=["one_device", "two_replicas"])
+def strategy(request) -> tf.distribute.Strategy:
+    """One device, then two replicas: the test runs with each."""
+    if request.param == "one_device":
+        return tf.distribute.get_strategy()
+    return request.getfixturevalue("mirrored_strategy")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def tiny_backbone() -> str:
     """The name of a registered backbone of two convolutions."""

@@ -15,13 +15,6 @@ from tests import fakes
 BATCH = 8
 
 
-@pytest.fixture(params=["one_device", "two_replicas"])
-def strategy(request) -> tf.distribute.Strategy:
-    if request.param == "one_device":
-        return tf.distribute.get_strategy()
-    return request.getfixturevalue("mirrored_strategy")
-
-
 def _model(strategy):
     with strategy.scope():
         return fakes.make_model()

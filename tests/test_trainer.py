@@ -31,13 +31,6 @@ def _trainer(strategy=None, optimizer=None, l2=0.0, **kwargs):
     )
 
 
-@pytest.fixture(params=["one_device", "two_replicas"])
-def strategy(request) -> tf.distribute.Strategy:
-    if request.param == "one_device":
-        return tf.distribute.get_strategy()
-    return request.getfixturevalue("mirrored_strategy")
-
-
 def _weights(trainer):
     variables = trainer.model.trainable_variables
     return [keras.ops.convert_to_numpy(v) for v in variables]

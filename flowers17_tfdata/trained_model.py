@@ -21,7 +21,6 @@ from flowers17_tfdata.scoring import predictions, scores
 from flowers17_tfdata.scoring.predictions import Predictions
 from flowers17_tfdata.session import Session
 from flowers17_tfdata.training import inference
-from flowers17_tfdata.training.precision import uses_xla
 
 
 @dataclasses.dataclass(frozen=True)
@@ -241,7 +240,6 @@ def stream_logits(
             -(-num_rows // replicas) * replicas,
         ),
         transforms=transforms,
-        xla=uses_xla(config.runtime.xla),
     )
     if num_views == 1:
         yield from outputs

@@ -162,7 +162,9 @@ def iterate(strategy: tf.distribute.Strategy, batches, wait_secs: float = 0.0):
 def train_step(trainer: Trainer, batch: Batch) -> TrainTotals:
     """Trains on one batch, which the replicas share."""
     batches = iterate(trainer.strategy, [batch])
-    return trainer.train_steps(batches, tf.constant(1))
+    totals = trainer.train_steps(batches, tf.constant(1))
+    trainer.weights.store()
+    return totals
 
 
 class FakeSource(Source):

@@ -12,6 +12,7 @@ from flowers17_tfdata.input import feature_cache, input_pipeline
 from flowers17_tfdata.input.examples import DecodedImages, Examples
 from flowers17_tfdata.input.feature_cache import Features
 from flowers17_tfdata.phases import train_data
+from flowers17_tfdata.training.flat_weights import FlatWeights
 from flowers17_tfdata.training.trainer import Trainer
 from tests import fakes
 
@@ -98,10 +99,10 @@ def test_evaluation_is_not_weighted():
 def _trainer(strategy=None) -> Trainer:
     strategy = strategy or tf.distribute.get_strategy()
     with strategy.scope():
-        model = fakes.make_model()
+        weights = FlatWeights(fakes.make_model())
         optimizer = keras.optimizers.SGD(0.5)
     return Trainer(
-        model=model,
+        weights=weights,
         strategy=strategy,
         optimizer=optimizer,
         global_batch_size=BATCH,
@@ -150,6 +151,7 @@ def test_two_replicas_equal_one(mirrored_strategy):
             two.train_steps(halves, tf.constant(1))[:3],
             rtol=1e-5,
         )
+    two.weights.store()
     for a, b in zip(
         one.model.trainable_variables,
         two.model.trainable_variables,
@@ -170,7 +172,7 @@ def _minority_recall(class_weights) -> float:
     keras.utils.set_random_seed(0)
     model = keras.Sequential([keras.Input([2]), keras.layers.Dense(2)])
     trainer = Trainer(
-        model=model,
+        weights=FlatWeights(model),
         strategy=tf.distribute.get_strategy(),
         optimizer=keras.optimizers.SGD(0.5),
         global_batch_size=20,
@@ -182,6 +184,7 @@ def _minority_recall(class_weights) -> float:
         class_weights=class_weights,
     )
     trainer.train_steps(iter(batches), tf.constant(200))
+    trainer.weights.store()
     unseen = rng.normal(size=[500, 2]).astype(np.float32) + 1.2
     return float(np.mean(np.argmax(model(unseen), axis=1) == 1))
 

@@ -22,6 +22,7 @@ from flowers17_tfdata.models import (
     saved_models,
 )
 from flowers17_tfdata.training import optimizers
+from flowers17_tfdata.training.flat_weights import FlatWeights
 from flowers17_tfdata.training.trainer import Trainer
 from tests import fakes
 
@@ -357,15 +358,16 @@ def test_folded_kernels_move_as_unfolded_ones_did(tiny_backbone):
         shares = freezing.learning_rate_scales(
             trained, 0.1, scales if trained is folded else {}, "adam"
         )
+        weights = FlatWeights(trained)
         optimizer = optimizers.make_optimizer(
             "adam",
             1e-2,
             OptimizationConfig(),
             scale_loss=False,
-            rate_scales=shares,
+            rate_scales=weights.flatten(shares),
         )
         trainer = Trainer(
-            model=trained,
+            weights=weights,
             strategy=tf.distribute.get_strategy(),
             global_batch_size=8,
             optimizer=optimizer,

@@ -110,18 +110,6 @@ def test_device_stage_makes_the_inputs(strategy):
     assert results[0] == pytest.approx(results[1], rel=1e-5)
 
 
-def test_xla_changes_nothing_but_rounding(strategy):
-    batches = [fakes.make_batch(BATCH, k, seed=k) for k in range(3)]
-    model = _model(strategy)
-    results = [
-        Inference(model, strategy, xla=xla).loss_and_accuracy(
-            fakes.iterate(strategy, batches)
-        )
-        for xla in (False, True)
-    ]
-    assert results[0] == pytest.approx(results[1], rel=1e-5)
-
-
 def test_only_three_numbers_leave_the_device_whatever_the_classes():
     """A confusion matrix of 10,000 classes would take 400 MB per step."""
     inputs = keras.Input([4])

@@ -27,6 +27,7 @@ from flowers17_tfdata.training import (
     optimizers,
     resume,
 )
+from flowers17_tfdata.training.flat_weights import FlatWeights
 from flowers17_tfdata.training.inference import Inference
 from flowers17_tfdata.training.preemption import StopRequest
 from flowers17_tfdata.training.profiler import Profiler
@@ -349,9 +350,8 @@ def test_nan_stops_with_the_flag_to_turn_and_keeps_the_checkpoint(
     def diverging(batches, num_steps):
         calls.append(num_steps)
         if len(calls) == 5:
-            # The head's kernel: on some CPUs oneDNN's ReLU turns NaN into 0.
-            kernel = stage.model.trainable_variables[-2]
-            kernel.assign(kernel * np.nan)
+            for flat in stage.trainer.weights.variables:
+                flat.assign(flat * np.nan)
         return train_steps(batches, num_steps)
 
     stage.trainer.train_steps = diverging
@@ -472,16 +472,9 @@ def test_trained_batch_norm_is_saved_with_the_datas_statistics(
 
 
 @pytest.mark.parametrize(
-    ("xla", "gpus", "step", "update"),
-    [
-        ("auto", [], False, True),
-        ("auto", ["gpu"], True, True),
-        ("on", [], True, True),
-        ("off", ["gpu"], False, False),
-    ],
+    ("xla", "compiles"), [("auto", False), ("on", True), ("off", False)]
 )
-def test_what_is_compiled(tmp_path, monkeypatch, xla, gpus, step, update):
-    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: gpus)
+def test_what_is_compiled(tmp_path, monkeypatch, xla, compiles):
     given = {}
 
     def make_trainer(**kwargs):
@@ -490,11 +483,8 @@ def test_what_is_compiled(tmp_path, monkeypatch, xla, gpus, step, update):
 
     monkeypatch.setattr(loop, "Trainer", make_trainer)
     runtime = dataclasses.replace(CONFIG.runtime, xla=xla)
-    config = dataclasses.replace(CONFIG, runtime=runtime)
-    _stage(tmp_path, config, trained={"xla_update": True})
-    assert (given["xla"], given["xla_update"]) == (step, update)
-    _stage(tmp_path, config)
-    assert given["xla_update"] is False
+    _stage(tmp_path, dataclasses.replace(CONFIG, runtime=runtime))
+    assert given["xla"] is compiles
 
 
 @pytest.mark.parametrize(
@@ -582,10 +572,11 @@ def test_weight_decay_spares_biases():
         scale_loss=False,
     )
     layer = keras.layers.Dense(2, bias_initializer="ones")
-    layer.build([None, 3])
+    weights = FlatWeights(keras.Sequential([keras.Input([3]), layer]))
     kernel = keras.ops.convert_to_numpy(layer.kernel)
-    zeros = [tf.zeros_like(v.value) for v in layer.trainable_variables]
-    optimizer.apply(zeros, layer.trainable_variables)
+    zeros = [tf.zeros_like(v.value) for v in weights.variables]
+    optimizer.apply(zeros, weights.variables)
+    weights.store()
     np.testing.assert_allclose(layer.kernel, 0.5 * kernel, rtol=1e-6)
     np.testing.assert_array_equal(layer.bias, [1, 1])
 

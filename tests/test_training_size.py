@@ -18,6 +18,7 @@ from flowers17_tfdata.models import (
     saved_models,
     training_size,
 )
+from flowers17_tfdata.training.flat_weights import FlatWeights
 from flowers17_tfdata.training.inference import Inference
 from flowers17_tfdata.training.trainer import Trainer
 from tests import fakes
@@ -60,7 +61,7 @@ def test_training_on_small_images_trains_the_model(model):
     ):
         assert a is b
     trainer = Trainer(
-        model=model,
+        weights=FlatWeights(model),
         training_model=reduced,
         strategy=tf.distribute.get_strategy(),
         global_batch_size=8,

@@ -17,6 +17,7 @@ import tensorflow as tf
 from flowers17_tfdata.config.input import InputConfig
 from flowers17_tfdata.config.runtime import RuntimeConfig
 from flowers17_tfdata.input import input_pipeline
+from flowers17_tfdata.training.flat_weights import FlatWeights
 from flowers17_tfdata.training.inference import Inference
 from flowers17_tfdata.training.strategy import get_strategy
 from flowers17_tfdata.training.trainer import Trainer
@@ -31,14 +32,14 @@ STEPS = 10
 
 def _make_trainer(strategy, **kwargs) -> Trainer:
     with strategy.scope():
-        model = fakes.make_model()
+        weights = FlatWeights(fakes.make_model())
         optimizer = keras.optimizers.SGD(0.5, momentum=0.9)
         if kwargs.pop("scale_loss", False):
             optimizer = keras.optimizers.LossScaleOptimizer(
                 optimizer, initial_scale=1024.0
             )
     return Trainer(
-        model=model,
+        weights=weights,
         strategy=strategy,
         optimizer=optimizer,
         global_batch_size=BATCH,
@@ -47,6 +48,7 @@ def _make_trainer(strategy, **kwargs) -> Trainer:
 
 
 def _weights(trainer: Trainer, case: str) -> dict[str, np.ndarray]:
+    trainer.weights.store()
     return {
         f"{case}/{k}": keras.ops.convert_to_numpy(v)
         for k, v in enumerate(trainer.model.trainable_variables)
@@ -69,6 +71,7 @@ def train(strategy, case: str, **kwargs) -> dict[str, np.ndarray]:
         )
     )
     trainer.train_steps(iter(batches), tf.constant(STEPS))
+    trainer.weights.store()
     validation = strategy.distribute_datasets_from_function(
         lambda context: input_pipeline.make_eval_dataset(
             input_context=context, **arguments

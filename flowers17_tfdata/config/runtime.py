@@ -50,7 +50,8 @@ class RuntimeConfig:
     )
     xla: str = Kind.FREE.option(
         "auto",
-        "Compile the forward and backward pass with XLA; auto: on GPUs.",
+        "Compile a training step's forward and backward pass with XLA; auto: "
+        "off, since compiling took longer than it saved.",
         choices=("auto", "on", "off"),
     )
     profile_steps: str = Kind.FREE.option(

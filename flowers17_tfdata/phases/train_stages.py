@@ -318,7 +318,6 @@ def _make_stage(
             head,
             config.optimization.stage(run.method),
             steps_per_call=_HEAD_STEPS_PER_CALL,
-            xla_update=True,
         )
     else:
         trained = _on_images(config, run.method, run.start)

@@ -71,7 +71,9 @@ class StageCheckpoints:
         ]
         checkpoint = tf.train.Checkpoint(
             model=model,
-            optimizer=optimizer,
+            # Not the optimizer itself, which also tracks the flat variables:
+            # the model's hold the same weights.
+            optimizer=[v.value for v in optimizer.variables],
             seeds=seeds,
             **{name: getattr(self, name) for name in _PROGRESS},
         )

@@ -27,7 +27,6 @@ class Inference:
         or features.
       strategy: the strategy that the model was built in.
       device_stage: from a replica's `Batch` to the model's inputs.
-      xla: compile the forward pass of each replica.
     """
 
     def __init__(
@@ -35,18 +34,14 @@ class Inference:
         model: keras.Model,
         strategy: tf.distribute.Strategy,
         device_stage: Callable[[Batch], tf.Tensor] = lambda batch: batch.inputs,
-        *,
-        xla: bool = False,
     ):
         self._model = model
         self._strategy = strategy
         self._device_stage = device_stage
-        self._forward = self._call_model
-        if xla:
-            self._forward = tf.function(self._forward, jit_compile=True)
 
-    def _call_model(self, inputs: tf.Tensor) -> tf.Tensor:
-        return tf.cast(self._model(inputs, training=False), tf.float32)
+    def _forward(self, batch: Batch) -> tf.Tensor:
+        outputs = self._model(self._device_stage(batch), training=False)
+        return tf.cast(outputs, tf.float32)
 
     def outputs(self, batches: Iterable) -> Iterator[np.ndarray]:
         """Yields the outputs of each batch, in order and without padding.
@@ -64,7 +59,7 @@ class Inference:
     @tf.function
     def _gathered_outputs(self, batch):
         def replica_fn(batch: Batch):
-            return self._forward(self._device_stage(batch)), batch.weights
+            return self._forward(batch), batch.weights
 
         results = self._strategy.run(replica_fn, args=(batch,))
         # The replicas of one step hold neighbouring parts of the split.
@@ -98,7 +93,7 @@ class Inference:
     @tf.function
     def _summed_scores(self, batch) -> tf.Tensor:
         def replica_fn(batch: Batch):
-            logits = self._forward(self._device_stage(batch))
+            logits = self._forward(batch)
             losses = tf.nn.sparse_softmax_cross_entropy_with_logits(
                 batch.labels, logits
             )
@@ -127,7 +122,6 @@ def outputs_of(
     *,
     global_batch_size: int,
     transforms: np.ndarray | tf.Tensor | None = None,
-    xla: bool = False,
 ) -> Iterator[np.ndarray]:
     """Runs a model on examples, from their pixels to its outputs.
 
@@ -141,7 +135,6 @@ def outputs_of(
       global_batch_size: images per step over all replicas.
       transforms: the views of the examples; see
         `input_pipeline.make_eval_dataset`.
-      xla: compile the forward pass of each replica.
 
     Yields:
       The outputs of each batch, in order; see `Inference.outputs`.
@@ -159,7 +152,7 @@ def outputs_of(
         )
     )
     device_stage = input_pipeline.make_device_stage(config, preprocess, dtype)
-    return Inference(model, strategy, device_stage, xla=xla).outputs(batches)
+    return Inference(model, strategy, device_stage).outputs(batches)
 
 
 def collect(

@@ -18,8 +18,8 @@ from flowers17_tfdata.input import input_pipeline
 from flowers17_tfdata.models import batch_norm
 from flowers17_tfdata.training import metrics, optimizers
 from flowers17_tfdata.training.checkpoints import StageCheckpoints
+from flowers17_tfdata.training.flat_weights import FlatWeights
 from flowers17_tfdata.training.inference import Inference
-from flowers17_tfdata.training.precision import uses_xla
 from flowers17_tfdata.training.preemption import StopRequest
 from flowers17_tfdata.training.profiler import Profiler
 from flowers17_tfdata.training.stage import StageData, StageResult, Trainable
@@ -88,12 +88,7 @@ class Stage:
             self._steps_per_epoch,
         )
         self.trainer = self._make_trainer()
-        self.inference = Inference(
-            trained.model,
-            strategy,
-            data.device_stage,
-            xla=uses_xla(config.runtime.xla),
-        )
+        self.inference = Inference(trained.model, strategy, data.device_stage)
         self._saved_at = time.monotonic()
         self._profiler = Profiler(
             config.runtime.profile_range, output / "tensorboard" / name
@@ -109,22 +104,23 @@ class Stage:
 
     def _make_trainer(self) -> Trainer:
         trained, config = self._trained, self._config
+        scales = trained.rate_scales
         with self._strategy.scope():
+            weights = FlatWeights(trained.model)
             optimizer = optimizers.make_optimizer(
                 trained.options.optimizer,
                 self._schedule,
                 config.optimization,
                 scale_loss=keras.config.dtype_policy().name == "mixed_float16",
-                rate_scales=trained.rate_scales,
+                rate_scales=weights.flatten(scales) if scales else None,
             )
         return Trainer(
-            model=trained.model,
+            weights=weights,
             strategy=self._strategy,
             global_batch_size=config.optimization.global_batch_size,
             optimizer=optimizer,
             label_smoothing=config.optimization.label_smoothing,
-            xla=uses_xla(config.runtime.xla),
-            xla_update=trained.xla_update and config.runtime.xla != "off",
+            xla=config.runtime.xla == "on",
             deterministic=config.runtime.deterministic,
             training_model=trained.training_model,
             device_stage=self.data.device_stage,
@@ -149,6 +145,7 @@ class Stage:
             )
         else:
             self._measure_frozen_batch_norm()
+        self.trainer.weights.load()
         writer = metrics.MetricsWriter(self._output, self.name, done)
         if done < self._epochs:
             batches = iter(self._train_batches(done, step))
@@ -180,6 +177,7 @@ class Stage:
           a step.
         """
         self._measure_frozen_batch_norm()
+        self.trainer.weights.load()
         batches = iter(self._train_batches(0, 0))
         for _ in range(num_steps):
             rate = float(self.trainer.optimizer.learning_rate)
@@ -274,10 +272,12 @@ class Stage:
                 rate = step * batch_size / (time.perf_counter() - start)
                 progress.advance(count, f"{rate:.1f} images/s")
                 if due:
+                    self.trainer.weights.store()
                     seconds = time.perf_counter() - start
                     self._checkpoints.save_within_epoch(step, totals, seconds)
                     self._saved_at = time.monotonic()
                     self._stop.check(f"{title} is saved, after step {step}")
+        self.trainer.weights.store()
         return totals, time.perf_counter() - start
 
     def _save_is_due(self) -> bool:

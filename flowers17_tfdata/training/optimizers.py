@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import keras
-import numpy as np
+import tensorflow as tf
 
 from flowers17_tfdata.config.optimization import OptimizationConfig
 
@@ -40,7 +40,7 @@ def make_optimizer(
     config: OptimizationConfig,
     *,
     scale_loss: bool,
-    rate_scales: Sequence[np.ndarray] | None = None,
+    rate_scales: Sequence[tf.Tensor] | None = None,
 ) -> keras.optimizers.Optimizer:
     """Builds `sgd` (with momentum), `adam` or `adamw`.
 
@@ -49,9 +49,12 @@ def make_optimizer(
       learning_rate: the schedule by step.
       config: the weight decay of `adamw`.
       scale_loss: whether to add dynamic loss scaling, for float16.
-      rate_scales: each variable's share of the learning rate, in the order of
-        the variables, each broadcast to its variable's shape; None: all 1.
-        Weight decay takes the whole rate.
+      rate_scales: each weight's share of the learning rate, float32, a tensor
+        for each flat variable (see `FlatWeights.flatten`); None: all 1. Weight
+        decay takes the whole rate.
+
+    Returns:
+      The optimizer of flat variables; see `FlatWeights.variables`.
     """
     decay = {"weight_decay": config.weight_decay}
     optimizer_class, options = {
@@ -60,8 +63,7 @@ def make_optimizer(
         "adamw": (keras.optimizers.AdamW, decay),
     }[name]
     optimizer = _scaled(optimizer_class, rate_scales)(learning_rate, **options)
-    # Decay pulls weights towards 0, which is no prior for offsets and scales.
-    optimizer.exclude_from_weight_decay(var_names=["bias", "beta", "gamma"])
+    optimizer.exclude_from_weight_decay(var_names=["undecayed"])
     if scale_loss:
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
     return optimizer
@@ -69,11 +71,14 @@ def make_optimizer(
 
 def _scaled(
     optimizer_class: type[keras.optimizers.Optimizer],
-    scales: Sequence[np.ndarray] | None,
+    scales: Sequence[tf.Tensor] | None,
 ) -> type[keras.optimizers.Optimizer]:
-    """Returns a subclass that scales each variable's learning rate."""
+    """Returns a subclass that scales each weight's learning rate."""
     if scales is None:
         return optimizer_class
+    # Variables: a constant would be compiled into the program, and a tensor
+    # sent to all replicas at every step.
+    scales = [tf.Variable(scale, trainable=False) for scale in scales]
 
     class Scaled(optimizer_class):
         def update_step(self, gradient, variable, learning_rate):

@@ -49,10 +49,3 @@ def _cpu_flags() -> set[str]:
     except OSError:
         return set()
     return set(text.partition("\nflags")[2].partition("\n")[0].split())
-
-
-def uses_xla(xla: str) -> bool:
-    """Resolves `--xla`: `auto` compiles on GPUs, and not on CPUs."""
-    if xla == "auto":
-        return bool(tf.config.list_physical_devices("GPU"))
-    return xla == "on"

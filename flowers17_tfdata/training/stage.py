@@ -55,7 +55,6 @@ class Trainable:
         None: 1 for all.
       steps_per_call: the number of training steps between two returns to
         Python.
-      xla_update: compile the optimizer's update (see `Trainer`).
     """
 
     model: keras.Model
@@ -63,7 +62,6 @@ class Trainable:
     training_model: keras.Model | None = None
     rate_scales: Sequence[np.ndarray] | None = None
     steps_per_call: int = 1
-    xla_update: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,6 +10,7 @@ import keras
 import tensorflow as tf
 
 from flowers17_tfdata.input.input_pipeline import Batch
+from flowers17_tfdata.training.flat_weights import FlatWeights
 
 
 class TrainTotals(NamedTuple):
@@ -35,12 +36,15 @@ class Trainer:
     optimizer's sum over replicas is the gradient of the mean. The same code
     runs on one device, under MirroredStrategy and under
     MultiWorkerMirroredStrategy.
+
+    On one device the optimizer's update is a program compiled by XLA, which
+    passes over the weights once: uncompiled, each of its operations would.
     """
 
     def __init__(
         self,
         *,
-        model: keras.Model,
+        weights: FlatWeights,
         strategy: tf.distribute.Strategy,
         global_batch_size: int,
         optimizer: keras.optimizers.Optimizer,
@@ -48,55 +52,56 @@ class Trainer:
         label_smoothing: float = 0.0,
         device_stage: Callable[[Batch], tf.Tensor] = lambda batch: batch.inputs,
         xla: bool = False,
-        xla_update: bool = False,
         deterministic: bool = False,
     ):
         """Builds the step.
 
         Args:
-          model: from images or features to logits, built in the strategy's
-            scope.
+          weights: the weights of a model from images or features to logits.
+            The model's own are out of date after a step, until `store`.
           strategy: the current strategy.
           global_batch_size: images per step over all replicas.
           optimizer: created in the strategy's scope.
-          training_model: shares the layers of `model`, for training images of
-            another size; None: `model` itself.
+          training_model: shares the layers of the model, for training images of
+            another size; None: the model itself.
           label_smoothing: the label smoothing of the training loss, in [0, 1).
           device_stage: see `input_pipeline.make_device_stage`.
-          xla: compile the forward and backward pass of each replica. Collective
-            operations and the optimizer stay outside: XLA can't compile them.
-          xla_update: compile the optimizer's update too, on a single device.
-            That halves the step of a head, which passes over each variable once
-            instead of once per operation; a network's step gains little.
+          xla: compile the forward and backward pass of each replica too, on one
+            device in one program with the update. Collective operations stay
+            outside: XLA can't compile them.
           deterministic: whether `enable_op_determinism` was called.
         """
-        self.model = model
-        self.training_model = training_model or model
+        self.weights = weights
+        self.model = weights.model
+        self.training_model = training_model or self.model
         self.strategy = strategy
         self.optimizer = optimizer
         self.global_batch_size = global_batch_size
         self._label_smoothing = label_smoothing
         self._device_stage = device_stage
         self._deterministic = deterministic
-        self._num_classes = model.output_shape[-1]
+        self._num_classes = self.model.output_shape[-1]
         self._scales_loss = isinstance(
             optimizer, keras.optimizers.LossScaleOptimizer
         )
-        self._forward_backward = compiled = self._gradients_and_totals
-        if xla:
-            self._forward_backward = tf.function(compiled, jit_compile=True)
         distributes = isinstance(
             strategy,
             tf.distribute.MirroredStrategy
             | tf.distribute.MultiWorkerMirroredStrategy,
         )
-        # These merge replicas even if there is one, which XLA can't compile.
-        self._update = self._apply_to_variables
-        if xla_update and not distributes:
-            self._update = tf.function(self._update, jit_compile=True)
+        self._forward_backward = self._gradients_and_totals
+        self._update = self._apply
+        self._replica_step = self._forward_backward_update
+        # These strategies merge replicas, even if there is one.
+        if not distributes and xla:
+            self._replica_step = _compiled(self._replica_step)
+        elif not distributes:
+            self._update = _compiled(self._update)
+        elif xla:
+            self._forward_backward = _compiled(self._forward_backward)
         # Now, not in the first step: a checkpoint restores into it.
         with strategy.scope():
-            optimizer.build(model.trainable_variables)
+            optimizer.build(weights.variables)
 
     @tf.function
     def train_steps(
@@ -146,40 +151,52 @@ class Trainer:
         return TrainTotals(*tf.unstack(sums))
 
     def _replica_train_step(self, batch: Batch) -> tf.Tensor:
-        # Read outside the XLA program, since the optimizer updates it outside.
+        return self._replica_step(
+            self._device_stage(batch), batch.labels, batch.weights
+        )
+
+    def _forward_backward_update(self, inputs, labels, weights) -> tf.Tensor:
+        # Read here, since the optimizer updates it.
         scale = self.optimizer.scale_loss(1.0) if self._scales_loss else 1.0
         gradients, totals = self._forward_backward(
-            self._device_stage(batch), batch.labels, batch.weights, scale
+            inputs, labels, weights, scale
         )
-        self._apply(gradients)
-        return tf.stack(totals)
+        self._update(gradients)
+        return totals
 
     def _gradients_and_totals(self, inputs, labels, weights, loss_scale):
+        """Returns the gradients of the flat variables, and `TrainTotals`."""
         targets = tf.one_hot(labels, self._num_classes)
-        with tf.GradientTape() as tape:
+        with (
+            self.weights.substituted() as layer_weights,
+            tf.GradientTape() as tape,
+        ):
+            tape.watch(layer_weights)
             logits = self.training_model(inputs, training=True)
             losses = self._losses(targets, weights, logits)
             loss = tf.reduce_sum(losses) / self.global_batch_size
-            if self.training_model.losses:
+            for term in self.training_model.losses:
                 # Regularization counts once per step, not once per replica.
                 loss += (
-                    tf.add_n(self.training_model.losses)
+                    tf.cast(term, tf.float32)
                     / self.strategy.num_replicas_in_sync
                 )
             loss *= loss_scale
-        # Keras variables wrap the variables that the tape watches.
         gradients = tape.gradient(
-            loss, [v.value for v in self.model.trainable_variables]
+            loss,
+            layer_weights,
+            unconnected_gradients=tf.UnconnectedGradients.ZERO,
         )
         # An example counts once, whatever the weight of its class.
         counted = tf.cast(weights > 0, tf.float32)
         correct = tf.cast(tf.argmax(logits, axis=-1) == labels, tf.float32)
-        return gradients, TrainTotals(
+        totals = TrainTotals(
             tf.reduce_sum(losses),
             tf.reduce_sum(correct * counted),
             tf.reduce_sum(counted),
             tf.zeros([]),
         )
+        return self.weights.flatten(gradients), tf.stack(totals)
 
     def _losses(self, targets, weights, logits) -> tf.Tensor:
         """Returns the weighted, smoothed cross-entropy of each example."""
@@ -191,7 +208,7 @@ class Trainer:
         # tf.where: 0 * NaN would let a padding example spoil the sum.
         return tf.where(weights > 0, losses * weights, 0.0)
 
-    def _apply(self, gradients) -> None:
+    def _apply(self, gradients: list[tf.Tensor]) -> None:
         """Applies the gradients, summed over replicas by the optimizer."""
         replicas = tf.distribute.get_replica_context()
         if self._scales_loss:
@@ -204,8 +221,9 @@ class Trainer:
                 tf.distribute.ReduceOp.SUM, tf.cast(~finite, tf.float32)
             )
             poison = tf.where(overflows > 0, float("inf"), 0.0)
-            gradients = [g + tf.cast(poison, g.dtype) for g in gradients]
-        self._update(gradients)
+            gradients = [g + poison for g in gradients]
+        self.optimizer.apply(gradients, self.weights.variables)
 
-    def _apply_to_variables(self, gradients) -> None:
-        self.optimizer.apply(gradients, self.model.trainable_variables)
+
+def _compiled(function: Callable) -> Callable:
+    return tf.function(function, jit_compile=True, autograph=False)

@@ -6,10 +6,12 @@ import contextlib
 import itertools
 import json
 import tempfile
+import types
 
 import keras
 import psutil
 import pytest
+import tensorflow as tf
 
 from flowers17_tfdata import cli
 from flowers17_tfdata.config.config import Config
@@ -22,7 +24,10 @@ from flowers17_tfdata.phases.benchmark import (
     benchmark,
     ceilings,
     measurement,
+    step_overhead,
     stock_keras,
+    timm_peer,
+    worker,
 )
 from flowers17_tfdata.phases.benchmark.measurement import Row
 
@@ -55,8 +60,12 @@ def test_rounds_take_turns_and_the_first_is_not_recorded():
 def test_ratio_is_the_median_of_the_rounds_ratios():
     # A machine that slowed down for a round: both rows did.
     slow = Row("slow", lambda: 0, runs=[10.0, 1.0, 10.0])
-    fast = Row("fast", lambda: 0, "slow", "slow", "x", [20.0, 3.0, 20.0])
-    by_stage = {r["stage"]: r for r in measurement.to_json([slow, fast])}
+    fast = Row("fast", lambda: 0, "slow", "slow", runs=[20.0, 3.0, 20.0])
+    nodes = Row("nodes", lambda: 0, unit="nodes", runs=[7, 7, 7])
+    rows = measurement.to_json([slow, fast, nodes])
+    by_stage = {row["stage"]: row for row in rows}
+    assert by_stage["nodes"]["value"] == 7
+    assert by_stage["nodes"]["images_per_sec"] is None
     assert by_stage["fast"]["ratio"] == 2.0
     assert by_stage["fast"]["share_of_ceiling"] == 2.0
     assert by_stage["slow"]["images_per_sec"] == 10.0
@@ -109,7 +118,9 @@ def test_bottleneck_is_the_slower_one(slower):
 
 
 @contextlib.contextmanager
-def _fake_worker(work):
+def _fake_worker(title, measure, work):
+    if title == "timm":
+        raise AssertionError("timm is not installed")
     assert len(list(work.images.glob("*/*.*"))) == 800
     assert len(list(work.images.iterdir())) == 17 == work.num_classes
     yield lambda stage: float(stock_keras.STAGES.index(stage) + 1)
@@ -129,7 +140,8 @@ def test_phase_measures_every_row(
 ):
     monkeypatch.setattr(measurement, "MIN_SECS", 0.01)
     monkeypatch.setattr(benchmark, "NUM_RUNS", 2)
-    monkeypatch.setattr(stock_keras, "open_worker", _fake_worker)
+    monkeypatch.setattr(worker, "open_worker", _fake_worker)
+    monkeypatch.setattr(timm_peer, "is_installed", lambda: False)
     folder = tmp_path / "temporary"
     folder.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
@@ -161,6 +173,9 @@ def test_phase_measures_every_row(
     forward = rows["model/forward"]
     assert forward["relative_to"] == "model/keras_predict"
     assert forward["ratio"] == pytest.approx(forward["images_per_sec"] / 2)
+    assert rows["step/nodes"]["value"] > 50
+    assert rows["step/overhead"]["unit"] == "x"
+    assert 0 <= rows["train/finetune"]["data_wait_fraction"] < 1
     assert {"processor", "cpu_cores"} <= set(result["hardware"])
     assert "limited by" in output.out
     assert not list(folder.glob("flowers17_tfdata_*"))
@@ -178,6 +193,54 @@ def class_folders(tmp_path):
     return tmp_path
 
 
+def test_nodes_are_counted_once_with_those_of_called_functions():
+    @tf.function
+    def called(x):
+        return tf.sin(tf.sin(x + 1))
+
+    @tf.function
+    def caller(x):
+        return called(called(x)) * 2
+
+    function = caller.get_concrete_function(tf.TensorSpec([], tf.float32))
+    # x, two calls, mul and a result; x, add, two sines and a result.
+    assert step_overhead.count_nodes(function) == 5 + 5
+
+
+def test_timm_is_measured_if_it_is_installed(monkeypatch):
+    """A fake stands for it: tests don't install PyTorch."""
+    calls = []
+
+    @contextlib.contextmanager
+    def fake_worker(title, measure, work):
+        def run(stage):
+            calls.append((title, stage, dict(work.image_sizes)[stage]))
+            if broken:
+                raise UserError("no such network")
+            return 7.0
+
+        yield run
+
+    monkeypatch.setattr(worker, "open_worker", fake_worker)
+    monkeypatch.setattr(timm_peer, "is_installed", lambda: True)
+    session = types.SimpleNamespace(
+        config=Config(input=InputConfig(image_size=64, train_scale=0.5)),
+        source=types.SimpleNamespace(class_names=("a", "b")),
+        compute_dtype="float32",
+    )
+    for broken in (False, True):
+        calls.clear()
+        with contextlib.ExitStack() as stack:
+            rows = benchmark._timm_rows(session, stack)
+        assert calls[0] == ("timm", "model/timm_forward", 64)
+        assert len(rows) == (0 if broken else 2)
+    broken = False
+    with contextlib.ExitStack() as stack:
+        forward, step = benchmark._timm_rows(session, stack)
+    assert calls[-1] == ("timm", "model/timm_step", 32)
+    assert (forward.relative_to, step.run()) == ("model/forward", 7.0)
+
+
 @pytest.mark.slow
 def test_stock_keras_answers_from_its_own_process(class_folders, monkeypatch):
     monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "1")
@@ -191,7 +254,9 @@ def test_stock_keras_answers_from_its_own_process(class_folders, monkeypatch):
             optimization=OptimizationConfig(global_batch_size=4),
         ),
     )
-    with stock_keras.open_worker(work) as measure:
+    with worker.open_worker(
+        "stock Keras", stock_keras.measure, work
+    ) as measure:
         for stage in stock_keras.STAGES:
             assert measure(stage) > 0
         with pytest.raises(UserError, match="stock Keras, nonsense"):
@@ -199,5 +264,7 @@ def test_stock_keras_answers_from_its_own_process(class_folders, monkeypatch):
         for child in psutil.Process().children():
             if "--multiprocessing-fork" in child.cmdline():
                 child.kill()
-        with pytest.raises(UserError, match="process died in model/keras_fit"):
+        with pytest.raises(
+            UserError, match="stock Keras died in model/keras_fit"
+        ):
             measure("model/keras_fit")

@@ -99,6 +99,21 @@ def test_gradient_is_of_the_mean_smoothed_cross_entropy():
         np.testing.assert_allclose(new, old - 0.5 * gradient, atol=1e-6)
 
 
+def test_gradients_alone_are_those_of_a_step(strategy):
+    """They change no weight, and are the step of SGD at a rate of 1."""
+    batch = fakes.make_batch(BATCH)
+    trainer = _trainer(strategy, lambda _: keras.optimizers.SGD(1.0))
+    before = _weights(trainer)
+    distributed = next(fakes.iterate(strategy, [batch]))
+    total = float(trainer.sum_gradients(distributed, tf.constant(3)))
+    for a, b in zip(_weights(trainer), before, strict=True):
+        np.testing.assert_array_equal(a, b)
+    fakes.train_step(trainer, batch)
+    moved = [b - a for a, b in zip(_weights(trainer), before, strict=True)]
+    assert total == pytest.approx(3 * sum(m.sum() for m in moved), rel=1e-3)
+    assert abs(total) > 1e-3
+
+
 def _scaled_sgd(learning_rate):
     return keras.optimizers.LossScaleOptimizer(
         keras.optimizers.SGD(learning_rate), initial_scale=1024.0

@@ -14,12 +14,10 @@ def training_model(
 ) -> keras.Model | None:
     """Returns the classifier for training images of `--train_scale`.
 
-    It shares all layers with `model`: training it trains `model`.
+    Training it trains `model`; see `resized`.
 
     Args:
-      model: a classifier for images of `--image_size`. Its backbone takes
-        images of any size from now on; the file that it is saved to stays the
-        same.
+      model: a classifier for images of `--image_size`.
       config: holds the sizes for training and evaluation.
 
     Returns:
@@ -31,16 +29,30 @@ def training_model(
     size = config.train_image_size
     if size == config.image_size:
         return None
-    backbone = classifier.get_backbone(model)
-    backbone.input_spec = keras.InputSpec(ndim=4, axes={-1: 3})
-    x = inputs = keras.Input((size, size, 3), name="image")
     try:
-        for layer in model.layers[1:]:
-            x = layer(x)
+        return resized(model, size)
     except ValueError as error:
         raise ConfigError(
             f"--train_scale={config.train_scale:g} of --image_size="
             f"{config.image_size}: training images of {size} pixels are too "
-            f"small for {backbone.name}"
+            f"small for {classifier.get_backbone(model).name}"
         ) from error
+
+
+def resized(model: keras.Model, size: int) -> keras.Model:
+    """Returns a classifier that shares all layers with another.
+
+    Args:
+      model: a classifier. Its backbone takes images of any size from now on;
+        the file that it is saved to stays the same.
+      size: height and width of the images of the new one, pixels.
+
+    Raises:
+      ValueError: the images are too small for the backbone.
+    """
+    backbone = classifier.get_backbone(model)
+    backbone.input_spec = keras.InputSpec(ndim=4, axes={-1: 3})
+    x = inputs = keras.Input((size, size, 3), name="image")
+    for layer in model.layers[1:]:
+        x = layer(x)
     return keras.Model(inputs, x, name=model.name)

@@ -133,6 +133,34 @@ class Trainer:
             )
         return totals
 
+    @tf.function
+    def sum_gradients(self, batch, num_steps: tf.Tensor) -> tf.Tensor:
+        """Computes the gradients of a batch several times, and applies none.
+
+        Args:
+          batch: a `Batch` of a distributed dataset.
+          num_steps: int32 scalar, the number of times.
+
+        Returns:
+          The sum over all gradients, float32 scalar: TensorFlow would leave out
+          what nothing depends on.
+        """
+
+        def replica_sum(batch: Batch) -> tf.Tensor:
+            total = tf.zeros([])
+            for _ in tf.range(num_steps):
+                gradients, _ = self._forward_backward(
+                    self._device_stage(batch), batch.labels, batch.weights, 1.0
+                )
+                total += tf.add_n([tf.reduce_sum(g) for g in gradients])
+            return total
+
+        return self.strategy.reduce(
+            tf.distribute.ReduceOp.SUM,
+            self.strategy.run(replica_sum, args=(batch,)),
+            axis=None,
+        )
+
     def _now(self) -> tf.Tensor:
         """Returns the time, seconds, float64."""
         if self._deterministic:

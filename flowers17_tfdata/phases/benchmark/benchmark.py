@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import pathlib
@@ -10,24 +11,29 @@ from collections.abc import Mapping
 from typing import Any
 
 from flowers17_tfdata import files, terminal
+from flowers17_tfdata.errors import UserError
 from flowers17_tfdata.input.examples import load_examples
 from flowers17_tfdata.phases.benchmark import (
     input_speed,
     measurement,
     model_speed,
+    step_overhead,
     stock_keras,
+    timm_peer,
+    worker,
 )
 from flowers17_tfdata.phases.benchmark.measurement import Row
 from flowers17_tfdata.session import Session
 
 # The number of measurements of each row; their median is reported.
-NUM_RUNS = 5
+NUM_RUNS = 3
 
 
 def benchmark(session: Session) -> None:
     """Measures all rows, writes `benchmark.json` and prints a table.
 
     Raises:
+      ConfigError: see `step_overhead.overhead_rows`.
       UserError: the data set has no train split, or stock Keras fails.
     """
     session.source.check_split("train")
@@ -53,14 +59,52 @@ def _measure(session: Session, folder: pathlib.Path) -> list[Row]:
         batches_per_call=stages[0].steps_per_call,
         config=config,
     )
-    with stock_keras.open_worker(work) as stock:
+    with contextlib.ExitStack() as stack:
+        stock = stack.enter_context(
+            worker.open_worker("stock Keras", stock_keras.measure, work)
+        )
         rows = [
             *(Row(s, functools.partial(stock, s)) for s in stock_keras.STAGES),
             *input_speed.input_rows(session, train),
             *model_speed.model_rows(session, *stages),
+            *step_overhead.overhead_rows(session, stages[0]),
+            *_timm_rows(session, stack),
         ]
         measurement.measure_in_turns(rows, NUM_RUNS)
     return rows
+
+
+def _timm_rows(session: Session, stack: contextlib.ExitStack) -> list[Row]:
+    """Returns the rows of timm, which may be neither installed nor able."""
+    if not timm_peer.is_installed():
+        return []
+    config = session.config
+    peer = stack.enter_context(
+        worker.open_worker(
+            "timm",
+            timm_peer.measure,
+            timm_peer.Work(
+                config.model.backbone,
+                (
+                    (timm_peer.FORWARD, config.input.image_size),
+                    (timm_peer.STEP, config.input.train_image_size),
+                ),
+                config.optimization.global_batch_size,
+                len(session.source.class_names),
+                session.compute_dtype,
+            ),
+        )
+    )
+    try:
+        for stage in timm_peer.STAGES:
+            peer(stage)
+    except UserError as error:
+        terminal.say(f"timm is left out: {error}")
+        return []
+    return [
+        Row(stage, functools.partial(peer, stage), relative_to=own)
+        for stage, own in timm_peer.STAGES.items()
+    ]
 
 
 def _write_images(session: Session, folder: pathlib.Path) -> pathlib.Path:
@@ -77,16 +121,17 @@ def _write_images(session: Session, folder: pathlib.Path) -> pathlib.Path:
 def _show(session: Session, rows: list[dict[str, Any]]) -> None:
     shown = []
     for row in rows:
-        rate, compared, ceiling = row["images_per_sec"], "", ""
+        value, compared, ceiling = row["value"], "", ""
         if other := row["relative_to"]:
             compared = f"{row['ratio']:.2f} x {other.split('/')[1]}"
         if other := row["ceiling"]:
             ceiling = f"{row['share_of_ceiling']:.0%} of {other.split('/')[1]}"
-        digits = 1 if rate < 1000 else 0
-        shown.append([row["stage"], f"{rate:,.{digits}f}", compared, ceiling])
+        digits = 1 if value < 1000 else 0
+        value = f"{value:,.{digits}f}"
+        shown.append([row["stage"], value, row["unit"], compared, ceiling])
     terminal.show_table(
         "benchmark (medians; ratios round by round)",
-        ["stage", "images/s", "compared", "of its ceiling"],
+        ["stage", "median", "unit", "compared", "of its ceiling"],
         shown,
     )
     cached = session.config.input.cache == "memory"

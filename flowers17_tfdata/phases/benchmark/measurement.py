@@ -15,6 +15,8 @@ from flowers17_tfdata import terminal
 # by the scheduler doesn't matter.
 MIN_SECS = 1.0
 
+RATE = "images/s"
+
 
 @dataclasses.dataclass
 class Row:
@@ -22,11 +24,13 @@ class Row:
 
     Attributes:
       stage: the row's name, `group/name`.
-      run: takes a measurement and returns images/s.
+      run: takes a measurement.
       relative_to: the row to compare this one with, or None.
       ceiling: the row whose rate this one can't exceed, or None.
       moved_by: the flags that make it faster, for the user.
-      runs: the measurements so far, images/s.
+      unit: the unit of the measurements.
+      more: other values for the row of `benchmark.json`, which `run` may set.
+      runs: the measurements so far.
     """
 
     stage: str
@@ -34,6 +38,8 @@ class Row:
     relative_to: str | None = None
     ceiling: str | None = None
     moved_by: str = ""
+    unit: str = RATE
+    more: dict[str, float] = dataclasses.field(default_factory=dict)
     runs: list[float] = dataclasses.field(default_factory=list)
 
 
@@ -66,9 +72,9 @@ def measure_in_turns(rows: Sequence[Row], num_runs: int) -> None:
     with terminal.EpochProgress("benchmark", total) as progress:
         for round_number, row in itertools.product(rounds, rows):
             progress.advance(1, row.stage)
-            images_per_sec = row.run()
+            measured = row.run()
             if round_number:
-                row.runs.append(images_per_sec)
+                row.runs.append(measured)
 
 
 def to_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
@@ -87,13 +93,18 @@ def to_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
     return [
         {
             "stage": row.stage,
-            "images_per_sec": statistics.median(row.runs),
+            "images_per_sec": (
+                statistics.median(row.runs) if row.unit == RATE else None
+            ),
+            "value": statistics.median(row.runs),
+            "unit": row.unit,
             "runs": row.runs,
             "relative_to": row.relative_to,
             "ratio": ratio(row, row.relative_to),
             "ceiling": row.ceiling,
             "share_of_ceiling": ratio(row, row.ceiling),
             "moved_by": row.moved_by,
+            **row.more,
         }
         for row in rows
     ]

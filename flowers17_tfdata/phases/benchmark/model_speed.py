@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+import time
 from collections.abc import Callable
 
 import tensorflow as tf
@@ -78,6 +79,7 @@ def model_rows(session: Session, whole: Stage, partly: Stage) -> list[Row]:
     """
     config = session.config
     matmul = ceilings.make_matmul(session.compute_dtype)
+    waits: dict[str, float] = {}
     # Logical devices share one processor.
     split = config.runtime.num_virtual_devices
     devices = 1 if split else session.strategy.num_replicas_in_sync
@@ -101,23 +103,24 @@ def model_rows(session: Session, whole: Stage, partly: Stage) -> list[Row]:
         ),
         Row(
             "model/step_all",
-            _make_steps(whole, waits=False),
+            _make_steps(whole),
             "model/keras_fit",
             "ceiling/matmul_step_all",
             _FEWER_LAYERS,
         ),
         Row(
             "model/step",
-            _make_steps(partly, waits=False),
+            _make_steps(partly),
             "model/keras_fit",
             "ceiling/matmul_step",
             _FEWER_LAYERS,
         ),
         Row(
             "train/finetune",
-            _make_steps(partly, waits=True),
+            _make_steps(partly, waits),
             "model/keras_fit",
             "model/step",
+            more=waits,
         ),
     ]
 
@@ -141,29 +144,43 @@ def _make_forward(stage: Stage) -> Callable[[], float]:
     return lambda: measurement.rate(call)
 
 
-def _make_steps(stage: Stage, *, waits: bool) -> Callable[[], float]:
+def _make_steps(
+    stage: Stage, waits: dict[str, float] | None = None
+) -> Callable[[], float]:
     """Measures training steps, as many at once as the stage takes.
 
     Args:
       stage: the stage whose steps to take.
-      waits: whether the steps wait for their batches; otherwise they all train
-        on one batch, which is always ready.
+      waits: takes `data_wait_fraction`, the share of the last measurement that
+        the steps waited for their batches. None: they all train on one batch,
+        which is always ready.
     """
 
     def make_dataset(context: tf.distribute.InputContext) -> tf.data.Dataset:
         batches = stage.data.make_train(input_context=context)
-        return batches if waits else batches.take(1).cache().repeat()
+        if waits is None:
+            return batches.take(1).cache().repeat()
+        return batches
 
     trainer, steps = stage.trainer, stage.steps_per_call
     distribute = trainer.strategy.distribute_datasets_from_function
     batches = iter(distribute(make_dataset))
 
+    waited = []
+
     def call() -> int:
-        float(trainer.train_steps(batches, tf.constant(steps)).loss)
+        totals = trainer.train_steps(batches, tf.constant(steps))
+        waited.append(float(totals.wait_secs))
         return steps * trainer.global_batch_size
 
     def run() -> float:
         drain(batches)
-        return measurement.rate(call)
+        waited.clear()
+        start = time.perf_counter()
+        images_per_sec = measurement.rate(call)
+        if waits is not None:
+            seconds = time.perf_counter() - start
+            waits["data_wait_fraction"] = sum(waited) / seconds
+        return images_per_sec
 
     return run

@@ -1,26 +1,20 @@
 """Measures the same work in stock Keras, in a process of its own.
 
-That process runs under TensorFlow's own defaults (threads, oneDNN, dtype
-policy) instead of this program's.
+That process (see `worker`) runs under TensorFlow's own defaults for threads,
+oneDNN and dtype policy instead of this program's.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
-import multiprocessing
 import os
 import pathlib
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable
 
 import numpy as np
-import psutil
 
 from flowers17_tfdata.config.config import Config
-from flowers17_tfdata.errors import UserError, one_line
 from flowers17_tfdata.phases.benchmark import measurement
 
 # Lets tf.data's autotuner settle before the clock runs.
@@ -143,50 +137,13 @@ def _make(stage: str, work: Work) -> Callable[[], float]:
     return _MAKERS[stage](work)
 
 
-def _measure(stage: str, work: Work) -> float:
-    """Takes a measurement, in the process of stock Keras."""
+def measure(stage: str, work: Work) -> float:
+    """Takes a measurement of one of `STAGES`, images/s."""
     # The command line sets it for this program.
     os.environ.pop("TF_ENABLE_ONEDNN_OPTS", None)
-    try:
-        # Keras prints class tables and progress bars.
-        with open(os.devnull, "w") as null, contextlib.redirect_stdout(null):
-            return _make(stage, work)()
-    # Keras may raise any exception, even one that can't be pickled.
-    except Exception as error:
-        raise UserError(
-            f"benchmark: stock Keras, {stage}: {type(error).__name__}: "
-            f"{one_line(error)}"
-        ) from None
+    import tensorflow as tf
 
-
-@contextlib.contextmanager
-def open_worker(work: Work) -> Iterator[Callable[[str], float]]:
-    """Starts the process that runs stock Keras.
-
-    Yields:
-      A function that measures one of `STAGES`, in images/s. It raises
-      `UserError` if stock Keras fails.
-    """
-    pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
-    process = psutil.Process(pool.submit(os.getpid).result())
-
-    def run(stage: str) -> float:
-        try:
-            process.resume()
-            images_per_sec = pool.submit(_measure, stage, work).result()
-            # Otherwise its tf.data would fill buffers while other rows are
-            # measured.
-            process.suspend()
-        except (BrokenProcessPool, psutil.NoSuchProcess) as error:
-            raise UserError(
-                f"benchmark: the stock Keras process died in {stage}; out of "
-                "memory? A lower --global_batch_size helps"
-            ) from error
-        return images_per_sec
-
-    try:
-        yield run
-    finally:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-        pool.shutdown()
+    # Otherwise this process would take all of the GPU's memory.
+    for gpu in tf.config.list_physical_devices("GPU"):
+        tf.config.experimental.set_memory_growth(gpu, True)
+    return _make(stage, work)()

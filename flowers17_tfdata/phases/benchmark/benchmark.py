@@ -50,13 +50,16 @@ def _measure(session: Session, folder: pathlib.Path) -> list[Row]:
     for cache in ("memory", "none"):
         options = dataclasses.replace(config.input, cache=cache)
         train[cache] = load_examples(session.source, "train", options)
-    stages = model_speed.open_fine_tuning(
+    open_stage = model_speed.make_fine_tuning(
         session, train[config.input.cache], folder
     )
+    whole = partly = open_stage("all")
+    if config.model.unfreeze_from != "all":
+        partly = open_stage(config.model.unfreeze_from)
     work = stock_keras.Work(
         images=_write_images(session, folder / "images"),
         num_classes=len(session.source.class_names),
-        batches_per_call=stages[0].steps_per_call,
+        batches_per_call=whole.steps_per_call,
         config=config,
     )
     with contextlib.ExitStack() as stack:
@@ -66,8 +69,8 @@ def _measure(session: Session, folder: pathlib.Path) -> list[Row]:
         rows = [
             *(Row(s, functools.partial(stock, s)) for s in stock_keras.STAGES),
             *input_speed.input_rows(session, train),
-            *model_speed.model_rows(session, *stages),
-            *step_overhead.overhead_rows(session, stages[0]),
+            *model_speed.model_rows(session, whole, partly),
+            *step_overhead.overhead_rows(session, whole),
             *_timm_rows(session, stack),
         ]
         measurement.measure_in_turns(rows, NUM_RUNS)

@@ -23,10 +23,10 @@ _FASTER_MODEL = "--precision, --image_size, --backbone"
 _FEWER_LAYERS = "--unfreeze_from, " + _FASTER_MODEL
 
 
-def open_fine_tuning(
+def make_fine_tuning(
     session: Session, examples: Examples, folder: pathlib.Path
-) -> tuple[Stage, Stage]:
-    """Opens the fine-tune stage as its phase does, twice.
+) -> Callable[[str], Stage]:
+    """Returns a function that opens the fine-tune stage as its phase does.
 
     The weights are random, since speed does not depend on them.
 
@@ -36,7 +36,7 @@ def open_fine_tuning(
       folder: takes the model that fine-tuning starts from.
 
     Returns:
-      The stage that trains all layers, and the one of `--unfreeze_from`.
+      A function of `--unfreeze_from`.
     """
     config = session.config
 
@@ -66,7 +66,7 @@ def open_fine_tuning(
         )
         return train_stages.open_stage(pretrained, "finetune", schedule, splits)
 
-    return open_stage("all"), open_stage(config.model.unfreeze_from)
+    return open_stage
 
 
 def model_rows(session: Session, whole: Stage, partly: Stage) -> list[Row]:
@@ -103,21 +103,21 @@ def model_rows(session: Session, whole: Stage, partly: Stage) -> list[Row]:
         ),
         Row(
             "model/step_all",
-            _make_steps(whole),
+            make_steps(whole),
             "model/keras_fit",
             "ceiling/matmul_step_all",
             _FEWER_LAYERS,
         ),
         Row(
             "model/step",
-            _make_steps(partly),
+            make_steps(partly),
             "model/keras_fit",
             "ceiling/matmul_step",
             _FEWER_LAYERS,
         ),
         Row(
             "train/finetune",
-            _make_steps(partly, waits),
+            make_steps(partly, waits),
             "model/keras_fit",
             "model/step",
             more=waits,
@@ -144,7 +144,7 @@ def _make_forward(stage: Stage) -> Callable[[], float]:
     return lambda: measurement.rate(call)
 
 
-def _make_steps(
+def make_steps(
     stage: Stage, waits: dict[str, float] | None = None
 ) -> Callable[[], float]:
     """Measures training steps, as many at once as the stage takes.

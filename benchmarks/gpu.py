@@ -4,9 +4,10 @@
 
 Each part runs in a process of its own, under a time limit, so that one that
 hangs or fails costs no other. Results are written to OUT/gpu.json as they
-come, and the output of each part to OUT/PART.log. Without `--archive` and
-`--weights` it trains random weights on drawn images: right for speed, useless
-for accuracy. The flags make it small enough to try on a CPU.
+come, and the output of each part to OUT/PART.log. Without `--archive` it trains
+on drawn images, and without `--weights` it starts from random ones, which it
+saves first: right for speed, useless for accuracy. The flags make it small
+enough to try on a CPU.
 """
 
 from __future__ import annotations
@@ -15,8 +16,11 @@ import argparse
 import collections
 import contextlib
 import json
+import os
 import pathlib
 import re
+import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -29,6 +33,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 PARTS = ("sanity", "step", "profile", "recipe", "replicas", "benchmark")
 _RUNS = 3
 _KERNELS = 10
+_CHAIN = 50
+_RANDOM = "random.weights.h5"
 # How a host's profile names an operation: NAME:TYPE.
 _OPERATION = re.compile(r"[^: ]+:(\w+)")
 
@@ -36,7 +42,6 @@ _OPERATION = re.compile(r"[^: ]+:(\w+)")
 def main() -> int:
     """Runs the parts; returns 1 if any failed."""
     args = _parse()
-    args.out = args.out.resolve()
     args.out.mkdir(parents=True, exist_ok=True)
     if args.child:
         print("RESULT " + json.dumps(_CHILDREN[args.child](args)))
@@ -55,68 +60,84 @@ def main() -> int:
 
 
 def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--out", type=pathlib.Path, default=pathlib.Path("runs/gpu")
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
     )
-    parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS)
-    parser.add_argument(
-        "--batches", nargs="+", type=int, default=[32, 128, 256]
-    )
-    parser.add_argument("--image_size", type=int, default=299)
-    parser.add_argument("--backbone", default="inception_v3")
-    parser.add_argument("--flagfile", default="configs/gpu_a100.flags")
-    parser.add_argument("--archive", default="")
-    parser.add_argument("--weights", default="none")
-    parser.add_argument("--data_dir", default="")
-    parser.add_argument(
-        "--limit", type=float, default=240, help="seconds a part"
-    )
-    for name in ("--child", "--batch", "--xla"):
-        parser.add_argument(name, help=argparse.SUPPRESS)
+    add = parser.add_argument
+    add("--out", type=_path, default=_path("runs/gpu"), help="the results")
+    add("--parts", nargs="+", default=PARTS, choices=PARTS, help="what to run")
+    add("--batches", nargs="+", type=int, default=[32, 128, 256], help="images")
+    add("--image_size", type=int, default=299, help="pixels")
+    add("--backbone", default="inception_v3", help="in keras.applications")
+    add("--flagfile", default="configs/gpu_a100.flags", help="the recipe")
+    add("--archive", type=_path, help="17flowers.tgz; none: drawn images")
+    add("--weights", type=_path, help="of the backbone; none: random ones")
+    add("--data_dir", type=_path, help="prepared data sets")
+    add("--limit", type=float, default=240, help="seconds for a part")
+    # How a part starts this script.
+    add("--child", help=argparse.SUPPRESS)
+    add("--child_batch", type=int, default=0, help=argparse.SUPPRESS)
+    add("--child_xla", default="auto", help=argparse.SUPPRESS)
     return parser.parse_args()
+
+
+def _path(text: str) -> pathlib.Path:
+    # Parts run in another current folder.
+    return pathlib.Path(text).expanduser().resolve()
 
 
 def _commands(args: argparse.Namespace) -> Iterator[tuple[str, list[str]]]:
     """Yields the name and the command line of each part."""
+    given = [f"--out={args.out}", f"--image_size={args.image_size}"]
+    given += [f"--backbone={args.backbone}"]
+    given += [f"--archive={args.archive}"] if args.archive else []
+    given += [f"--data_dir={args.data_dir}"] if args.data_dir else []
 
-    def child(part: str, batch: int, xla: str = "off") -> list[str]:
-        return [
-            *(sys.executable, __file__, *sys.argv[1:], f"--child={part}"),
-            *(f"--batch={batch}", f"--xla={xla}"),
+    def child(part: str, batch: int = 0, xla: str = "auto") -> list[str]:
+        own = [
+            f"--child={part}",
+            f"--child_batch={batch}",
+            f"--child_xla={xla}",
         ]
+        return [sys.executable, __file__, *given, *own]
 
     def phase(name: str, *flags: str) -> list[str]:
         return [sys.executable, "main.py", f"--phase={name}", *flags]
 
+    def recipe(name: str, *flags: str) -> list[str]:
+        weights = args.weights or args.out / _RANDOM
+        return phase(
+            *("train", f"--flagfile={args.flagfile}", *_data_flags(args)),
+            *(f"--weights={weights}", "--assert_accuracy_at_least=0"),
+            *(f"--workdir={args.out / name}", *flags),
+        )
+
+    middle = args.batches[len(args.batches) // 2]
     if "sanity" in args.parts:
-        yield "sanity", child("sanity", 0)
+        yield "sanity", child("sanity")
     if "step" in args.parts:
-        for xla in ("off", "on"):
+        for xla in ("auto", "on"):
             for batch in args.batches:
                 yield f"step_{batch}_xla_{xla}", child("step", batch, xla)
-    middle = args.batches[len(args.batches) // 2]
     if "profile" in args.parts:
         yield "profile", child("profile", middle)
-    common = [
-        *_data_flags(args),
-        f"--weights={args.weights}",
-        "--assert_accuracy_at_least=0",
-    ]
-    recipe = f"--flagfile={args.flagfile}"
+    if not args.weights and {"recipe", "replicas"} & set(args.parts):
+        yield "weights", child("weights")
     if "recipe" in args.parts:
-        workdir = f"--workdir={args.out / 'recipe'}"
-        yield "recipe", phase("train", recipe, *common, workdir)
+        yield "recipe", recipe("recipe")
     if "replicas" in args.parts:
-        workdir = f"--workdir={args.out / 'replicas'}"
-        flags = ["--num_virtual_devices=2", "--precision=mixed_float16"]
-        flags += ["--strategy=mirrored", "--finetune_epochs=2"]
-        yield "replicas", phase("train", recipe, *common, *flags, workdir)
-    if "benchmark" in args.parts:
         yield (
-            "benchmark",
-            phase("benchmark", *_step_flags(args, middle), *_data_flags(args)),
+            "replicas",
+            recipe(
+                *("replicas", "--num_virtual_devices=2", "--strategy=mirrored"),
+                *("--precision=mixed_float16", "--finetune_epochs=2"),
+            ),
         )
+    if "benchmark" in args.parts:
+        flags = [*_step_flags(args, middle), *_data_flags(args)]
+        yield "benchmark", phase("benchmark", *flags)
 
 
 def _data_flags(args: argparse.Namespace) -> list[str]:
@@ -143,27 +164,35 @@ def _run(
 ) -> tuple[str, dict[str, Any]]:
     """Runs a part; returns how it ended, and what it measured."""
     path = args.out / f"{name}.log"
+    # A finished run would not be trained again.
+    shutil.rmtree(args.out / name, ignore_errors=True)
     with open(path, "w") as log:
+        process = subprocess.Popen(
+            command,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            cwd=ROOT,
+            start_new_session=True,
+        )
         try:
-            code = subprocess.run(
-                command,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                cwd=ROOT,
-                timeout=args.limit,
-                check=False,
-            ).returncode
+            code = process.wait(args.limit)
         except subprocess.TimeoutExpired:
+            # With the workers of the benchmark, which hold GPU memory.
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
             return f"not done after {args.limit:g} s", {}
     lines = path.read_text(errors="replace").splitlines()
     if code:
         return f"exit {code}: {lines[-1] if lines else ''}", {}
     found = [line[7:] for line in lines if line.startswith("RESULT ")]
-    if found:
-        return "done", json.loads(found[-1])
-    if name == "benchmark":
-        return "done", _read_benchmark(args.out / "benchmark")
-    return "done", _read_run(args.out / name)
+    try:
+        if found:
+            return "done", json.loads(found[-1])
+        if name == "benchmark":
+            return "done", _read_benchmark(args.out / name)
+        return "done", _read_run(args.out / name)
+    except (OSError, ValueError, KeyError) as error:
+        return f"no results: {error!r}", {}
 
 
 def _read_run(workdir: pathlib.Path) -> dict[str, Any]:
@@ -204,32 +233,51 @@ def _sanity(args: argparse.Namespace) -> dict[str, Any]:
     result: dict[str, Any] = {"gpus": machine.hardware()["gpus"]}
     size = 8192 if result["gpus"] else 512
     for dtype in ("bfloat16", "float32"):
-        matrix = tf.ones([size, size], dtype)
-        images = tf.ones([64, 32, 32, 256], dtype)
-        kernel = tf.ones([3, 3, 256, 256], dtype)
-        work = {
-            "matmul": (lambda m: m @ m, (matrix,), 2 * size**3),
-            "conv": (
-                lambda x, k: tf.nn.conv2d(x, k, 1, "SAME"),
-                (images, kernel),
+        draw = tf.random.Generator.from_seed(0).normal
+        matrix = tf.cast(draw([size, size]), dtype) / size**0.5
+        images = tf.cast(draw([64, 32, 32, 256]), dtype)
+        kernel = tf.cast(draw([3, 3, 256, 256]), dtype) / 48
+        for name, start, call, flop in (
+            ("matmul", matrix, lambda x, m=matrix: x @ m, 2 * size**3),
+            (
+                "conv",
+                images,
+                lambda x, k=kernel: tf.nn.conv2d(x, k, 1, "SAME"),
                 2 * 64 * 32 * 32 * 9 * 256 * 256,
             ),
-        }
-        for name, (call, inputs, flop) in work.items():
-            function = tf.function(call, autograph=False)
-            seconds = statistics.median(_times(function, inputs))
+        ):
+            seconds = _seconds_of(call, start)
             result[f"{name}_{dtype}_tflops"] = round(flop / seconds / 1e12, 1)
     return result
 
 
-def _times(function: Any, inputs: tuple) -> list[float]:
+def _seconds_of(call: Any, start: Any) -> float:
+    """Returns the median time of a call, each fed by the one before."""
+    import tensorflow as tf
+
+    @tf.function(autograph=False)
+    def chain() -> tf.Tensor:
+        value = start
+        for _ in range(_CHAIN):
+            value = call(value)
+        return tf.reduce_sum(tf.cast(value, tf.float32))
+
     times = []
     for _ in range(_RUNS + 1):
-        start = time.perf_counter()
-        # Reading a value waits until the device has finished.
-        float(function(*inputs)[(0,) * len(inputs[0].shape)])
-        times.append(time.perf_counter() - start)
-    return times[1:]
+        begin = time.perf_counter()
+        float(chain())
+        times.append((time.perf_counter() - begin) / _CHAIN)
+    # The first is traced.
+    return statistics.median(times[1:])
+
+
+def _weights(args: argparse.Namespace) -> dict[str, Any]:
+    """Saves random weights, as which a recipe keeps its batch-norm frozen."""
+    from flowers17_tfdata.models import backbones
+
+    backbone = backbones.build_backbone(args.backbone, args.image_size, "none")
+    backbone.save_weights(args.out / _RANDOM)
+    return {"file": str(args.out / _RANDOM)}
 
 
 @contextlib.contextmanager
@@ -240,8 +288,8 @@ def _open_stage(args: argparse.Namespace) -> Iterator[Any]:
     from flowers17_tfdata.phases.benchmark import model_speed
 
     arguments = [
-        *("main.py", "--phase=benchmark", f"--xla={args.xla}"),
-        *_step_flags(args, int(args.batch)),
+        *("main.py", "--phase=benchmark", f"--xla={args.child_xla}"),
+        *_step_flags(args, args.child_batch),
         *_data_flags(args),
     ]
     with (
@@ -273,17 +321,25 @@ def _step(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _profile(args: argparse.Namespace) -> dict[str, Any]:
-    """The heaviest kernels of some steps, and how long the device was busy."""
+    """The heaviest kernels of ten steps, and how long the device was busy."""
     import tensorflow as tf
 
-    from flowers17_tfdata.phases.benchmark import model_speed
-
     with _open_stage(args) as stage:
-        run = model_speed.make_steps(stage)
-        run()
-        run()
+        trainer = stage.trainer
+        batches = iter(
+            trainer.strategy.distribute_datasets_from_function(
+                lambda context: (
+                    stage.data.make_train(input_context=context)
+                    .take(1)
+                    .cache()
+                    .repeat()
+                )
+            )
+        )
+        for _ in range(2):
+            float(trainer.train_steps(batches, tf.constant(10)).loss)
         tf.profiler.experimental.start(str(args.out / "profile"))
-        run()
+        float(trainer.train_steps(batches, tf.constant(10)).loss)
         tf.profiler.experimental.stop()
     return top_kernels(args.out / "profile")
 
@@ -319,6 +375,8 @@ def top_kernels(folder: pathlib.Path) -> dict[str, Any]:
                 totals[name] += event.duration_ps
                 counts[name] += 1
                 spans.append((start, start + event.duration_ps))
+    if not spans:
+        return {"busy": 0, "kernels": []}
     spans.sort()
     busy, end = 0, spans[0][0]
     for first, last in spans:
@@ -332,7 +390,12 @@ def top_kernels(folder: pathlib.Path) -> dict[str, Any]:
     return {"busy": round(busy / whole, 3), "kernels": heaviest}
 
 
-_CHILDREN = {"sanity": _sanity, "step": _step, "profile": _profile}
+_CHILDREN = {
+    "sanity": _sanity,
+    "step": _step,
+    "profile": _profile,
+    "weights": _weights,
+}
 
 
 if __name__ == "__main__":

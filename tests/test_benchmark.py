@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import itertools
 import json
 import tempfile
+import time
 import types
 
 import keras
@@ -24,6 +26,7 @@ from flowers17_tfdata.phases.benchmark import (
     benchmark,
     ceilings,
     measurement,
+    model_speed,
     step_overhead,
     stock_keras,
     timm_peer,
@@ -175,7 +178,7 @@ def test_phase_measures_every_row(
     assert forward["ratio"] == pytest.approx(forward["images_per_sec"] / 2)
     assert rows["step/nodes"]["value"] > 50
     assert rows["step/overhead"]["unit"] == "x"
-    assert 0 <= rows["train/finetune"]["data_wait_fraction"] < 1
+    assert 0 < rows["train/finetune"]["data_wait_fraction"] < 1
     assert {"processor", "cpu_cores"} <= set(result["hardware"])
     assert "limited by" in output.out
     assert not list(folder.glob("flowers17_tfdata_*"))
@@ -203,8 +206,70 @@ def test_nodes_are_counted_once_with_those_of_called_functions():
         return called(called(x)) * 2
 
     function = caller.get_concrete_function(tf.TensorSpec([], tf.float32))
-    # x, two calls, mul and a result; x, add, two sines and a result.
-    assert step_overhead.count_nodes(function) == 5 + 5
+    # x, two calls, mul and a result; add, two sines and a result.
+    assert step_overhead.count_nodes(function) == 5 + 4
+
+
+def test_overhead_is_the_time_of_a_step_over_that_of_its_gradients(
+    monkeypatch,
+):
+    calls = collections.Counter()
+    images_per_sec = {"steps": 2.0, "gradients": 5.0}
+
+    class FakeTrainer:
+        def train_steps(self, batches, count):
+            calls["steps"] += int(count)
+            return types.SimpleNamespace(loss=0.0)
+
+        def sum_gradients(self, batch, count):
+            calls["gradients"] += int(count)
+            return 0.0
+
+    def fake_rate(call):
+        before = calls.copy()
+        assert call() == 10
+        (kind,) = calls - before
+        return images_per_sec[kind]
+
+    monkeypatch.setattr(measurement, "rate", fake_rate)
+    run = step_overhead._make_overhead(FakeTrainer(), iter(["batch"]))
+    assert run() == 2.5
+    assert calls == {"steps": 10, "gradients": 10}
+
+
+def test_waiting_for_data_is_a_share_of_the_time(monkeypatch):
+    monkeypatch.setattr(measurement, "MIN_SECS", 0.01)
+    totals = types.SimpleNamespace(wait_secs=0.02)
+
+    def train_steps(batches, count):
+        time.sleep(0.04)
+        return totals
+
+    stage = types.SimpleNamespace(
+        trainer=types.SimpleNamespace(
+            strategy=tf.distribute.get_strategy(),
+            train_steps=train_steps,
+            global_batch_size=4,
+        ),
+        data=types.SimpleNamespace(
+            make_train=lambda input_context: tf.data.Dataset.range(2).repeat()
+        ),
+        steps_per_call=1,
+    )
+    found: dict[str, float] = {}
+    model_speed.make_steps(stage, found)()
+    assert 0.2 < found["data_wait_fraction"] <= 0.5
+
+
+@pytest.mark.parametrize(
+    ("backbone", "expected"),
+    [("InceptionV3", "inception_v3"), ("resnet50", "resnet50")],
+)
+def test_timm_names(backbone, expected):
+    names = ["resnet50", "inception_v3", "inception_v4"]
+    assert timm_peer._timm_name(backbone, names) == expected
+    with pytest.raises(ValueError, match="no network of the name other"):
+        timm_peer._timm_name("other", names)
 
 
 def test_timm_is_measured_if_it_is_installed(monkeypatch):
@@ -224,6 +289,7 @@ def test_timm_is_measured_if_it_is_installed(monkeypatch):
     monkeypatch.setattr(worker, "open_worker", fake_worker)
     monkeypatch.setattr(timm_peer, "is_installed", lambda: True)
     session = types.SimpleNamespace(
+        strategy=tf.distribute.get_strategy(),
         config=Config(input=InputConfig(image_size=64, train_scale=0.5)),
         source=types.SimpleNamespace(class_names=("a", "b")),
         compute_dtype="float32",

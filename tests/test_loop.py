@@ -32,7 +32,6 @@ from flowers17_tfdata.training.inference import Inference
 from flowers17_tfdata.training.preemption import StopRequest
 from flowers17_tfdata.training.profiler import Profiler
 from flowers17_tfdata.training.stage import StageData, Trainable
-from flowers17_tfdata.training.trainer import Trainer
 from tests import fakes
 
 OPTIMIZATION = OptimizationConfig(
@@ -469,22 +468,6 @@ def test_trained_batch_norm_is_saved_with_the_datas_statistics(
     np.testing.assert_allclose(
         norm.moving_variance, values.var((0, 1, 2)), rtol=1e-3
     )
-
-
-@pytest.mark.parametrize(
-    ("xla", "compiles"), [("auto", False), ("on", True), ("off", False)]
-)
-def test_what_is_compiled(tmp_path, monkeypatch, xla, compiles):
-    given = {}
-
-    def make_trainer(**kwargs):
-        given.update(kwargs)
-        return Trainer(**kwargs)
-
-    monkeypatch.setattr(loop, "Trainer", make_trainer)
-    runtime = dataclasses.replace(CONFIG.runtime, xla=xla)
-    _stage(tmp_path, dataclasses.replace(CONFIG, runtime=runtime))
-    assert given["xla"] is compiles
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 
 import keras
@@ -10,6 +11,7 @@ import pytest
 import tensorflow as tf
 
 from flowers17_tfdata.config.optimization import OptimizationConfig
+from flowers17_tfdata.errors import UserError
 from flowers17_tfdata.training import optimizers
 from flowers17_tfdata.training.flat_weights import FlatWeights
 from flowers17_tfdata.training.trainer import Trainer
@@ -112,6 +114,44 @@ def test_gradients_alone_are_those_of_a_step(strategy):
     moved = [b - a for a, b in zip(_weights(trainer), before, strict=True)]
     assert total == pytest.approx(3 * sum(m.sum() for m in moved), rel=1e-3)
     assert abs(total) > 1e-3
+
+
+def test_losses_of_layers_count():
+    """Those of weights, and those that layers add when they are called."""
+
+    def make(activity):
+        keras.utils.set_random_seed(0)
+        inputs = keras.Input([fakes.IMAGE_SIZE, fakes.IMAGE_SIZE, 3])
+        x = keras.layers.Flatten()(inputs)
+        regularizer = keras.regularizers.L2(0.1) if activity else None
+        outputs = keras.layers.Dense(
+            fakes.NUM_CLASSES, activity_regularizer=regularizer
+        )(x)
+        return Trainer(
+            weights=FlatWeights(keras.Model(inputs, outputs)),
+            strategy=tf.distribute.get_strategy(),
+            optimizer=keras.optimizers.SGD(1e-3),
+            global_batch_size=BATCH,
+        )
+
+    plain, regularized = make(False), make(True)
+    for trainer in (plain, regularized):
+        fakes.train_step(trainer, fakes.make_batch(BATCH))
+    norms = [
+        np.linalg.norm(t.model(fakes.make_batch(BATCH).inputs))
+        for t in (plain, regularized)
+    ]
+    assert norms[1] < 0.99 * norms[0]
+
+
+def test_a_constraint_is_refused():
+    inputs = keras.Input([4])
+    dense = keras.layers.Dense(3, kernel_constraint="non_neg", name="last")
+    model = keras.Model(inputs, dense(inputs))
+    with pytest.raises(UserError, match="last/kernel has a constraint"):
+        FlatWeights(model)
+    dense.trainable = False
+    FlatWeights(model)
 
 
 def _scaled_sgd(learning_rate):
@@ -248,6 +288,33 @@ def test_device_stage_makes_the_inputs(strategy):
 
 
 @pytest.mark.parametrize(
+    ("strategy", "xla", "programs"),
+    [
+        ("one_device", "off", set()),
+        ("one_device", "auto", {"apply"}),
+        ("one_device", "on", {"forward_backward_update"}),
+        ("two_replicas", "auto", set()),
+        ("two_replicas", "on", {"gradients_and_totals"}),
+    ],
+    indirect=["strategy"],
+)
+def test_what_is_compiled(strategy, xla, programs):
+    trainer = _trainer(strategy, xla=xla)
+    batches = fakes.iterate(strategy, [fakes.make_batch(BATCH)])
+    step = trainer.train_steps.get_concrete_function(batches, tf.constant(1))
+    compiled = {
+        re.sub(r"__inference_+(.+)_\d+", r"\1", function.signature.name)
+        for function in step.graph.as_graph_def().library.function
+        if function.attr["_XlaMustCompile"].b
+    }
+    # The program on one device holds the forward and backward pass.
+    assert compiled - {"gradients_and_totals"} == programs - {
+        "gradients_and_totals"
+    }
+    assert ("gradients_and_totals" in compiled) == (xla == "on")
+
+
+@pytest.mark.parametrize(
     ("strategy", "policy"),
     [
         ("one_device", "float32"),
@@ -268,7 +335,7 @@ def test_xla_changes_nothing_but_rounding(strategy, policy):
             label_smoothing=0.1,
             xla=xla,
         )
-        for xla in (False, True)
+        for xla in ("off", "on")
     )
     totals = [
         trainer.train_steps(fakes.iterate(strategy, batches), tf.constant(3))

@@ -43,8 +43,8 @@ def resized(model: keras.Model, size: int) -> keras.Model:
     """Returns a classifier that shares all layers with another.
 
     Args:
-      model: a classifier. Its backbone takes images of any size from now on;
-        the file that it is saved to stays the same.
+      model: a classifier. From now on, the backbone takes images of any size;
+        the file that the model is saved to stays the same.
       size: height and width of the images of the new one, pixels.
 
     Raises:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 from keras.optimizers.schedules import LearningRateSchedule
 
@@ -345,6 +346,8 @@ def _on_images(config: Config, method: str, start: StageModel) -> Trainable:
             start.channel_scales,
             config.optimization.finetune_optimizer,
         )
+        if all(np.all(scale == 1) for scale in rate_scales):
+            rate_scales = None
     has_gpu = bool(tf.config.list_physical_devices("GPU"))
     return Trainable(
         start.model,

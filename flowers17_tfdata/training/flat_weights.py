@@ -11,11 +11,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from flowers17_tfdata.errors import UserError
 from flowers17_tfdata.models import batch_norm
 
 # The length of a flat variable is a multiple of this. XLA vectorizes a loop on
-# a CPU only if all threads get equal parts; 6720 = 64 * 3 * 5 * 7 divides by
-# most numbers of cores. With an odd length, AdamW's update of 21.8 million
+# a CPU only if all threads get equal parts; 6720 = 64 * 3 * 5 * 7 is divisible
+# by most numbers of cores. With an odd length, AdamW's update of 21.8 million
 # weights took 37 ms instead of 15 (2 cores).
 _MULTIPLE = 6720
 
@@ -57,9 +58,13 @@ class FlatWeights:
 
     Attributes:
       model: the model.
-      variables: the flat variables, float32 `[n]`: for each dtype that layers
-        compute in, one of the weights that decay, and one of the others, whose
-        name begins with `undecayed`.
+      variables: the flat variables. For each dtype that layers compute in
+        there are up to two, float32 `[n]`: the weights that decay, and the
+        others, whose variable's name begins with `undecayed`. n is the number
+        of weights, padded with zeros to a multiple of 6720.
+
+    Raises:
+      UserError: a weight has a constraint, which flat variables can't keep.
     """
 
     def __init__(self, model: keras.Model):
@@ -68,6 +73,11 @@ class FlatWeights:
         dtypes = _compute_dtypes(model)
         members: dict[tuple[str, str], list[int]] = {}
         for index, variable in enumerate(self._trained):
+            if variable.constraint is not None:
+                raise UserError(
+                    f"{variable.path} has a constraint, which training does "
+                    "not support: build the backbone without it, or freeze it"
+                )
             kind = "undecayed" if variable.name in _UNDECAYED else "decayed"
             members.setdefault((kind, dtypes[id(variable)]), []).append(index)
         self._groups = []
@@ -93,7 +103,8 @@ class FlatWeights:
             that broadcasts to the variable's.
 
         Returns:
-          A float32 tensor for each of `variables`, of the same shape.
+          A float32 tensor for each of `variables`, of the same shape, padded
+          in the same way.
         """
         return [
             tf.cast(
@@ -117,10 +128,11 @@ class FlatWeights:
         Yields:
           The weights that the layers read, in the order of the model's
           trainable variables, each in the dtype that its layer computes in. So
-          they are cast once, whatever the number of layers.
+          they are cast once, whatever the number of layers. Regularizers
+          read them, too.
         """
         weights = self._split(cast=True)
-        with keras.StatelessScope() as scope:
+        with keras.StatelessScope(collect_losses=True) as scope:
             for variable, weight in zip(self._trained, weights, strict=True):
                 # Not the argument of the scope, which would cast them back.
                 scope.add_update((variable, weight))

@@ -120,7 +120,7 @@ class Stage:
             global_batch_size=config.optimization.global_batch_size,
             optimizer=optimizer,
             label_smoothing=config.optimization.label_smoothing,
-            xla=config.runtime.xla == "on",
+            xla=config.runtime.xla,
             deterministic=config.runtime.deterministic,
             training_model=trained.training_model,
             device_stage=self.data.device_stage,
@@ -143,9 +143,9 @@ class Stage:
                 f"{self.name}: resuming after epoch {done}"
                 + (f" and {step} steps" if step else "")
             )
+            self.trainer.weights.load()
         else:
             self._measure_frozen_batch_norm()
-        self.trainer.weights.load()
         writer = metrics.MetricsWriter(self._output, self.name, done)
         if done < self._epochs:
             batches = iter(self._train_batches(done, step))
@@ -177,7 +177,6 @@ class Stage:
           a step.
         """
         self._measure_frozen_batch_norm()
-        self.trainer.weights.load()
         batches = iter(self._train_batches(0, 0))
         for _ in range(num_steps):
             rate = float(self.trainer.optimizer.learning_rate)

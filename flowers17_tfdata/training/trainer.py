@@ -37,8 +37,8 @@ class Trainer:
     runs on one device, under MirroredStrategy and under
     MultiWorkerMirroredStrategy.
 
-    On one device the optimizer's update is a program compiled by XLA, which
-    passes over the weights once: uncompiled, each of its operations would.
+    A compiled update passes over the weights once; otherwise each of its
+    operations does.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Trainer:
         training_model: keras.Model | None = None,
         label_smoothing: float = 0.0,
         device_stage: Callable[[Batch], tf.Tensor] = lambda batch: batch.inputs,
-        xla: bool = False,
+        xla: str = "auto",
         deterministic: bool = False,
     ):
         """Builds the step.
@@ -66,9 +66,8 @@ class Trainer:
             another size; None: the model itself.
           label_smoothing: the label smoothing of the training loss, in [0, 1).
           device_stage: see `input_pipeline.make_device_stage`.
-          xla: compile the forward and backward pass of each replica too, on one
-            device in one program with the update. Collective operations stay
-            outside: XLA can't compile them.
+          xla: what XLA compiles: `off`, nothing; `auto`, the optimizer's
+            update; `on`, the forward and backward pass, too.
           deterministic: whether `enable_op_determinism` was called.
         """
         self.weights = weights
@@ -84,24 +83,34 @@ class Trainer:
         self._scales_loss = isinstance(
             optimizer, keras.optimizers.LossScaleOptimizer
         )
-        distributes = isinstance(
-            strategy,
-            tf.distribute.MirroredStrategy
-            | tf.distribute.MultiWorkerMirroredStrategy,
-        )
         self._forward_backward = self._gradients_and_totals
         self._update = self._apply
         self._replica_step = self._forward_backward_update
-        # These strategies merge replicas, even if there is one.
-        if not distributes and xla:
-            self._replica_step = _compiled(self._replica_step)
-        elif not distributes:
-            self._update = _compiled(self._update)
-        elif xla:
-            self._forward_backward = _compiled(self._forward_backward)
+        self._compile(xla)
         # Now, not in the first step: a checkpoint restores into it.
         with strategy.scope():
             optimizer.build(weights.variables)
+
+    def _compile(self, xla: str) -> None:
+        """Compiles parts of the step; see `xla` of the constructor.
+
+        With several replicas the update stays as it is: it merges them, which
+        XLA can't compile.
+        """
+        if xla == "on":
+            self._forward_backward = _compiled(self._forward_backward)
+        merges = isinstance(
+            self.strategy,
+            tf.distribute.MirroredStrategy
+            | tf.distribute.MultiWorkerMirroredStrategy,
+        )
+        if xla == "off" or merges:
+            return
+        if xla == "on":
+            # One program for all.
+            self._replica_step = _compiled(self._replica_step)
+        else:
+            self._update = _compiled(self._update)
 
     @tf.function
     def train_steps(
@@ -184,6 +193,7 @@ class Trainer:
         )
 
     def _forward_backward_update(self, inputs, labels, weights) -> tf.Tensor:
+        """Trains a replica; returns its stacked totals."""
         # Read here, since the optimizer updates it.
         scale = self.optimizer.scale_loss(1.0) if self._scales_loss else 1.0
         gradients, totals = self._forward_backward(
@@ -193,7 +203,11 @@ class Trainer:
         return totals
 
     def _gradients_and_totals(self, inputs, labels, weights, loss_scale):
-        """Returns the gradients of the flat variables, and `TrainTotals`."""
+        """Returns the gradients and the totals of a replica's batch.
+
+        The gradients are float32, as the flat variables are; the totals are a
+        stacked `TrainTotals`, float32 `[4]`.
+        """
         targets = tf.one_hot(labels, self._num_classes)
         with (
             self.weights.substituted() as layer_weights,

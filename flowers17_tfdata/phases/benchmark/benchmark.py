@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Mapping
 from typing import Any
 
-from flowers17_tfdata import files, terminal
+from flowers17_tfdata import files, machine, terminal
 from flowers17_tfdata.errors import UserError
 from flowers17_tfdata.input.examples import load_examples
 from flowers17_tfdata.phases.benchmark import (
@@ -33,7 +33,6 @@ def benchmark(session: Session) -> None:
     """Measures all rows, writes `benchmark.json` and prints a table.
 
     Raises:
-      ConfigError: see `step_overhead.overhead_rows`.
       UserError: the data set has no train split, or stock Keras fails.
     """
     session.source.check_split("train")
@@ -78,32 +77,34 @@ def _measure(session: Session, folder: pathlib.Path) -> list[Row]:
 
 
 def _timm_rows(session: Session, stack: contextlib.ExitStack) -> list[Row]:
-    """Returns the rows of timm, which may be neither installed nor able."""
-    if not timm_peer.is_installed():
+    """Returns the rows of timm, if it is installed and can do the work."""
+    one_device = session.strategy.num_replicas_in_sync == 1
+    if not one_device or not timm_peer.is_installed():
         return []
     config = session.config
-    peer = stack.enter_context(
-        worker.open_worker(
-            "timm",
-            timm_peer.measure,
-            timm_peer.Work(
-                config.model.backbone,
-                (
-                    (timm_peer.FORWARD, config.input.image_size),
-                    (timm_peer.STEP, config.input.train_image_size),
-                ),
-                config.optimization.global_batch_size,
-                len(session.source.class_names),
-                session.compute_dtype,
-            ),
-        )
+    work = timm_peer.Work(
+        config.model.backbone,
+        (
+            (timm_peer.FORWARD, config.input.image_size),
+            (timm_peer.STEP, config.input.train_image_size),
+        ),
+        config.optimization.global_batch_size,
+        len(session.source.class_names),
+        session.compute_dtype,
+        needs_gpu=bool(machine.hardware()["gpus"]),
     )
-    try:
-        for stage in timm_peer.STAGES:
-            peer(stage)
-    except UserError as error:
-        terminal.say(f"timm is left out: {error}")
-        return []
+    with contextlib.ExitStack() as trial:
+        peer = trial.enter_context(
+            worker.open_worker("timm", timm_peer.measure, work)
+        )
+        try:
+            for stage in timm_peer.STAGES:
+                peer(stage)
+        except UserError as error:
+            terminal.say(f"without timm: {error}")
+            return []
+        # It worked: the worker goes on.
+        stack.enter_context(trial.pop_all())
     return [
         Row(stage, functools.partial(peer, stage), relative_to=own)
         for stage, own in timm_peer.STAGES.items()
@@ -129,7 +130,7 @@ def _show(session: Session, rows: list[dict[str, Any]]) -> None:
             compared = f"{row['ratio']:.2f} x {other.split('/')[1]}"
         if other := row["ceiling"]:
             ceiling = f"{row['share_of_ceiling']:.0%} of {other.split('/')[1]}"
-        digits = 1 if value < 1000 else 0
+        digits = 0 if value >= 1000 else 1 if value >= 10 else 2
         value = f"{value:,.{digits}f}"
         shown.append([row["stage"], value, row["unit"], compared, ceiling])
     terminal.show_table(

@@ -151,9 +151,12 @@ def make_steps(
 
     Args:
       stage: the stage whose steps to take.
-      waits: takes `data_wait_fraction`, the share of the last measurement that
-        the steps waited for their batches. None: they all train on one batch,
-        which is always ready.
+      waits: a dict to which each measurement writes `data_wait_fraction`, the
+        share of its time that the steps waited for their batches. None: all
+        steps train on one batch, which is always ready.
+
+    Returns:
+      A function that takes a measurement, images/s.
     """
 
     def make_dataset(context: tf.distribute.InputContext) -> tf.data.Dataset:
@@ -166,21 +169,22 @@ def make_steps(
     distribute = trainer.strategy.distribute_datasets_from_function
     batches = iter(distribute(make_dataset))
 
-    waited = []
+    waited, seconds = [], []
 
     def call() -> int:
+        start = time.perf_counter()
         totals = trainer.train_steps(batches, tf.constant(steps))
         waited.append(float(totals.wait_secs))
+        seconds.append(time.perf_counter() - start)
         return steps * trainer.global_batch_size
 
     def run() -> float:
         drain(batches)
         waited.clear()
-        start = time.perf_counter()
+        seconds.clear()
         images_per_sec = measurement.rate(call)
         if waits is not None:
-            seconds = time.perf_counter() - start
-            waits["data_wait_fraction"] = sum(waited) / seconds
+            waits["data_wait_fraction"] = sum(waited) / sum(seconds)
         return images_per_sec
 
     return run

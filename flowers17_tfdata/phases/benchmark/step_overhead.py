@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from flowers17_tfdata.errors import ConfigError
 from flowers17_tfdata.input.input_pipeline import Batch
 from flowers17_tfdata.models import training_size
 from flowers17_tfdata.phases.benchmark import measurement
@@ -19,18 +19,18 @@ from flowers17_tfdata.training.flat_weights import FlatWeights
 from flowers17_tfdata.training.loop import Stage
 from flowers17_tfdata.training.trainer import Trainer
 
-# The sizes of the smallest images to try, pixels. InceptionV3 takes 75.
-_SIZES = (32, 48, 64, 75, 96, 128, 224)
+# The sizes to try for the smallest images, pixels. InceptionV3 takes 75.
+_SIZES = (32, 48, 64, 75, 96, 128)
 
-# The number of steps between two returns to Python.
-_CALLS = 10
+_STEPS_PER_CALL = 10
 
 
 def overhead_rows(session: Session, stage: Stage) -> list[Row]:
     """Returns the rows `step/nodes` and `step/overhead`.
 
-    A GPU launches a kernel for most nodes of the graph, and a CPU passes over
-    memory: with little arithmetic in each, their number limits the step.
+    Most nodes of the graph launch a kernel on a GPU, and pass over memory on a
+    CPU. If there are thousands, each with little arithmetic, their number
+    limits the speed of a step.
 
     Args:
       session: the open run.
@@ -75,17 +75,12 @@ def count_nodes(function: tf.types.experimental.ConcreteFunction) -> int:
 def _smallest_trainer(session: Session, stage: Stage) -> Trainer:
     """Returns a trainer of the stage's model for the smallest images."""
     optimization, strategy = session.config.optimization, session.strategy
+    small = stage.model
     for size in _SIZES:
-        try:
+        # Too small for the backbone.
+        with contextlib.suppress(ValueError):
             small = training_size.resized(stage.model, size)
             break
-        except ValueError:
-            continue
-    else:
-        raise ConfigError(
-            f"benchmark: --backbone={session.config.model.backbone} takes no "
-            f"images of up to {_SIZES[-1]} pixels"
-        )
     with strategy.scope():
         weights = FlatWeights(stage.model)
         optimizer = optimizers.make_optimizer(
@@ -100,7 +95,8 @@ def _smallest_trainer(session: Session, stage: Stage) -> Trainer:
         strategy=strategy,
         global_batch_size=strategy.num_replicas_in_sync,
         optimizer=optimizer,
-        xla=session.config.runtime.xla == "on",
+        xla=session.config.runtime.xla,
+        deterministic=session.config.runtime.deterministic,
     )
 
 
@@ -122,11 +118,11 @@ def _make_overhead(trainer: Trainer, batches) -> Callable[[], float]:
     batch = next(batches)
 
     def step() -> int:
-        float(trainer.train_steps(batches, tf.constant(_CALLS)).loss)
-        return _CALLS
+        float(trainer.train_steps(batches, tf.constant(_STEPS_PER_CALL)).loss)
+        return _STEPS_PER_CALL
 
     def gradients() -> int:
-        float(trainer.sum_gradients(batch, tf.constant(_CALLS)))
-        return _CALLS
+        float(trainer.sum_gradients(batch, tf.constant(_STEPS_PER_CALL)))
+        return _STEPS_PER_CALL
 
     return lambda: measurement.rate(gradients) / measurement.rate(step)

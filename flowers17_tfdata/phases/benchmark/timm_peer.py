@@ -1,7 +1,8 @@
 """Measures the same network in timm (PyTorch), if both are installed.
 
 Neither is a dependency of this package. It runs as timm's users would run it:
-eager, autocast, channels last, a fused AdamW, batch-norm trained.
+eager, with autocast, channels last and a fused AdamW. The step trains
+batch-norm, which this package's step has folded away, and augments nothing.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from flowers17_tfdata.phases.benchmark import measurement
 
 FORWARD, STEP = "model/timm_forward", "model/timm_step"
 
-# The row of this package that does the same work.
+# The row of this package to compare each one with.
 STAGES = {FORWARD: "model/forward", STEP: "model/step_all"}
 
 
@@ -30,6 +31,7 @@ class Work:
       batch_size: images per step.
       num_classes: the number of classes.
       dtype: the dtype to compute in, e.g. `bfloat16`.
+      needs_gpu: fail without a GPU.
     """
 
     backbone: str
@@ -37,6 +39,7 @@ class Work:
     batch_size: int
     num_classes: int
     dtype: str
+    needs_gpu: bool = False
 
 
 def is_installed() -> bool:
@@ -59,6 +62,8 @@ def _make(stage: str, work: Work) -> Callable[[], int]:
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    if work.needs_gpu and device == "cpu":
+        raise RuntimeError("this PyTorch finds no GPU")
     torch.backends.cudnn.benchmark = True
     model = timm.create_model(
         _timm_name(work.backbone, timm.list_models()),
@@ -83,12 +88,12 @@ def _make(stage: str, work: Work) -> Callable[[], int]:
             loss = torch.nn.functional.cross_entropy(logits, labels)
         loss.backward()
         optimizer.step()
-        float(loss)
+        loss.item()
         return work.batch_size
 
     def forward() -> int:
         with torch.no_grad(), autocast:
-            float(model(images).sum())
+            model(images).sum().item()
         return work.batch_size
 
     model.train(stage == STEP)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -31,40 +32,46 @@ def open_worker(
       A function that measures the row of a name, in images/s. It raises
       `UserError` if the software fails.
     """
-    pool = ProcessPoolExecutor(
-        1, multiprocessing.get_context("spawn"), initializer=_be_quiet
-    )
-    process = psutil.Process(pool.submit(os.getpid).result())
+    with tempfile.NamedTemporaryFile(prefix="flowers17_tfdata_") as printed:
+        pool = ProcessPoolExecutor(
+            1,
+            multiprocessing.get_context("spawn"),
+            initializer=_print_to,
+            initargs=(printed.name,),
+        )
+        process = psutil.Process(pool.submit(os.getpid).result())
 
-    def run(stage: str) -> float:
+        def run(stage: str) -> float:
+            try:
+                process.resume()
+                future = pool.submit(_measure, measure, stage, work)
+                rate, error = future.result()
+                # Otherwise it would fill its buffers while others are measured.
+                process.suspend()
+            except (BrokenProcessPool, psutil.NoSuchProcess) as died:
+                lines = printed.read().decode(errors="replace").splitlines()
+                last = f" ({one_line(lines[-1], 160)})" if lines else ""
+                raise UserError(
+                    f"benchmark: the process of {title} died in {stage}{last}; "
+                    "out of memory? A lower --global_batch_size helps"
+                ) from died
+            if error:
+                raise UserError(f"benchmark: {title}, {stage}: {error}")
+            return rate
+
         try:
-            process.resume()
-            images_per_sec = pool.submit(_measure, measure, stage, work)
-            rate, error = images_per_sec.result()
-            # Otherwise it would fill its buffers while others are measured.
-            process.suspend()
-        except (BrokenProcessPool, psutil.NoSuchProcess) as died:
-            raise UserError(
-                f"benchmark: the process of {title} died in {stage}; out of "
-                "memory? A lower --global_batch_size helps"
-            ) from died
-        if error:
-            raise UserError(f"benchmark: {title}, {stage}: {error}")
-        return rate
-
-    try:
-        yield run
-    finally:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-        pool.shutdown()
+            yield run
+        finally:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+            pool.shutdown()
 
 
-def _be_quiet() -> None:
-    """Sends what the libraries print, C++ ones included, nowhere."""
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 1)
-    os.dup2(null, 2)
+def _print_to(path: str) -> None:
+    """Sends what libraries print, C++ ones included, to a file."""
+    file = os.open(path, os.O_WRONLY | os.O_APPEND)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
 
 
 def _measure(

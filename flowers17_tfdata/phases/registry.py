@@ -136,7 +136,7 @@ _PHASES = (
     Phase(
         "benchmark",
         "benchmark.benchmark:benchmark",
-        "measure how fast each part is, beside stock Keras",
+        "measure how fast each part is, beside stock Keras and timm",
         _TRAINING,
         trains=True,
         one_worker=True,

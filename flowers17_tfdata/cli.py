@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import pathlib
 import re
@@ -26,6 +27,11 @@ def main(argv: list[str]) -> int:
     0 done; 1 failed; 2 bad flags; 3 accuracy gate missed; 42 stopped by a
     signal after saving; 130 interrupted; 141 standard output was closed.
     """
+    _open_closed_streams()
+    for stream in (sys.stdout, sys.stderr):
+        # A class name that the stream's encoding lacks must not end the run.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     program = _program(argv[0])
     try:
         return _run(program, argv)
@@ -82,6 +88,24 @@ def _run(program: str, argv: list[str]) -> int:
 
     runner.run(config)
     return 0
+
+
+def _open_closed_streams() -> None:
+    """Opens the null device in the place of closed standard streams.
+
+    Daemons and windowed programs start without them, and a file that is opened
+    later would take their place.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            # It takes the lowest free number, which is this one.
+            os.open(os.devnull, os.O_RDWR)
+        if getattr(sys, name) is None:
+            mode = "w" if number else "r"
+            stream = open(number, mode, encoding="utf-8", closefd=False)  # noqa: SIM115
+            setattr(sys, name, stream)
 
 
 def _program(path: str) -> str:

@@ -11,12 +11,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import rich.console
+import rich.measure
 import rich.progress
 import rich.table
 import rich.text
 
 # From this imbalance on, a good accuracy can hide failures in small classes.
 _IMBALANCED = 3.0
+
+# The least width of a table's column of text, characters.
+_LEAST_WIDTH = 12
 
 # The scores that `--console=json` adds to the line of an evaluation.
 _SCORES = ("num_examples", "accuracy", "loss")
@@ -102,14 +106,27 @@ def show_table(
     # In a str, rich would take names in brackets for markup.
     text = rich.text.Text
     table = rich.table.Table(title=text(title), title_justify="left")
+    cells = [[_format(value) for value in row] for row in rows]
     for k, name in enumerate(columns):
         numeric = bool(rows) and not isinstance(rows[0][k], str)
+        # Never narrower than its numbers: rich would cut them first.
+        longest = max(len(row[k]) for row in [columns, *cells])
+        width = longest if numeric else min(longest, _LEAST_WIDTH)
         table.add_column(
-            text(name), justify="right" if numeric else "left", no_wrap=k == 0
+            text(name),
+            justify="right" if numeric else "left",
+            min_width=width,
+            no_wrap=numeric,
+            # Long names take several lines.
+            overflow="fold",
         )
-    for row in rows:
-        table.add_row(*(text(_format(value)) for value in row))
-    _make_console().print(table)
+    for row in cells:
+        table.add_row(*map(text, row))
+    console = _make_console()
+    unlimited = console.options.update(max_width=10_000)
+    least = rich.measure.Measurement.get(console, unlimited, table)
+    # A table that is wider than the screen is better than one without numbers.
+    console.print(table, width=max(console.width, least.minimum))
 
 
 def _format(value: Any) -> str:

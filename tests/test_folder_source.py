@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pathlib
 import zlib
@@ -190,6 +191,30 @@ def test_a_group_larger_than_a_split_bends_the_sizes(tmp_path, open_folder):
     splits = _split_of(source)
     assert len({splits[f"a/burst_{k}.png"] for k in range(16)}) == 1
     assert all(source.split_sizes.values())
+
+
+def test_a_file_that_cannot_be_read_is_tried_again(
+    flat, open_folder, monkeypatch
+):
+    """A denied permission says nothing about the image."""
+    bad = flat / "rose" / "003.jpg"
+    read_bytes = pathlib.Path.read_bytes
+
+    def denied(path):
+        if path == bad:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return read_bytes(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pathlib.Path, "read_bytes", denied)
+        source = open_folder(flat)
+    assert sum(source.split_sizes.values()) == 29
+    assert "first rose/003.jpg (Permission denied)" in source.notes[-1]
+    scanned = []
+    source = open_folder(flat, on_scanned=scanned.append)
+    assert sum(source.split_sizes.values()) == 30
+    # The others are known.
+    assert scanned == [1]
 
 
 def test_undecodable_images_are_left_out_and_reported(flat, open_folder):

@@ -613,6 +613,46 @@ def test_resume_with_a_changed_flag_is_refused(tmp_path):
     resume.check_key(folder, key, tmp_path)
 
 
+def test_a_renamed_folder_of_photographs_goes_on(tmp_path):
+    folder = tmp_path / "checkpoints" / "transfer"
+    folder.mkdir(parents=True)
+
+    def key(dataset):
+        return resume.resume_key(CONFIG, "transfer", dataset, "float32")
+
+    resume.write_key(folder, key("folder:photos@0123abcd"))
+    _stage(tmp_path).run()
+    resume.check_key(folder, key("folder:pictures@0123abcd"), tmp_path)
+    for other in ("folder:photos@ffffffff", "set/1"):
+        with pytest.raises(ConfigError, match="--dataset: "):
+            resume.check_key(folder, key(other), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["run[1]", "a*b", "what?", "back\\slash"])
+def test_no_folder_name_is_a_pattern(tmp_path, name, undisturbed):
+    """TensorFlow finds checkpoints by patterns."""
+    workdir = tmp_path / name
+    stage = _stage(workdir)
+    train_steps, calls = stage.trainer.train_steps, []
+
+    def killed(*arguments):
+        calls.append(arguments)
+        if len(calls) == 8:
+            raise KeyboardInterrupt
+        return train_steps(*arguments)
+
+    stage.trainer.train_steps = killed
+    with pytest.raises(KeyboardInterrupt):
+        stage.run()
+    assert resume.started_with(workdir) == {}
+    resume.write_key(workdir / "checkpoints" / "transfer", _key("transfer"))
+    assert resume.started_with(workdir) != {}
+    resumed = _stage(workdir)
+    result = resumed.run()
+    expected = undisturbed(CONFIG, tf.distribute.get_strategy())
+    _assert_ends_as(resumed, workdir, result, expected)
+
+
 def test_a_solved_head_is_held_to_its_flags_too(tmp_path):
     """A solver writes no checkpoint, only its result."""
     folder = tmp_path / "checkpoints" / "transfer"

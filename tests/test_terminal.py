@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import shlex
 import shutil
 import subprocess
 import sys
@@ -74,6 +75,18 @@ def test_names_in_brackets_are_shown(capsys):
     out = capsys.readouterr().out
     for name in (*names, "[t]", "[c]"):
         assert name in out
+
+
+@pytest.mark.parametrize("width", [20, 80])
+def test_a_long_name_takes_no_room_from_the_numbers(capsys, monkeypatch, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    name = "00000_Animalia_Annelida_Clitellata_Haplotaxida_Lumbricidae"
+    columns = ["class", "precision", "recall", "F1", "images"]
+    terminal.show_table("t", columns, [[name, 0.125, 0.25, 0.375, 123456]])
+    out = capsys.readouterr().out
+    for text in (*columns, "0.125", "0.250", "0.375", "123456"):
+        assert text in out
+    assert "…" not in out
 
 
 def test_a_run_for_machines_prints_json_alone(
@@ -192,6 +205,45 @@ def test_a_closed_pipe_ends_it_without_a_word():
         err = process.stderr.read()
     assert process.returncode == 141
     assert err == ""
+
+
+def test_a_name_that_the_encoding_lacks_is_replaced():
+    program = (
+        "from flowers17_tfdata import cli, terminal\n"
+        "cli.main(['main.py', '--help'])\n"
+        "terminal.show_table('t', ['class'], [['caf\\u00e9 \\u82b1']])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        check=True,
+    )
+    assert b"caf\\xe9 \\u82b1" in done.stdout
+    assert done.stderr == b""
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_are_as_the_null_device(tmp_path, closed):
+    found = tmp_path / "found"
+    program = (
+        "import sys\n"
+        "from flowers17_tfdata import cli, terminal\n"
+        "code = cli.main(['main.py', '--phase=nonesuch'])\n"
+        "terminal.say('a line')\n"
+        f"open({str(found)!r}, 'w').write(f'{{code}} {{sys.stdin.read()}}')\n"
+    )
+    line = shlex.join([sys.executable, "-c", program])
+    done = subprocess.run(
+        ["bash", "-c", f"{line} {closed}"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert found.read_text() == "2 "
 
 
 def test_plot_needs_graphviz_before_anything_is_trained(monkeypatch):

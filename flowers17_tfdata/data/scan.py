@@ -17,6 +17,7 @@ from flowers17_tfdata import files, machine
 from flowers17_tfdata.data import decode, near_duplicates
 from flowers17_tfdata.data.near_duplicates import NearDuplicate
 from flowers17_tfdata.data.oxford_flowers17 import splits
+from flowers17_tfdata.errors import one_line
 
 # Images decoded at once: enough to keep all cores busy, little memory.
 _CHUNK = 256
@@ -25,7 +26,9 @@ _CHUNK = 256
 _SAVE_SECS = 30.0
 
 # The format of the cache file. Another format means decoding all images anew.
-_FORMAT = "thumbnails 1"
+_FORMAT = "thumbnails 2"
+
+_NOTHING = np.zeros([16, 17], np.float16)
 
 # JPEGs are reduced while they are decoded, to no less than this, pixels.
 _LEAST_SIDE = 256
@@ -36,10 +39,25 @@ Image = bytes | pathlib.Path
 # Called with the number of images decoded so far.
 OnScanned = Callable[[int], None]
 
-# A thumbnail, float16 `[16, 17]`; height and width; the error, or ''. The cache
-# file has an array for each.
-_Row = tuple[np.ndarray, Sequence[int], str]
+# The arrays of the cache file.
 _COLUMNS = ("thumbnails", "sizes", "errors")
+
+
+class _Row(NamedTuple):
+    """What was found in an image.
+
+    Attributes:
+      thumbnail: float16 `[16, 17]`.
+      size: height and width, pixels.
+      error: why the image can't be decoded, or ''.
+      is_known: whether its bytes were read, so that this holds until they
+        change. A denied permission or a network's failure may be gone tomorrow.
+    """
+
+    thumbnail: np.ndarray
+    size: Sequence[int]
+    error: str
+    is_known: bool = True
 
 
 class ScannedImages(NamedTuple):
@@ -107,7 +125,8 @@ def scan_files(
     for key, row in zip(missing, rows, strict=True):
         known[key] = row
         if key == missing[-1] or time.monotonic() - saved_at > _SAVE_SECS:
-            _save_rows(cache, {k: known[k] for k in paths if k in known})
+            kept = [k for k in paths if k in known and known[k].is_known]
+            _save_rows(cache, {k: known[k] for k in kept})
             saved_at = time.monotonic()
     found = _to_arrays([known[key] for key in paths])
     return found._replace(pairs_cache=cache.with_suffix(".pairs.npz"))
@@ -143,18 +162,20 @@ def _scan_image(image: Image) -> _Row:
                 shape = pixels.shape
             gray = tf.image.rgb_to_grayscale(tf.cast(pixels, tf.float32))
             small = tf.image.resize(gray, [16, 17], method="area")[..., 0]
-    except (OSError, ValueError, tf.errors.InvalidArgumentError) as error:
-        nothing = np.zeros([16, 17], np.float16)
-        return nothing, (0, 0), decode.decoder_message(error)
+    except (ValueError, tf.errors.InvalidArgumentError) as error:
+        return _Row(_NOTHING, (0, 0), decode.decoder_message(error))
+    except OSError as error:
+        reason = one_line(error.strerror or error)
+        return _Row(_NOTHING, (0, 0), reason, is_known=False)
     # Rounded as in the cache file, so that cached images hash the same.
-    return small.numpy().astype(np.float16), shape[:2], ""
+    return _Row(small.numpy().astype(np.float16), shape[:2], "")
 
 
 def _to_arrays(rows: list[_Row]) -> ScannedImages:
     return ScannedImages(
-        np.array([row[0] for row in rows], np.float32).reshape(-1, 16, 17),
-        np.array([row[1] for row in rows], np.int32).reshape(-1, 2),
-        {k: str(row[2]) for k, row in enumerate(rows) if row[2]},
+        np.array([r.thumbnail for r in rows], np.float32).reshape(-1, 16, 17),
+        np.array([r.size for r in rows], np.int32).reshape(-1, 2),
+        {k: str(r.error) for k, r in enumerate(rows) if r.error},
     )
 
 
@@ -163,12 +184,17 @@ def _load_rows(path: pathlib.Path) -> dict[str, _Row]:
     if not arrays:
         return {}
     rows = zip(*(arrays[name] for name in _COLUMNS), strict=True)
-    return dict(zip(arrays["keys"].tolist(), rows, strict=True))
+    keys = arrays["keys"].tolist()
+    return dict(zip(keys, itertools.starmap(_Row, rows), strict=True))
 
 
 def _save_rows(path: pathlib.Path, known: dict[str, _Row]) -> None:
-    columns = zip(*known.values(), strict=True)
-    arrays = dict(zip(_COLUMNS, columns, strict=True))
+    rows = known.values()
+    arrays = {
+        "thumbnails": [row.thumbnail for row in rows],
+        "sizes": [row.size for row in rows],
+        "errors": [row.error for row in rows],
+    }
     save_arrays(path, _FORMAT, arrays | {"keys": list(known)})
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import pathlib
+import tempfile
 from collections.abc import Sequence
 
 import keras
@@ -77,6 +79,11 @@ class StageCheckpoints:
             seeds=seeds,
             **{name: getattr(self, name) for name in _PROGRESS},
         )
+        # TensorFlow takes brackets in a path for a pattern.
+        self._output = output
+        self._links = tempfile.TemporaryDirectory(prefix="flowers17_tfdata-")
+        self._readable = _without_brackets(folder, self._links.name)
+        output = _without_brackets(output, self._links.name)
         # Several, since a damaged one is passed over.
         self._latest = tf.train.CheckpointManager(
             checkpoint, str(output), max_to_keep=3
@@ -101,16 +108,19 @@ class StageCheckpoints:
           UserError: all checkpoints are damaged, or the workers found
             different ones.
         """
-        paths = _newest_first(self._folder)
-        for path in paths:
-            damage = _damage(path)
+        names = _newest_first(self._folder)
+        for name in names:
+            damage = _damage(f"{self._readable}/{name}")
             if damage:
-                terminal.say(f"{path} is damaged and passed over: {damage}")
+                terminal.say(
+                    f"{self._folder}/{name} is damaged and passed over: "
+                    f"{damage}"
+                )
                 continue
-            _restore(self._latest.checkpoint, path)
+            self._restore(self._latest.checkpoint, name)
             break
         else:
-            if paths:
+            if names:
                 raise UserError(
                     f"every checkpoint in {self._folder} is damaged: pass "
                     "another --workdir to start again"
@@ -156,7 +166,7 @@ class StageCheckpoints:
             reason = error.message.rpartition("; ")[2].split(" [Op:")[0]
             raise UserError(
                 "a checkpoint can't be written to "
-                f"{self._latest.directory}: {one_line(reason)}"
+                f"{self._output}: {one_line(reason)}"
             ) from error
 
     def save_if_best(self, accuracy: float, loss: float) -> None:
@@ -204,19 +214,48 @@ class StageCheckpoints:
 
     def restore_best(self) -> None:
         """Restores the weights of the kept epoch into the model."""
-        path = f"{self._folder}/best/ckpt-{self.best_epoch.numpy()}"
-        _restore(self._best.checkpoint, path)
+        name = f"best/ckpt-{self.best_epoch.numpy()}"
+        self._restore(self._best.checkpoint, name)
+
+    def _restore(self, checkpoint: tf.train.Checkpoint, name: str) -> None:
+        """Restores every value of a checkpoint.
+
+        Raises:
+          UserError: it doesn't fit, or can't be read.
+        """
+        try:
+            checkpoint.restore(f"{self._readable}/{name}").assert_consumed()
+        except (tf.errors.OpError, AssertionError, ValueError) as error:
+            raise UserError(
+                f"the checkpoint {self._folder}/{name} can't be restored: "
+                f"{one_line(error)}"
+            ) from error
+
+
+def _without_brackets(folder: pathlib.Path, links: str) -> pathlib.Path:
+    """Returns a path of a folder that TensorFlow can't take for a pattern.
+
+    Args:
+      folder: the folder; it is made if it takes a link.
+      links: a folder to make a symbolic link in, if it takes one.
+    """
+    if not set("[]*?\\") & set(str(folder)):
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    link = pathlib.Path(links, str(len(os.listdir(links))))
+    link.symlink_to(folder.resolve(), target_is_directory=True)
+    return link
 
 
 def _newest_first(folder: pathlib.Path) -> list[str]:
-    """Returns the paths of the checkpoints in a folder.
+    """Returns the names of the checkpoints in a folder.
 
     It lists their index files, which are written last. TensorFlow's own list of
     checkpoints may be damaged too.
     """
     numbers = [path.stem[5:] for path in folder.glob("ckpt-*.index")]
     newest_first = sorted(map(int, filter(str.isdecimal, numbers)))[::-1]
-    return [f"{folder}/ckpt-{number}" for number in newest_first]
+    return [f"ckpt-{number}" for number in newest_first]
 
 
 def _damage(path: str) -> str:
@@ -230,17 +269,3 @@ def _damage(path: str) -> str:
     except (tf.errors.OpError, ValueError, RuntimeError, LookupError) as error:
         return one_line(error, 160)
     return ""
-
-
-def _restore(checkpoint: tf.train.Checkpoint, path: str) -> None:
-    """Restores every value of a checkpoint.
-
-    Raises:
-      UserError: it doesn't fit, or can't be read.
-    """
-    try:
-        checkpoint.restore(path).assert_consumed()
-    except (tf.errors.OpError, AssertionError, ValueError) as error:
-        raise UserError(
-            f"the checkpoint {path} can't be restored: {one_line(error)}"
-        ) from error

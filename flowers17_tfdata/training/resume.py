@@ -5,10 +5,9 @@ from __future__ import annotations
 import pathlib
 from typing import Any
 
-import tensorflow as tf
-
 from flowers17_tfdata import files
 from flowers17_tfdata.config.config import Config, all_flags, to_values
+from flowers17_tfdata.config.data import FOLDER_PREFIX
 from flowers17_tfdata.config.optimization import STAGES
 from flowers17_tfdata.errors import ConfigError
 
@@ -59,7 +58,7 @@ def check_key(
     if not path.exists() or not _has_progress(folder):
         return
     for name, old in files.read_json(path).items():
-        if name in key and key[name] != old:
+        if name in key and _unnamed(key[name]) != _unnamed(old):
             raise ConfigError(
                 f"--{name}: {workdir} was started with {old!r}, got "
                 f"{key[name]!r}; pass the old value to resume, or another "
@@ -82,4 +81,14 @@ def _has_progress(folder: pathlib.Path) -> bool:
     if (folder / "done.json").exists():
         # The solver of the head saves no checkpoint.
         return True
-    return tf.train.latest_checkpoint(str(folder)) is not None
+    return any(folder.glob("ckpt-*.index"))
+
+
+def _unnamed(value: Any) -> Any:
+    """Returns a flag's value, the data set of a folder without its name.
+
+    The folder may be renamed: the digits stand for all that matters.
+    """
+    if isinstance(value, str) and value.startswith(FOLDER_PREFIX):
+        return FOLDER_PREFIX + value.rpartition("@")[2]
+    return value

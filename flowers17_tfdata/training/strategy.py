@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
+import os
 import signal
+import subprocess
 import sys
 import threading
+from collections.abc import Iterator, Sequence
 
 import tensorflow as tf
 
@@ -84,18 +88,87 @@ def _multi_worker(
         file=sys.stderr,
         flush=True,
     )
-    # TensorFlow waits for ever, ignores SIGTERM while it does, and holds
-    # Python's global lock, so that no Python thread could end it.
-    faulthandler.dump_traceback_later(seconds, exit=True)
-    try:
+    with _ended_by_signals(), _ended_after(seconds, _addresses(resolver)):
         strategy = tf.distribute.MultiWorkerMirroredStrategy(resolver)
-    finally:
-        faulthandler.cancel_dump_traceback_later()
     if threading.current_thread() is threading.main_thread():
         # TensorFlow takes SIGTERM for its preemption handler, which this
         # program doesn't use.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
     return strategy
+
+
+def _addresses(
+    resolver: tf.distribute.cluster_resolver.ClusterResolver,
+) -> list[str]:
+    jobs = resolver.cluster_spec().as_dict()
+    return [address for job in sorted(jobs) for address in jobs[job]]
+
+
+@contextlib.contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Lets SIGTERM and Ctrl-C end the process at once.
+
+    While TensorFlow waits for other workers it holds Python's global lock, so
+    that a handler in Python would never run.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    kinds = (signal.SIGTERM, signal.SIGINT)
+    before = {kind: signal.signal(kind, signal.SIG_DFL) for kind in kinds}
+    try:
+        yield
+    finally:
+        for kind, handler in before.items():
+            signal.signal(kind, handler)
+
+
+# Waits for its standard input to close. If that takes too long, it names the
+# addresses where nobody listens.
+_WATCH = """
+import select, socket, sys
+seconds, *addresses = sys.argv[1:]
+if not select.select([sys.stdin], [], [], float(seconds))[0]:
+    missing = []
+    for address in addresses:
+        host, _, port = address.rpartition(":")
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), 1).close()
+        except OSError:
+            missing.append(address)
+    names = ", ".join(missing) or "none, all addresses accept connections"
+    print(
+        f"error: the workers are not complete after {seconds} s "
+        f"(--stall_timeout_secs); missing: {names}",
+        file=sys.stderr,
+    )
+"""
+
+
+@contextlib.contextmanager
+def _ended_after(seconds: float, addresses: Sequence[str]) -> Iterator[None]:
+    """Ends the process with 1 and one line if the block takes longer.
+
+    Args:
+      seconds: the time to wait for the other workers.
+      addresses: `host:port` of each worker.
+    """
+    # No Python thread could do either; see `_ended_by_signals`.
+    watch = subprocess.Popen(
+        [sys.executable, "-c", _WATCH, f"{seconds:g}", *addresses],
+        stdin=subprocess.PIPE,
+    )
+    assert watch.stdin is not None
+    # The process that watches needs up to a second per worker.
+    last = seconds + 2 + len(addresses)
+    with open(os.devnull, "w") as null:
+        faulthandler.dump_traceback_later(last, exit=True, file=null)
+        try:
+            yield
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+            watch.stdin.close()
+            watch.wait()
 
 
 def _grow_memory(gpus: list) -> None:

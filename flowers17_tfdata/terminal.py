@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import rich.console
-import rich.measure
 import rich.progress
 import rich.table
 import rich.text
@@ -106,12 +105,15 @@ def show_table(
     # In a str, rich would take names in brackets for markup.
     text = rich.text.Text
     table = rich.table.Table(title=text(title), title_justify="left")
+    least_width = 1
     cells = [[_format(value) for value in row] for row in rows]
     for k, name in enumerate(columns):
         numeric = bool(rows) and not isinstance(rows[0][k], str)
         # Never narrower than its numbers: rich would cut them first.
         longest = max(len(row[k]) for row in [columns, *cells])
         width = longest if numeric else min(longest, _LEAST_WIDTH)
+        # With a border and a space on each side.
+        least_width += width + 3
         table.add_column(
             text(name),
             justify="right" if numeric else "left",
@@ -123,10 +125,9 @@ def show_table(
     for row in cells:
         table.add_row(*map(text, row))
     console = _make_console()
-    unlimited = console.options.update(max_width=10_000)
-    least = rich.measure.Measurement.get(console, unlimited, table)
     # A table that is wider than the screen is better than one without numbers.
-    console.print(table, width=max(console.width, least.minimum))
+    console.width = max(console.width, least_width)
+    console.print(table)
 
 
 def _format(value: Any) -> str:

@@ -28,6 +28,7 @@ IMPORTS = {
     "models": {"config", "files", "terminal"},
     "phases.benchmark": {
         "config",
+        "data",
         "files",
         "input",
         "machine",

@@ -114,18 +114,22 @@ def test_kinds_of_files(tmp_path, open_folder):
     write_picture(root / "a" / "deep" / "er" / "alpha.PNG", 0, alpha)
     write_picture(root / "b" / "x.BmP", 3)
     write_picture(root / "b" / "png_inside.gif", 4)
-    for name in ("a.heic", "b.HEIC", "c.webp", "notes.txt", ".x.jpg", "none"):
+    write_picture(root / "b" / "photo.webp", 6)
+    good = (root / "a" / "gray.JPG").read_bytes()
+    for name in ("saved.jfif", "c.jpg_large", "no_suffix"):
+        (root / "b" / name).write_bytes(good + name.encode())
+    for name in ("a.mp4", "b.MP4", "notes.txt", ".x.jpg", "none"):
         (root / "a" / name).touch()
     (root / "__MACOSX").mkdir()
     (root / ".git").mkdir()
     write_picture(root / "stray.jpg", 5)
     source = open_folder(root)
     assert source.class_names == ("a", "b")
-    assert sum(source.split_sizes.values()) == 24
+    assert sum(source.split_sizes.values()) == 28
     assert "a/deep/er/alpha.PNG" in _split_of(source)
-    assert source.notes[1].startswith("skipped: 2 .heic, 1 ")
+    assert source.notes[1].startswith("skipped: 2 .mp4, 1 ")
     for kind in (
-        *(".webp", ".txt", "(none)"),
+        *(".txt", "(none)"),
         *("hidden file(s)", "image(s) in no class folder"),
     ):
         assert f"1 {kind}" in source.notes[1]
@@ -331,8 +335,8 @@ def test_layout_mistakes_get_one_line(flat, open_folder, mistake):
 
 def test_the_reason_for_an_empty_class_is_reported(flat, open_folder):
     (flat / "tulip").mkdir()
-    (flat / "tulip" / "1.heic").touch()
-    with pytest.raises(ConfigError, match=r"tulip holds none \(.*1 \.heic"):
+    (flat / "tulip" / "1.mp4").touch()
+    with pytest.raises(ConfigError, match=r"tulip holds none \(.*1 \.mp4"):
         open_folder(flat)
 
 

@@ -14,12 +14,14 @@ ROOT = pathlib.Path(__file__).parents[1]
 _ON_PYPI = {
     "PIL": "pillow",
     "absl": "absl-py",
+    "pillow_heif": "pillow-heif",
     "ai_edge_litert": "ai-edge-litert",
     "cv2": "opencv-python-headless",
     "tensorflow_datasets": "tensorflow-datasets",
 }
 # Imported only where one export format or benchmark needs it.
-_OPTIONAL = {"ai-edge-litert", "onnxruntime", "tf2onnx"}
+_OPTIONAL = {"ai-edge-litert", "onnxruntime", "pillow-heif", "tf2onnx"}
+_EXTRAS = ("export", "onnx", "heic")
 # The benchmark measures them beside this package if they are there.
 _PEERS = {"timm", "torch"}
 
@@ -61,6 +63,6 @@ def test_every_import_is_declared_and_every_declaration_used():
 
 def test_optional_imports_have_an_extra():
     extras = _setup()["options.extras_require"]
-    offered = _names(extras["export"]) | _names(extras["onnx"])
+    offered = set().union(*(_names(extras[e]) for e in _EXTRAS))
     assert offered == _OPTIONAL
     assert offered <= _names(extras["test"])

@@ -13,7 +13,7 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 
 from flowers17_tfdata import files
-from flowers17_tfdata.data import folder_listing
+from flowers17_tfdata.data import decode, folder_listing, image_formats
 from flowers17_tfdata.data.scan import Scan
 from flowers17_tfdata.data.source import Source
 from flowers17_tfdata.errors import UserError, one_line
@@ -25,12 +25,7 @@ _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 # File systems accept 255 bytes, or 143 if they encrypt names.
 _LONGEST_NAME = 120
 
-_MAGIC = {
-    b"\xff\xd8\xff": ".jpg",
-    b"\x89PNG": ".png",
-    b"GIF8": ".gif",
-    b"BM": ".bmp",
-}
+_SUFFIX_OF = {"JPEG": ".jpg", "PNG": ".png", "GIF": ".gif", "BMP": ".bmp"}
 
 
 def folder_names(class_names: Sequence[str]) -> list[str]:
@@ -122,13 +117,16 @@ def _write_images(source: Source, root: pathlib.Path) -> None:
         for example in source.read(split).as_numpy_iterator():
             data, label = example["image"], example["label"]
             image_id = example["id"].decode()
-            suffix = next((_MAGIC[m] for m in _MAGIC if data.startswith(m)), "")
-            if not suffix or not 0 <= label < len(names):
-                raise UserError(
-                    f"{source.name}, split {split}: {image_id} must be a JPEG, "
-                    "PNG, GIF or BMP with a label; its label is "
-                    f"{label}, and it starts with {data[:4]}"
-                )
+            where = f"{source.name}, split {split}: {image_id}"
+            if not 0 <= label < len(names):
+                raise UserError(f"{where} must have a label; got {label}")
+            if image_formats.recognize(data) not in _SUFFIX_OF:
+                # Keras reads no other formats.
+                try:
+                    data = decode.upright(data)
+                except ValueError as error:
+                    raise UserError(f"{where}: {one_line(error)}") from error
+            suffix = _SUFFIX_OF[image_formats.recognize(data)]
             stem = _safe_name(pathlib.PurePosixPath(image_id).stem)
             number, file = 1, folders[label] / f"{stem}{suffix}"
             # Some file systems ignore case.

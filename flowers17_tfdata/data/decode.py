@@ -1,29 +1,37 @@
-"""The one decoder: training, evaluation and the audit see the same pixels."""
+"""The one reader of pictures: everything sees the same pixels.
+
+`upright` turns any file into a JPEG or PNG that TensorFlow decodes to what a
+viewer shows. Metadata never decides about pixels: only sizes and orientations
+are read from it, and what is malformed is passed over.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import struct
 import warnings
 
 import numpy as np
 import tensorflow as tf
-from PIL import Image
+from PIL import Image, ImageOps
 
+from flowers17_tfdata.data import image_formats
 from flowers17_tfdata.errors import one_line
 
 # Pillow warns about malformed metadata and large images without naming them.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 JPEG_MAGIC = b"\xff\xd8\xff"
+_PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 
-# Name suffixes of the files that can be decoded, in lower case.
-SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp")
+# The most pixels of an image, as Pillow limits it: 179 million.
+_MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 0)
 
-_FORMATS = ("JPEG", "PNG", "GIF", "BMP")
-
-# The tag, the type (SHORT) and the count in its EXIF directory entry.
-_ORIENTATION_ENTRY = [0x0112, 3, 1]
+# The tag of the orientation in EXIF, and the formats of its types, SHORT and
+# LONG.
+_ORIENTATION = 0x0112
+_ORIENTATION_TYPES = {3: "H", 4: "I"}
 
 # How to turn the stored pixels upright, by EXIF orientation: CIPA DC-008
 # (Exif 2.32), tag 0x0112.
@@ -37,52 +45,126 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 
+# JPEG markers (ITU-T T.81, table B.1): the start of a frame in any process, but
+# for DHT, JPG and DAC; the start of a scan; application data with EXIF.
+_FRAMES = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_START_OF_SCAN, _APP1 = 0xDA, 0xE1
+
 
 def upright(encoded: bytes) -> bytes:
     """Returns an image that decodes to what a viewer shows.
 
-    TensorFlow's decoders ignore the EXIF orientation of a JPEG and allocate
-    whatever size a header declares. So every image from outside must pass
-    through here first. This reads only the header, unless it has to turn the
-    image.
+    TensorFlow's decoders ignore the EXIF orientation, misread some kinds of BMP
+    and GIF, and allocate whatever size a header declares. So every image from
+    outside must pass through here first. If a JPEG or PNG is upright, this
+    reads only the header.
 
     Args:
-      encoded: JPEG, PNG, BMP or GIF.
+      encoded: an image in one of `image_formats.FORMATS`.
 
     Returns:
-      `encoded` itself, or the turned image as a PNG.
+      `encoded` itself, or the image as a PNG.
 
     Raises:
-      ValueError: the bytes are in none of these formats, or declare more pixels
-        than Pillow opens (twice `PIL.Image.MAX_IMAGE_PIXELS`: 179 million).
+      ValueError: the bytes are in none of these formats, can't be decoded, or
+        declare more than 179 million pixels.
     """
-    try:
-        with Image.open(io.BytesIO(encoded), formats=_FORMATS) as image:
-            turn = _TURNS.get(_orientation(image))
-    except Image.DecompressionBombError as error:
-        raise ValueError(one_line(error, 160)) from error
-    except OSError as error:
-        raise ValueError("no header of a JPEG, PNG, GIF or BMP") from error
+    kind = image_formats.recognize(encoded)
+    if not kind:
+        raise ValueError(
+            f"no {', '.join(image_formats.FORMATS[:-1])} or "
+            f"{image_formats.FORMATS[-1]}: {image_formats.describe(encoded)}"
+        )
+    if kind not in ("JPEG", "PNG"):
+        return _to_png(_read_by_pillow(encoded, kind))
+    read_header = _jpeg_header if kind == "JPEG" else _png_header
+    size, tiff = read_header(encoded)
+    _check_size(*size)
+    turn = _TURNS.get(_orientation(tiff))
     if turn is None:
         return encoded
-    turned = Image.fromarray(decode_reduced(encoded, 1)).transpose(turn)
+    return _to_png(Image.fromarray(decode_reduced(encoded, 1)).transpose(turn))
+
+
+def _to_png(image: Image.Image) -> bytes:
     stream = io.BytesIO()
     # Kept only for this run, so speed matters more than size.
-    turned.save(stream, "PNG", compress_level=1)
+    image.save(stream, "PNG", compress_level=1)
     return stream.getvalue()
 
 
-def _orientation(image: Image.Image) -> int:
-    """Returns the orientation in a JPEG's EXIF; 0 if it has none.
+def _check_size(width: int, height: int) -> None:
+    if width * height > _MAX_PIXELS:
+        raise ValueError(
+            f"{width} x {height} = {width * height} pixels exceed the limit of "
+            f"{_MAX_PIXELS}"
+        )
+
+
+def _jpeg_header(encoded: bytes) -> tuple[tuple[int, int], bytes]:
+    """Returns the width and height of a JPEG, and its EXIF.
+
+    An exported model finds the EXIF in the same way (`exif_in_graph`).
+    """
+    size, tiff, start = (0, 0), b"", 2
+    while len(encoded) >= start + 4 and encoded[start] == 0xFF:
+        marker = encoded[start + 1]
+        if marker == 0xFF:
+            # Any number of fill bytes may precede a marker.
+            start += 1
+            continue
+        if marker == _START_OF_SCAN:
+            break
+        end = start + 2 + int.from_bytes(encoded[start + 2 : start + 4], "big")
+        content = encoded[start + 4 : end]
+        if marker in _FRAMES and len(content) >= 5:
+            bits, height, width = struct.unpack_from(">BHH", content)
+            if bits != 8:
+                raise ValueError(f"a JPEG of {bits} bits per sample")
+            size = width, height
+        if marker == _APP1 and content[:6] == b"Exif\0\0" and not tiff:
+            tiff = content[6:]
+        start = end
+    return size if any(size) else _size_by_decoder(encoded), tiff
+
+
+def _size_by_decoder(encoded: bytes) -> tuple[int, int]:
+    """Returns the width and height of a JPEG whose segments are damaged.
+
+    Raises:
+      ValueError: the decoder finds no frame either.
+    """
+    try:
+        with tf.device("CPU:0"):
+            shape = tf.io.extract_jpeg_shape(encoded).numpy()
+    except tf.errors.InvalidArgumentError as error:
+        raise ValueError(f"a damaged JPEG: {decoder_message(error)}") from error
+    return int(shape[1]), int(shape[0])
+
+
+def _png_header(encoded: bytes) -> tuple[tuple[int, int], bytes]:
+    """Returns the width and height of a PNG, and its EXIF."""
+    size, tiff, start = (0, 0), b"", len(_PNG_MAGIC)
+    while len(encoded) >= start + 8:
+        length, name = struct.unpack_from(">I4s", encoded, start)
+        content = encoded[start + 8 : start + 8 + length]
+        if name == b"IHDR" and len(content) >= 8:
+            size = struct.unpack_from(">II", content)
+        if name == b"eXIf":
+            tiff = content
+            break
+        # The length, the name, the content and a checksum.
+        start += 12 + length
+    return size, tiff
+
+
+def _orientation(tiff: bytes) -> int:
+    """Returns the orientation in a TIFF structure; 0 if there is none.
 
     Pillow's `getexif` also accepts other types of the tag, and XMP. An exported
     model reads the same bytes in a graph (`exif_in_graph`), and must turn the
     same pictures. Like viewers, this ignores a malformed directory.
     """
-    # For a PNG, Pillow would decode the whole image to find a late EXIF chunk.
-    if image.format == "PNG":
-        return 0
-    tiff = image.info.get("exif", b"").removeprefix(b"Exif\0\0")
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
     if order is None:
         return 0
@@ -90,19 +172,77 @@ def _orientation(image: Image.Image) -> int:
         (first,) = struct.unpack_from(f"{order}I", tiff, 4)
         (count,) = struct.unpack_from(f"{order}H", tiff, first)
         for k in range(count):
-            *entry, value = struct.unpack_from(
-                f"{order}HHIHxx", tiff, first + 2 + 12 * k
-            )
-            if entry == _ORIENTATION_ENTRY:
-                return value
+            at = first + 2 + 12 * k
+            tag, kind, number = struct.unpack_from(f"{order}HHI", tiff, at)
+            # The entry is 12 bytes long, whatever its type.
+            value = tiff[at + 8 : at + 12]
+            if (tag, number) == (_ORIENTATION, 1) and kind in (
+                _ORIENTATION_TYPES
+            ):
+                form = _ORIENTATION_TYPES[kind]
+                return struct.unpack_from(order + form, value)[0]
     except struct.error:
         # The directory is truncated.
         pass
     return 0
 
 
+def _read_by_pillow(encoded: bytes, kind: str) -> Image.Image:
+    """Returns an image of one of the other formats, upright, RGB, opaque.
+
+    Raises:
+      ValueError: it can't be decoded.
+    """
+    if kind == "HEIC":
+        _register_heic()
+    # WebP is WEBP for Pillow, and HEIC is HEIF.
+    name = {"HEIC": "HEIF"}.get(kind, kind.upper())
+    try:
+        with Image.open(io.BytesIO(encoded), formats=[name]) as image:
+            _check_size(*image.size)
+            image.load()
+            return _on_white(_turned(image))
+    # Decoders raise many kinds of errors for damaged files.
+    except Exception as error:
+        raise ValueError(f"a {kind} that can't be read: {error}") from error
+
+
+def _register_heic() -> None:
+    if importlib.util.find_spec("pillow_heif") is None:
+        raise ValueError(
+            "it is HEIC, which needs: pip install 'flowers17_tfdata[heic]'"
+        )
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+
+
+def _turned(image: Image.Image) -> Image.Image:
+    """Applies the orientation that the metadata states, if it can be read."""
+    try:
+        return ImageOps.exif_transpose(image)
+    # Any error: metadata must not decide about pixels.
+    except Exception:
+        return image
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """Returns an image in RGB, 8 bits, composed on white if transparent."""
+    if image.mode.startswith("I"):
+        # Gray of 16 bits, which Pillow would cut off at 255.
+        gray = np.asarray(image, np.float64) / 257
+        image = Image.fromarray(np.clip(gray.round(), 0, 255).astype(np.uint8))
+    if image.has_transparency_data:
+        layers = image.convert("RGBA")
+        white = Image.new("RGBA", layers.size, "white")
+        image = Image.alpha_composite(white, layers)
+    return image.convert("RGB")
+
+
 def decode_image(encoded: tf.Tensor) -> tf.Tensor:
-    """Decodes a JPEG, PNG, BMP or the first frame of a GIF.
+    """Decodes a JPEG or PNG, in a graph or eagerly.
+
+    What is transparent in a PNG is composed on white.
 
     Args:
       encoded: scalar string.
@@ -110,9 +250,25 @@ def decode_image(encoded: tf.Tensor) -> tf.Tensor:
     Returns:
       uint8 `[height, width, 3]` in [0, 255], RGB.
     """
-    image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
+    image = tf.cond(
+        tf.strings.substr(encoded, 0, len(_PNG_MAGIC)) == _PNG_MAGIC,
+        lambda: _png_on_white(encoded),
+        lambda: tf.io.decode_jpeg(encoded, channels=3),
+    )
     image.set_shape([None, None, 3])
     return image
+
+
+def _png_on_white(encoded: tf.Tensor) -> tf.Tensor:
+    image = tf.io.decode_png(encoded, channels=4)
+    colors, alpha = image[..., :3], image[..., 3:]
+
+    def composed() -> tf.Tensor:
+        share = tf.cast(alpha, tf.float32) / 255
+        mixed = tf.cast(colors, tf.float32) * share + 255 * (1 - share)
+        return tf.cast(tf.round(mixed), tf.uint8)
+
+    return tf.cond(tf.reduce_all(alpha == 255), lambda: colors, composed)
 
 
 def decode_and_resize(encoded: tf.Tensor, image_size: int) -> tf.Tensor:
@@ -164,7 +320,7 @@ def decode_reduced(encoded: bytes, ratio: int) -> np.ndarray:
     """Decodes at a fraction of the size.
 
     Args:
-      encoded: JPEG, PNG, BMP or GIF.
+      encoded: JPEG or PNG; see `upright`.
       ratio: 1, 2, 4 or 8. A JPEG is reduced by the decoder's own scaled inverse
         transform, which is also faster; other images by averaging pixels.
 

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator
 from typing import Any, NamedTuple
 
 from flowers17_tfdata import files
-from flowers17_tfdata.data import decode
+from flowers17_tfdata.data import image_formats
 from flowers17_tfdata.errors import ConfigError, UserError, one_line
 
 # Names of split folders, including those that other tools write.
@@ -33,8 +33,6 @@ _NUMBERED = re.compile(r"(\d+)_(.+)", re.DOTALL)
 
 # Python's stand-ins for the bytes of a file name that isn't UTF-8.
 _NOT_UTF8 = re.compile("[\ud800-\udfff]")
-
-_SUFFIXES = ", ".join(decode.SUFFIXES)
 
 
 class FolderListing(NamedTuple):
@@ -96,24 +94,17 @@ def list_images(root: pathlib.Path) -> FolderListing:
     found = []
     for split, classes in classes_of.items():
         for name, folder in classes.items():
-            for path in _files_below(folder):
-                kind = _kind_if_no_image(path, root)
-                if kind:
-                    skipped[kind] += 1
-                else:
-                    image_id = path.relative_to(root).as_posix()
-                    found.append((image_id, label_of[name], split))
+            paths, others = images_below(folder, root)
+            skipped += others
+            for path in paths:
+                image_id = path.relative_to(root).as_posix()
+                found.append((image_id, label_of[name], split))
     for folder in {root, *folder_of.values()}:
         for path in folder.iterdir():
             if path.is_file() and not _kind_if_no_image(path, root):
                 skipped["image(s) in no class folder"] += 1
     found.sort()
-    note = ", ".join(f"{n} {kind}" for kind, n in skipped.most_common())
-    if note:
-        note = (
-            f"skipped: {note}; only files named {_SUFFIXES} are read: convert "
-            "or rename other images to use them"
-        )
+    note = skipped_note(skipped)
     listing = FolderListing(
         _names_of(root, list(label_of)),
         [image_id for image_id, _, _ in found],
@@ -128,10 +119,42 @@ def list_images(root: pathlib.Path) -> FolderListing:
         why = f" ({note})" if note else ""
         raise ConfigError(
             f"--dataset=folder:{root}: every class must hold images to train "
-            f"on, and every split folder images ({_SUFFIXES}); {empty} holds "
-            f"none{why}"
+            f"on, and every split folder images; {empty} holds none{why}"
         )
     return listing
+
+
+def images_below(
+    folder: pathlib.Path, root: pathlib.Path
+) -> tuple[list[pathlib.Path], collections.Counter[str]]:
+    """Finds the images in a folder and in its folders, links followed.
+
+    Args:
+      folder: the folder.
+      root: a folder above it, from which names are taken.
+
+    Returns:
+      The images, and the number of other files of each kind.
+    """
+    images, skipped = [], collections.Counter[str]()
+    for path in _files_below(folder):
+        kind = _kind_if_no_image(path, root)
+        if kind:
+            skipped[kind] += 1
+        else:
+            images.append(path)
+    return images, skipped
+
+
+def skipped_note(skipped: collections.Counter[str]) -> str:
+    """Says in one line which kinds of files are skipped; '' for none."""
+    if not skipped:
+        return ""
+    kinds = ", ".join(f"{n} {kind}" for kind, n in skipped.most_common())
+    return (
+        f"skipped: {kinds}; only {', '.join(image_formats.FORMATS)} are read: "
+        "convert other images to use them"
+    )
 
 
 def _is_hidden(name: str) -> bool:
@@ -226,15 +249,25 @@ def _kind_if_no_image(path: pathlib.Path, root: pathlib.Path) -> str:
     """Returns what kind of file is skipped; '' for an image."""
     if _is_hidden(path.name):
         return "hidden file(s)"
-    if path.suffix.lower() not in decode.SUFFIXES:
-        return path.suffix.lower() or "(none)"
     # A pipe, for example: reading it would wait for ever. A dangling link is
     # reported with the images that can't be decoded.
     if path.exists() and not path.is_file():
         return "(no regular file)"
+    suffix = path.suffix.lower()
+    if suffix not in image_formats.SUFFIXES and not _begins_as_image(path):
+        return suffix or "(none)"
     if _NOT_UTF8.search(str(path.relative_to(root))):
         return "image(s) whose names are not UTF-8"
     return ""
+
+
+def _begins_as_image(path: pathlib.Path) -> bool:
+    try:
+        with open(path, "rb") as file:
+            start = file.read(image_formats.HEADER_BYTES)
+    except OSError:
+        return False
+    return bool(image_formats.recognize(start))
 
 
 def read_mark(root: pathlib.Path) -> dict[str, Any]:

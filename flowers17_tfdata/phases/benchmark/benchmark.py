@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from flowers17_tfdata import files, machine, terminal
+from flowers17_tfdata.data import decode
 from flowers17_tfdata.errors import UserError
 from flowers17_tfdata.input.examples import load_examples
 from flowers17_tfdata.phases.benchmark import (
@@ -118,7 +119,7 @@ def _write_images(session: Session, folder: pathlib.Path) -> pathlib.Path:
         # Keras recognizes the format by the contents, not by the name.
         path = folder / f"{example['label']:04d}" / f"{position:07d}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(example["image"])
+        path.write_bytes(decode.upright(example["image"]))
     return folder
 
 

@@ -2,6 +2,7 @@
 
 A served model gets the bytes that a camera wrote, and has no Python.
 CIPA DC-008 (Exif 2.32): section 4.5 for the JPEG segments, 4.6 for the tags.
+PNG specification, third edition: section 11.3.3.2 for the chunk eXIf.
 """
 
 from __future__ import annotations
@@ -13,15 +14,21 @@ _HEADER_BYTES = 2**20
 # Hostile files may contain millions of empty segments; cameras write about ten.
 _MAX_SEGMENTS = 256
 
+# The pixels of a PNG may be divided into many chunks.
+_MAX_CHUNKS = 2**16
+
 _JPEG = 0xFFD8FF
+_PNG = b"\x89PNG\r\n\x1a\n"
+_EXIF_CHUNK = int.from_bytes(b"eXIf", "big")
 _APP1 = 0xFFE1
 _START_OF_SCAN = 0xFFDA
 _FILL_BYTES = 0xFFFF
 _EXIF = int.from_bytes(b"Exif\0\0", "big")
 _LITTLE_ENDIAN = int.from_bytes(b"II*\0", "big")
 _BIG_ENDIAN = int.from_bytes(b"MM\0*", "big")
-# The orientation's directory entry: tag 0x0112, type 3 (SHORT), count 1.
-_TAG, _TYPE, _COUNT = 0x0112, 3, 1
+# The orientation's directory entry: tag 0x0112, type 3 (SHORT) or 4 (LONG),
+# count 1.
+_TAG, _SHORT, _LONG, _COUNT = 0x0112, 3, 4, 1
 _ENTRY_BYTES = 12
 
 
@@ -32,12 +39,14 @@ def orientation(encoded: tf.Tensor) -> tf.Tensor:
       encoded: scalar string; any bytes.
 
     Returns:
-      int64 scalar in [1, 8]; 1 (as stored) if the bytes aren't a JPEG, or
-      their EXIF is missing, cut short or malformed. Never raises an error.
+      int64 scalar in [1, 8]; 1 (as stored) if the bytes aren't a JPEG or PNG,
+      or their EXIF is missing, cut short or malformed. Never raises an error.
     """
-    header = tf.strings.substr(encoded, 0, _HEADER_BYTES)
-    data = tf.cast(tf.io.decode_raw(header, tf.uint8), tf.int64)
-    tiff = _find_tiff(data)
+    tiff = tf.cond(
+        tf.strings.substr(encoded, 0, 8) == _PNG,
+        lambda: _tiff_of_png(encoded),
+        lambda: _tiff_of_jpeg(_bytes(encoded, 0, _HEADER_BYTES)),
+    )
     byte_order = _number(tiff, 0, 4)
     is_tiff = (byte_order == _LITTLE_ENDIAN) | (byte_order == _BIG_ENDIAN)
 
@@ -49,19 +58,55 @@ def orientation(encoded: tf.Tensor) -> tf.Tensor:
     room = tf.maximum(tf.size(tiff, tf.int64) - directory - 2, 0)
     count = tf.minimum(number(directory, 2), room // _ENTRY_BYTES)
     entries = directory + 2 + _ENTRY_BYTES * tf.range(count)
+    kinds = number(entries + 2, 2)
     is_orientation = (
         is_tiff
         & (number(entries, 2) == _TAG)
-        & (number(entries + 2, 2) == _TYPE)
+        & ((kinds == _SHORT) | (kinds == _LONG))
         & (number(entries + 4, 4) == _COUNT)
     )
-    values = tf.boolean_mask(number(entries + 8, 2), is_orientation)
+    values = tf.where(
+        kinds == _SHORT, number(entries + 8, 2), number(entries + 8, 4)
+    )
+    values = tf.boolean_mask(values, is_orientation)
     # The first entry counts if there are several; 0 if there is none.
     value = tf.concat([values, [0]], 0)[0]
     return tf.where((value >= 1) & (value <= 8), value, tf.ones_like(value))
 
 
-def _find_tiff(data: tf.Tensor) -> tf.Tensor:
+def _bytes(encoded: tf.Tensor, start, length) -> tf.Tensor:
+    """Returns a part of a scalar string, int64 `[bytes]`."""
+    # TensorFlow fails beyond the end.
+    start = tf.minimum(tf.cast(start, tf.int64), _length(encoded))
+    part = tf.strings.substr(encoded, start, tf.cast(length, tf.int64))
+    return tf.cast(tf.io.decode_raw(part, tf.uint8), tf.int64)
+
+
+def _length(encoded: tf.Tensor) -> tf.Tensor:
+    return tf.cast(tf.strings.length(encoded), tf.int64)
+
+
+def _tiff_of_png(encoded: tf.Tensor) -> tf.Tensor:
+    """Returns the TIFF structure in a PNG's eXIf chunk, or no bytes."""
+
+    def length_of(start):
+        return _number(_bytes(encoded, start, 4), 0, 4)
+
+    def is_other(start):
+        name = _number(_bytes(encoded, start + 4, 4), 0, 4)
+        return (start + 8 <= _length(encoded)) & (name != _EXIF_CHUNK)
+
+    (start,) = tf.while_loop(
+        is_other,
+        # The length, the name, the content and a checksum.
+        lambda start: (start + 12 + length_of(start),),
+        (tf.constant(8, tf.int64),),
+        maximum_iterations=_MAX_CHUNKS,
+    )
+    return _bytes(encoded, start + 8, length_of(start))
+
+
+def _tiff_of_jpeg(data: tf.Tensor) -> tf.Tensor:
     """Returns the TIFF structure in a JPEG's EXIF segment, or no bytes.
 
     Args:

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from flowers17_tfdata.data import decode
-from flowers17_tfdata.phases.export import exif_in_graph
+from flowers17_tfdata.phases.export import pictures_in_graph
 from flowers17_tfdata.phases.export.network import Network
 
 # The number of images of a request that are decoded at the same time.
@@ -37,8 +37,9 @@ class _Server(tf.Module):
         """Decodes, turns upright, resizes and classifies.
 
         Args:
-          image_bytes: string `[batch]`: JPEG, PNG, BMP or GIF files of any
-            sizes. If one can't be decoded, the whole request fails.
+          image_bytes: string `[batch]`: files of any sizes; see
+            `pictures_in_graph`. If one can't be decoded, the whole request
+            fails.
 
         Returns:
           `probabilities`, float32 `[batch, num_classes]`, in the order of the
@@ -48,10 +49,7 @@ class _Server(tf.Module):
         size = self._network.image_size
 
         def pixels(encoded):
-            image = decode.decode_image(encoded)
-            image = exif_in_graph.turn(
-                image, exif_in_graph.orientation(encoded)
-            )
+            image = pictures_in_graph.decode_upright(encoded)
             return decode.resize(image, size)
 
         # The accelerator has no decoder.

@@ -7,7 +7,8 @@ import os
 import pathlib
 from typing import TextIO
 
-from flowers17_tfdata.data import decode
+from flowers17_tfdata import terminal
+from flowers17_tfdata.data import folder_listing
 from flowers17_tfdata.errors import ConfigError
 from flowers17_tfdata.phases import path_lists
 
@@ -40,20 +41,16 @@ def _expand(name: str) -> list[str]:
     """Returns the files that a path or a pattern stands for."""
     if os.path.isdir(name):
         folder = pathlib.Path(name)
-        paths = sorted(
-            str(path)
-            for path in folder.rglob("*")
-            # No hidden files, and nothing in hidden folders.
-            if "/." not in f"/{path.relative_to(folder).as_posix()}"
-            and path.suffix.lower() in decode.SUFFIXES
-            and path.is_file()
-        )
-        if not paths:
+        images, skipped = folder_listing.images_below(folder, folder)
+        note = folder_listing.skipped_note(skipped)
+        if not images:
             raise ConfigError(
-                "--images: a folder must hold images "
-                f"({', '.join(decode.SUFFIXES)}); {name} holds none"
+                f"--images: a folder must hold images; {name} holds none"
+                + (f" ({note})" if note else "")
             )
-        return paths
+        if note:
+            terminal.say(f"{name}: {note}")
+        return sorted(map(str, images))
     if not path_lists.is_pattern(name):
         return [name]
     matches = glob.glob(name, recursive=True)

@@ -26,7 +26,7 @@ def read_encoded(
       positions: positions in the split's stored order, at least one.
 
     Returns:
-      `{position: JPEG, PNG, BMP or GIF}`.
+      `{position: JPEG or PNG}`.
 
     Raises:
       UserError: an image file was damaged since it was evaluated.

@@ -303,6 +303,25 @@ def test_an_empty_list_predicts_nothing(predict, monkeypatch):
     code, out, err = predict("--images=-", "--format=csv")
     assert code == 0, err
     assert len(out.splitlines()) == 1
+    assert "names no images" in err
+
+
+def test_a_folder_is_read_as_training_reads_it(tmp_path, capsys):
+    """By contents, through links; and what is left out is named."""
+    folder, elsewhere = tmp_path / "photos", tmp_path / "elsewhere"
+    for path in (folder, elsewhere):
+        path.mkdir()
+    cv2.imwrite(str(elsewhere / "b.png"), fakes.make_smooth_image(8, 8))
+    shutil.copy(elsewhere / "b.png", folder / "a.jpg_large")
+    (folder / "linked").symlink_to(elsewhere)
+    for name in ("notes.txt", ".hidden.png", "clip.mp4"):
+        (folder / name).write_bytes(b"x")
+    found = image_files.find_images(str(folder), io.StringIO())
+    names = [str(pathlib.Path(path).relative_to(folder)) for path in found]
+    assert names == ["a.jpg_large", "linked/b.png"]
+    out = capsys.readouterr().out
+    for kind in ("1 .txt", "1 hidden file(s)", "1 .mp4"):
+        assert kind in out
 
 
 def test_views_are_the_image_its_mirror_and_random_ones(tmp_path):

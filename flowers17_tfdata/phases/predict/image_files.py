@@ -34,6 +34,8 @@ def find_images(spec: str, stdin: TextIO) -> list[str]:
             paths += filter(None, (line.rstrip("\r\n") for line in stdin))
         else:
             paths += _expand(name)
+    if not paths:
+        terminal.say("--images: standard input names no images")
     return paths
 
 

@@ -101,7 +101,7 @@ def _open_closed_streams() -> None:
             os.fstat(number)
         except OSError:
             # It takes the lowest free number, which is this one.
-            os.open(os.devnull, os.O_RDWR)
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
         if getattr(sys, name) is None:
             mode = "w" if number else "r"
             stream = open(number, mode, encoding="utf-8", closefd=False)  # noqa: SIM115

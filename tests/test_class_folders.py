@@ -24,7 +24,7 @@ MAGIC = {
     "jpg": b"\xff\xd8\xff\xe0",
     "png": b"\x89PNG\r\n\x1a\n",
     "gif": b"GIF89a",
-    "bmp": b"BM6",
+    "bmp": b"BM" + bytes(12) + b"\x28\0\0\0",
 }
 
 

@@ -52,7 +52,6 @@ def _encode_palette(kind: str, **options) -> bytes:
         _encode_palette("PNG", transparency=3),
         _encode("1", "PNG"),
         _encode("RGB", "BMP"),
-        _encode("P", "GIF"),
     ],
 )
 def test_pixels_are_those_of_the_host(encoded):
@@ -69,7 +68,7 @@ def test_pixels_are_those_of_the_host(encoded):
         _encode("L", "BMP"),
         _encode("1", "BMP"),
         _encode("RGBA", "BMP"),
-        _encode_palette("GIF", transparency=3),
+        _encode_palette("GIF"),
         _encode("RGB", "WebP"),
         _encode("RGB", "TIFF"),
         _encode("RGB", "AVIF"),
@@ -80,7 +79,7 @@ def test_pixels_are_those_of_the_host(encoded):
     ],
 )
 def test_what_the_graph_would_misread_is_refused(encoded):
-    with pytest.raises(tf.errors.InvalidArgumentError) as caught:
+    with pytest.raises(
+        tf.errors.InvalidArgumentError, match="this model reads JPEG, PNG"
+    ):
         _decode(tf.constant(encoded))
-    if len(encoded) > 100:
-        assert "this model reads JPEG, PNG, BMP" in str(caught.value)

@@ -49,6 +49,11 @@ _TURNS = {
 # for DHT, JPG and DAC; the start of a scan; application data with EXIF.
 _FRAMES = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _START_OF_SCAN, _APP1 = 0xDA, 0xE1
+_WITHOUT_LENGTH = {0x01, *range(0xD0, 0xD9)}
+
+
+class MissingReaderError(ValueError):
+    """A file that could be read if another package were installed."""
 
 
 def upright(encoded: bytes) -> bytes:
@@ -113,11 +118,14 @@ def _jpeg_header(encoded: bytes) -> tuple[tuple[int, int], bytes]:
             # Any number of fill bytes may precede a marker.
             start += 1
             continue
+        if marker in _WITHOUT_LENGTH:
+            start += 2
+            continue
         if marker == _START_OF_SCAN:
             break
         end = start + 2 + int.from_bytes(encoded[start + 2 : start + 4], "big")
         content = encoded[start + 4 : end]
-        if marker in _FRAMES and len(content) >= 5:
+        if marker in _FRAMES and len(content) >= 5 and not any(size):
             bits, height, width = struct.unpack_from(">BHH", content)
             if bits != 8:
                 raise ValueError(f"a JPEG of {bits} bits per sample")
@@ -148,10 +156,11 @@ def _png_header(encoded: bytes) -> tuple[tuple[int, int], bytes]:
     while len(encoded) >= start + 8:
         length, name = struct.unpack_from(">I4s", encoded, start)
         content = encoded[start + 8 : start + 8 + length]
-        if name == b"IHDR" and len(content) >= 8:
+        if name == b"IHDR" and len(content) >= 8 and not any(size):
             size = struct.unpack_from(">II", content)
         if name == b"eXIf":
             tiff = content
+        if name in (b"eXIf", b"IEND"):
             break
         # The length, the name, the content and a checksum.
         start += 12 + length
@@ -202,15 +211,19 @@ def _read_by_pillow(encoded: bytes, kind: str) -> Image.Image:
             _check_size(*image.size)
             image.load()
             return _on_white(_turned(image))
+    except Image.UnidentifiedImageError as error:
+        raise ValueError(f"{kind} with a damaged header") from error
+    except MemoryError:
+        raise
     # Decoders raise many kinds of errors for damaged files.
     except Exception as error:
-        raise ValueError(f"a {kind} that can't be read: {error}") from error
+        raise ValueError(f"{kind} that can't be read: {error}") from error
 
 
 def _register_heic() -> None:
     if importlib.util.find_spec("pillow_heif") is None:
-        raise ValueError(
-            "it is HEIC, which needs: pip install 'flowers17_tfdata[heic]'"
+        raise MissingReaderError(
+            "it is HEIC, which needs: pip install pillow-heif"
         )
     import pillow_heif
 
@@ -228,10 +241,12 @@ def _turned(image: Image.Image) -> Image.Image:
 
 def _on_white(image: Image.Image) -> Image.Image:
     """Returns an image in RGB, 8 bits, composed on white if transparent."""
-    if image.mode.startswith("I"):
+    if image.mode.startswith(("I", "F")):
         # Gray of 16 bits, which Pillow would cut off at 255.
-        gray = np.asarray(image, np.float64) / 257
-        image = Image.fromarray(np.clip(gray.round(), 0, 255).astype(np.uint8))
+        gray = np.asarray(image, np.float64)
+        if image.mode == "F" or gray.min() < 0 or gray.max() > 65535:
+            raise ValueError("it has more than 16 bits per sample")
+        image = Image.fromarray((gray / 257).round().astype(np.uint8))
     if image.has_transparency_data:
         layers = image.convert("RGBA")
         white = Image.new("RGBA", layers.size, "white")
@@ -262,13 +277,21 @@ def decode_image(encoded: tf.Tensor) -> tf.Tensor:
 def _png_on_white(encoded: tf.Tensor) -> tf.Tensor:
     image = tf.io.decode_png(encoded, channels=4)
     colors, alpha = image[..., :3], image[..., 3:]
+    # Byte 24 holds the bits per sample. TensorFlow 2.21 fills the alpha of an
+    # opaque PNG with their greatest value: 1, 3 or 15 for less than 8 bits.
+    bits = tf.io.decode_raw(tf.strings.substr(encoded, 24, 1), tf.uint8)[0]
+    opaque = (
+        tf.bitwise.left_shift(1, tf.cast(tf.minimum(bits, 8), tf.int32)) - 1
+    )
 
     def composed() -> tf.Tensor:
-        share = tf.cast(alpha, tf.float32) / 255
-        mixed = tf.cast(colors, tf.float32) * share + 255 * (1 - share)
-        return tf.cast(tf.round(mixed), tf.uint8)
+        # At most 65,152, so that 16 bits hold it.
+        color, share = tf.cast(colors, tf.uint16), tf.cast(alpha, tf.uint16)
+        mixed = color * share + 255 * (255 - share)
+        return tf.cast((mixed + 127) // 255, tf.uint8)
 
-    return tf.cond(tf.reduce_all(alpha == 255), lambda: colors, composed)
+    is_opaque = tf.reduce_all(alpha == tf.cast(opaque, tf.uint8))
+    return tf.cond(is_opaque, lambda: colors, composed)
 
 
 def decode_and_resize(encoded: tf.Tensor, image_size: int) -> tf.Tensor:

@@ -254,7 +254,9 @@ def _kind_if_no_image(path: pathlib.Path, root: pathlib.Path) -> str:
     if path.exists() and not path.is_file():
         return "(no regular file)"
     suffix = path.suffix.lower()
-    if suffix not in image_formats.SUFFIXES and not _begins_as_image(path):
+    is_raw = suffix in image_formats.RAW_SUFFIXES
+    is_named = suffix in image_formats.SUFFIXES
+    if is_raw or not (is_named or _begins_as_image(path)):
         return suffix or "(none)"
     if _NOT_UTF8.search(str(path.relative_to(root))):
         return "image(s) whose names are not UTF-8"

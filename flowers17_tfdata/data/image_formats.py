@@ -19,12 +19,24 @@ _STARTS = {
     b"\x89PNG\r\n\x1a\n": "PNG",
     b"GIF87a": "GIF",
     b"GIF89a": "GIF",
-    b"BM": "BMP",
     b"II*\0": "TIFF",
     b"MM\0*": "TIFF",
     b"II+\0": "TIFF",
     b"MM\0+": "TIFF",
 }
+
+# The lengths of the header after the first 14 bytes of a BMP, in all versions:
+# two letters alone would also begin many texts.
+_BMP_HEADERS = {
+    length.to_bytes(4, "little")
+    for length in (12, 16, 40, 52, 56, 64, 108, 124)
+}
+
+# Raw photographs are TIFF files, of which only a thumbnail could be read.
+RAW_SUFFIXES = (
+    *(".dng", ".nef", ".nrw", ".cr2", ".arw", ".sr2", ".srf", ".pef", ".orf"),
+    *(".rw2", ".raf", ".3fr", ".iiq", ".kdc", ".dcr", ".erf", ".srw"),
+)
 
 # The brands of ISO/IEC 23008-12 (HEIF) and of the AVIF specification.
 _AVIF_BRANDS = {b"avif", b"avis"}
@@ -56,6 +68,8 @@ def recognize(data: bytes) -> str:
     for start, name in _STARTS.items():
         if data.startswith(start):
             return name
+    if data[:2] == b"BM" and data[14:18] in _BMP_HEADERS:
+        return "BMP"
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "WebP"
     if data[4:8] == b"ftyp":

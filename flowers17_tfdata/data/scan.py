@@ -50,8 +50,8 @@ class _Row(NamedTuple):
       thumbnail: float16 `[16, 17]`.
       size: height and width, pixels.
       error: why the image can't be decoded, or ''.
-      is_known: whether its bytes were read, so that this holds until they
-        change. A denied permission or a network's failure may be gone tomorrow.
+      is_known: whether this holds until the bytes change. A denied permission,
+        a network's failure or a missing package may be gone tomorrow.
     """
 
     thumbnail: np.ndarray
@@ -162,6 +162,8 @@ def _scan_image(image: Image) -> _Row:
                 shape = pixels.shape
             gray = tf.image.rgb_to_grayscale(tf.cast(pixels, tf.float32))
             small = tf.image.resize(gray, [16, 17], method="area")[..., 0]
+    except decode.MissingReaderError as error:
+        return _Row(_NOTHING, (0, 0), str(error), is_known=False)
     except (ValueError, tf.errors.InvalidArgumentError) as error:
         return _Row(_NOTHING, (0, 0), decode.decoder_message(error))
     except OSError as error:

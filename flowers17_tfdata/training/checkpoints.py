@@ -81,9 +81,9 @@ class StageCheckpoints:
         )
         # TensorFlow takes brackets in a path for a pattern.
         self._output = output
-        self._links = tempfile.TemporaryDirectory(prefix="flowers17_tfdata-")
-        self._readable = _without_brackets(folder, self._links.name)
-        output = _without_brackets(output, self._links.name)
+        self._links = contextlib.ExitStack()
+        self._readable = _without_brackets(folder, self._links)
+        output = _without_brackets(output, self._links)
         # Several, since a damaged one is passed over.
         self._latest = tf.train.CheckpointManager(
             checkpoint, str(output), max_to_keep=3
@@ -232,17 +232,21 @@ class StageCheckpoints:
             ) from error
 
 
-def _without_brackets(folder: pathlib.Path, links: str) -> pathlib.Path:
+def _without_brackets(
+    folder: pathlib.Path, links: contextlib.ExitStack
+) -> pathlib.Path:
     """Returns a path of a folder that TensorFlow can't take for a pattern.
 
     Args:
       folder: the folder; it is made if it takes a link.
-      links: a folder to make a symbolic link in, if it takes one.
+      links: keeps the symbolic link, if it takes one.
     """
-    if not set("[]*?\\") & set(str(folder)):
+    patterns = set("[]*?\\") - {os.sep}
+    if not patterns & set(str(folder)):
         return folder
     folder.mkdir(parents=True, exist_ok=True)
-    link = pathlib.Path(links, str(len(os.listdir(links))))
+    place = tempfile.TemporaryDirectory(prefix="flowers17_tfdata-")
+    link = pathlib.Path(links.enter_context(place), "link")
     link.symlink_to(folder.resolve(), target_is_directory=True)
     return link
 

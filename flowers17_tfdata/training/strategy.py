@@ -155,12 +155,13 @@ def _ended_after(seconds: float, addresses: Sequence[str]) -> Iterator[None]:
     """
     # No Python thread could do either; see `_ended_by_signals`.
     watch = subprocess.Popen(
-        [sys.executable, "-c", _WATCH, f"{seconds:g}", *addresses],
+        [sys.executable, "-I", "-c", _WATCH, f"{seconds:g}", *addresses],
         stdin=subprocess.PIPE,
     )
     assert watch.stdin is not None
-    # The process that watches needs up to a second per worker.
-    last = seconds + 2 + len(addresses)
+    # The process that watches needs a second per worker, and more to find the
+    # address of a name that doesn't exist.
+    last = seconds + 5 + 2 * len(addresses)
     with open(os.devnull, "w") as null:
         faulthandler.dump_traceback_later(last, exit=True, file=null)
         try:

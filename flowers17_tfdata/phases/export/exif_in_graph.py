@@ -19,6 +19,7 @@ _MAX_CHUNKS = 2**16
 
 _JPEG = 0xFFD8FF
 _PNG = b"\x89PNG\r\n\x1a\n"
+_END_CHUNK = int.from_bytes(b"IEND", "big")
 _EXIF_CHUNK = int.from_bytes(b"eXIf", "big")
 _APP1 = 0xFFE1
 _START_OF_SCAN = 0xFFDA
@@ -94,7 +95,8 @@ def _tiff_of_png(encoded: tf.Tensor) -> tf.Tensor:
 
     def is_other(start):
         name = _number(_bytes(encoded, start + 4, 4), 0, 4)
-        return (start + 8 <= _length(encoded)) & (name != _EXIF_CHUNK)
+        is_last = (name == _EXIF_CHUNK) | (name == _END_CHUNK)
+        return (start + 8 <= _length(encoded)) & ~is_last
 
     (start,) = tf.while_loop(
         is_other,
@@ -103,6 +105,7 @@ def _tiff_of_png(encoded: tf.Tensor) -> tf.Tensor:
         (tf.constant(8, tf.int64),),
         maximum_iterations=_MAX_CHUNKS,
     )
+    # Nothing, if this is the end.
     return _bytes(encoded, start + 8, length_of(start))
 
 

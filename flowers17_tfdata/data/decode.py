@@ -181,14 +181,12 @@ def _orientation(tiff: bytes) -> int:
         (first,) = struct.unpack_from(f"{order}I", tiff, 4)
         (count,) = struct.unpack_from(f"{order}H", tiff, first)
         for k in range(count):
-            at = first + 2 + 12 * k
-            tag, kind, number = struct.unpack_from(f"{order}HHI", tiff, at)
-            # The entry is 12 bytes long, whatever its type.
-            value = tiff[at + 8 : at + 12]
-            if (tag, number) == (_ORIENTATION, 1) and kind in (
-                _ORIENTATION_TYPES
-            ):
-                form = _ORIENTATION_TYPES[kind]
+            # Whole entries of 12 bytes only: the last one may be cut short.
+            tag, kind, number, value = struct.unpack_from(
+                f"{order}HHI4s", tiff, first + 2 + 12 * k
+            )
+            form = _ORIENTATION_TYPES.get(kind)
+            if form and (tag, number) == (_ORIENTATION, 1):
                 return struct.unpack_from(order + form, value)[0]
     except struct.error:
         # The directory is truncated.

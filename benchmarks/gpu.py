@@ -198,16 +198,13 @@ def _run(
 def _read_run(workdir: pathlib.Path) -> dict[str, Any]:
     """Returns the time of each part of a run, and its speeds."""
 
-    def read(name: str) -> list[dict[str, Any]]:
-        lines = (workdir / name).read_text().splitlines()
-        return [json.loads(line) for line in lines]
+    from flowers17_tfdata import files, timings
 
-    seconds: dict[str, float] = collections.defaultdict(float)
-    for line in read("timings.jsonl"):
-        seconds[line["part"]] += line["seconds"]
-    epochs = [
-        line for line in read("metrics.jsonl") if line["phase"] != "transfer"
-    ]
+    seconds = timings.read(workdir)
+    if not seconds:
+        raise ValueError(f"no {timings.FILE_NAME}")
+    lines = files.read_json_lines(workdir / "metrics.jsonl")
+    epochs = [line for line in lines if line["phase"] != "transfer"]
     result: dict[str, Any] = {k: round(v, 1) for k, v in seconds.items()}
     result["epoch_seconds"] = [round(line["seconds"], 1) for line in epochs]
     result["epoch_images_per_sec"] = [
@@ -272,7 +269,7 @@ def _seconds_of(call: Any, start: Any) -> float:
 
 
 def _weights(args: argparse.Namespace) -> dict[str, Any]:
-    """Saves random weights, as which a recipe keeps its batch-norm frozen."""
+    """Saves random weights: batch-norm is frozen only if a file is given."""
     from flowers17_tfdata.models import backbones
 
     backbone = backbones.build_backbone(args.backbone, args.image_size, "none")
@@ -324,18 +321,11 @@ def _profile(args: argparse.Namespace) -> dict[str, Any]:
     """The heaviest kernels of ten steps, and how long the device was busy."""
     import tensorflow as tf
 
+    from flowers17_tfdata.phases.benchmark import model_speed
+
     with _open_stage(args) as stage:
         trainer = stage.trainer
-        batches = iter(
-            trainer.strategy.distribute_datasets_from_function(
-                lambda context: (
-                    stage.data.make_train(input_context=context)
-                    .take(1)
-                    .cache()
-                    .repeat()
-                )
-            )
-        )
+        batches = model_speed.train_batches(stage, always_ready=True)
         for _ in range(2):
             float(trainer.train_steps(batches, tf.constant(10)).loss)
         tf.profiler.experimental.start(str(args.out / "profile"))

@@ -17,13 +17,11 @@ import tensorflow as tf
 from PIL import Image, ImageOps
 
 from flowers17_tfdata.data import image_formats
+from flowers17_tfdata.data.image_formats import JPEG_MAGIC, PNG_MAGIC
 from flowers17_tfdata.errors import one_line
 
 # Pillow warns about malformed metadata and large images without naming them.
 warnings.filterwarnings("ignore", module=r"PIL\.")
-
-JPEG_MAGIC = b"\xff\xd8\xff"
-_PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 
 # The most pixels of an image, as Pillow limits it: 179 million.
 _MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 0)
@@ -152,7 +150,7 @@ def _size_by_decoder(encoded: bytes) -> tuple[int, int]:
 
 def _png_header(encoded: bytes) -> tuple[tuple[int, int], bytes]:
     """Returns the width and height of a PNG, and its EXIF."""
-    size, tiff, start = (0, 0), b"", len(_PNG_MAGIC)
+    size, tiff, start = (0, 0), b"", len(PNG_MAGIC)
     while len(encoded) >= start + 8:
         length, name = struct.unpack_from(">I4s", encoded, start)
         content = encoded[start + 8 : start + 8 + length]
@@ -264,7 +262,7 @@ def decode_image(encoded: tf.Tensor) -> tf.Tensor:
       uint8 `[height, width, 3]` in [0, 255], RGB.
     """
     image = tf.cond(
-        tf.strings.substr(encoded, 0, len(_PNG_MAGIC)) == _PNG_MAGIC,
+        tf.strings.substr(encoded, 0, len(PNG_MAGIC)) == PNG_MAGIC,
         lambda: _png_on_white(encoded),
         lambda: tf.io.decode_jpeg(encoded, channels=3),
     )

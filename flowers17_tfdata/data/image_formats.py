@@ -14,9 +14,12 @@ SUFFIXES = (
     *(".tif", ".tiff", ".avif", ".heic", ".heif"),
 )
 
+JPEG_MAGIC = b"\xff\xd8\xff"
+PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+
 _STARTS = {
-    b"\xff\xd8\xff": "JPEG",
-    b"\x89PNG\r\n\x1a\n": "PNG",
+    JPEG_MAGIC: "JPEG",
+    PNG_MAGIC: "PNG",
     b"GIF87a": "GIF",
     b"GIF89a": "GIF",
     b"II*\0": "TIFF",

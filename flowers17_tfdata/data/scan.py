@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from flowers17_tfdata import files, machine
-from flowers17_tfdata.data import decode, near_duplicates
+from flowers17_tfdata.data import decode, image_formats, near_duplicates
 from flowers17_tfdata.data.near_duplicates import NearDuplicate
 from flowers17_tfdata.data.oxford_flowers17 import splits
 from flowers17_tfdata.errors import one_line
@@ -151,7 +151,7 @@ def _scan_image(image: Image) -> _Row:
         encoded = image if isinstance(image, bytes) else image.read_bytes()
         with tf.device("CPU:0"):
             encoded = decode.upright(encoded)
-            if encoded.startswith(decode.JPEG_MAGIC):
+            if encoded.startswith(image_formats.JPEG_MAGIC):
                 shape = tf.io.extract_jpeg_shape(encoded).numpy().tolist()
                 # Decoding all of 12 megapixels for 272 gray levels takes five
                 # times as long. A truncated file is detected all the same.

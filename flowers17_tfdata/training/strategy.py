@@ -88,7 +88,7 @@ def _multi_worker(
         file=sys.stderr,
         flush=True,
     )
-    with _ended_by_signals(), _ended_after(seconds, _addresses(resolver)):
+    with _ended_by_ctrl_c(), _ended_after(seconds, _addresses(resolver)):
         strategy = tf.distribute.MultiWorkerMirroredStrategy(resolver)
     if threading.current_thread() is threading.main_thread():
         # TensorFlow takes SIGTERM for its preemption handler, which this
@@ -105,22 +105,21 @@ def _addresses(
 
 
 @contextlib.contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """Lets SIGTERM and Ctrl-C end the process at once.
+def _ended_by_ctrl_c() -> Iterator[None]:
+    """Lets Ctrl-C end the process at once.
 
     While TensorFlow waits for other workers it holds Python's global lock, so
-    that a handler in Python would never run.
+    that a handler in Python would never run. SIGTERM goes to TensorFlow's own
+    handler meanwhile, which ignores it.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    kinds = (signal.SIGTERM, signal.SIGINT)
-    before = {kind: signal.signal(kind, signal.SIG_DFL) for kind in kinds}
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         yield
     finally:
-        for kind, handler in before.items():
-            signal.signal(kind, handler)
+        signal.signal(signal.SIGINT, before)
 
 
 # Waits for its standard input to close. If that takes too long, it names the
@@ -153,7 +152,7 @@ def _ended_after(seconds: float, addresses: Sequence[str]) -> Iterator[None]:
       seconds: the time to wait for the other workers.
       addresses: `host:port` of each worker.
     """
-    # No Python thread could do either; see `_ended_by_signals`.
+    # No Python thread could do either; see `_ended_by_ctrl_c`.
     watch = subprocess.Popen(
         [sys.executable, "-I", "-c", _WATCH, f"{seconds:g}", *addresses],
         stdin=subprocess.PIPE,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import tensorflow as tf
 
@@ -144,6 +144,22 @@ def _make_forward(stage: Stage) -> Callable[[], float]:
     return lambda: measurement.rate(call)
 
 
+def train_batches(stage: Stage, *, always_ready: bool) -> Iterator:
+    """Returns an iterator over a stage's training batches.
+
+    Args:
+      stage: the stage.
+      always_ready: repeat the first batch, which is then always ready.
+    """
+
+    def make_dataset(context: tf.distribute.InputContext) -> tf.data.Dataset:
+        batches = stage.data.make_train(input_context=context)
+        return batches.take(1).cache().repeat() if always_ready else batches
+
+    distribute = stage.trainer.strategy.distribute_datasets_from_function
+    return iter(distribute(make_dataset))
+
+
 def make_steps(
     stage: Stage, waits: dict[str, float] | None = None
 ) -> Callable[[], float]:
@@ -159,16 +175,8 @@ def make_steps(
       A function that takes a measurement, images/s.
     """
 
-    def make_dataset(context: tf.distribute.InputContext) -> tf.data.Dataset:
-        batches = stage.data.make_train(input_context=context)
-        if waits is None:
-            return batches.take(1).cache().repeat()
-        return batches
-
     trainer, steps = stage.trainer, stage.steps_per_call
-    distribute = trainer.strategy.distribute_datasets_from_function
-    batches = iter(distribute(make_dataset))
-
+    batches = train_batches(stage, always_ready=waits is None)
     waited, seconds = [], []
 
     def call() -> int:

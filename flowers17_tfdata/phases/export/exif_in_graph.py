@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import tensorflow as tf
 
+from flowers17_tfdata.data.image_formats import PNG_MAGIC
+
 # EXIF is near the start of a file: the rest of a large file isn't read.
 _HEADER_BYTES = 2**20
 # Hostile files may contain millions of empty segments; cameras write about ten.
@@ -18,7 +20,6 @@ _MAX_SEGMENTS = 256
 _MAX_CHUNKS = 2**16
 
 _JPEG = 0xFFD8FF
-_PNG = b"\x89PNG\r\n\x1a\n"
 _END_CHUNK = int.from_bytes(b"IEND", "big")
 _EXIF_CHUNK = int.from_bytes(b"eXIf", "big")
 _APP1 = 0xFFE1
@@ -44,7 +45,7 @@ def orientation(encoded: tf.Tensor) -> tf.Tensor:
       or their EXIF is missing, cut short or malformed. Never raises an error.
     """
     tiff = tf.cond(
-        tf.strings.substr(encoded, 0, 8) == _PNG,
+        tf.strings.substr(encoded, 0, len(PNG_MAGIC)) == PNG_MAGIC,
         lambda: _tiff_of_png(encoded),
         lambda: _tiff_of_jpeg(_bytes(encoded, 0, _HEADER_BYTES)),
     )
@@ -102,7 +103,7 @@ def _tiff_of_png(encoded: tf.Tensor) -> tf.Tensor:
         is_other,
         # The length, the name, the content and a checksum.
         lambda start: (start + 12 + length_of(start),),
-        (tf.constant(8, tf.int64),),
+        (tf.constant(len(PNG_MAGIC), tf.int64),),
         maximum_iterations=_MAX_CHUNKS,
     )
     # Nothing, if this is the end.

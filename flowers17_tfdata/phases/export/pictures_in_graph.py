@@ -9,6 +9,7 @@ from __future__ import annotations
 import tensorflow as tf
 
 from flowers17_tfdata.data import decode
+from flowers17_tfdata.data.image_formats import JPEG_MAGIC, PNG_MAGIC
 from flowers17_tfdata.phases.export import exif_in_graph
 
 _REFUSAL = "this model reads JPEG, PNG, and BMP of 24 bits without compression"
@@ -24,8 +25,7 @@ def decode_upright(encoded: tf.Tensor) -> tf.Tensor:
     Returns:
       uint8 `[height, width, 3]` in [0, 255], RGB.
     """
-    start = tf.strings.substr(encoded, 0, 3)
-    is_ours = (start == b"\xff\xd8\xff") | (start == b"\x89PN")
+    is_ours = _begins(encoded, JPEG_MAGIC) | _begins(encoded, PNG_MAGIC)
 
     def other() -> tf.Tensor:
         is_plain = _is_plain_bmp(encoded)
@@ -45,4 +45,8 @@ def _is_plain_bmp(encoded: tf.Tensor) -> tf.Tensor:
     padded = tf.strings.join([encoded, b"\0" * 34])
     # At bytes 28 and 30 of the file: bits per pixel, and compression.
     is_plain = tf.strings.substr(padded, 28, 6) == b"\x18\0\0\0\0\0"
-    return (tf.strings.substr(padded, 0, 2) == b"BM") & is_plain
+    return _begins(encoded, b"BM") & is_plain
+
+
+def _begins(encoded: tf.Tensor, start: bytes) -> tf.Tensor:
+    return tf.strings.substr(encoded, 0, len(start)) == start

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -13,6 +14,7 @@ import tensorflow as tf
 
 from flowers17_tfdata import files
 from flowers17_tfdata.config.config import Config
+from flowers17_tfdata.config.input import InputConfig
 from flowers17_tfdata.errors import UserError, one_line
 from flowers17_tfdata.input import augmentation, input_pipeline
 from flowers17_tfdata.input.examples import Examples, load_examples
@@ -33,12 +35,16 @@ class TrainedModel:
       extras: what was saved with it: `class_names`, `dataset`,
         `trained_splits`, `trained_on`. Empty if another program saved it.
       preprocess: from float32 images in [0, 255] to the model's inputs.
+      options: the options of the input pipeline, at the model's image size.
+      strategy: the strategy in whose scope the model was loaded.
     """
 
     path: pathlib.Path
     model: keras.Model
     extras: Mapping[str, Any]
     preprocess: Callable[[tf.Tensor], tf.Tensor]
+    options: InputConfig
+    strategy: tf.distribute.Strategy
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
@@ -60,22 +66,108 @@ class TrainedModel:
         """Height and width of the model's input, pixels."""
         return self.model.input_shape[1]
 
+    @property
+    def num_features(self) -> int:
+        """The number of channels of `features`."""
+        return self.model.get_layer("pooler").output.shape[-1]
 
-def load_model(config: Config) -> TrainedModel:
+    @functools.cached_property
+    def _inference(self) -> inference.ImageInference:
+        return inference.ImageInference(
+            self.model, self.strategy, self.options, self.preprocess
+        )
+
+    @functools.cached_property
+    def _feature_inference(self) -> inference.ImageInference:
+        with self.strategy.scope():
+            extractor = classifier.get_feature_extractor(self.model)
+        return inference.ImageInference(
+            extractor, self.strategy, self.options, self.preprocess
+        )
+
+    def logits(
+        self, examples: Examples, batch_size: int, num_views: int
+    ) -> Iterator[np.ndarray]:
+        """Runs the model on examples, on all replicas.
+
+        Args:
+          examples: the examples, at the model's image size.
+          batch_size: the most images per step over all replicas.
+          num_views: the number of views of each example; see
+            `augmentation.test_time_views`.
+
+        Yields:
+          Logits float32 `[n, num_classes]`, in order. With several views they
+          are the logarithms of the mean probabilities.
+        """
+        if not examples.num_examples:
+            return
+        transforms = None
+        if num_views > 1:
+            views = augmentation.test_time_views(self.options, num_views)
+            transforms = np.tile(views, [examples.num_examples, 1])
+        outputs = self._inference.outputs(
+            examples,
+            self._fitting(batch_size, examples.num_examples * num_views),
+            transforms,
+        )
+        if num_views == 1:
+            yield from outputs
+            return
+        rest = np.zeros([0, self.model.output_shape[-1]], np.float32)
+        for output in outputs:
+            # The views of an image may lie in different batches.
+            rest = np.concatenate([rest, output])
+            whole = len(rest) // num_views * num_views
+            by_view = rest[:whole].reshape(-1, num_views, rest.shape[1])
+            mean = predictions.softmax(by_view).mean(axis=1)
+            yield np.log(np.maximum(mean, np.finfo(np.float32).tiny))
+            rest = rest[whole:]
+
+    def features(
+        self, examples: Examples, batch_size: int
+    ) -> Iterator[np.ndarray]:
+        """Runs the backbone on examples, on all replicas.
+
+        Args:
+          examples: the examples, at the model's image size.
+          batch_size: the most images per step over all replicas.
+
+        Yields:
+          The pooled features, the head's input, float32 `[n, channels]`, in
+          order.
+        """
+        if examples.num_examples:
+            size = self._fitting(batch_size, examples.num_examples)
+            yield from self._feature_inference.outputs(examples, size)
+
+    def _fitting(self, batch_size: int, num_rows: int) -> int:
+        """Returns a batch size that pads a few images by less than a batch."""
+        replicas = self.strategy.num_replicas_in_sync
+        return min(batch_size, -(-num_rows // replicas) * replicas)
+
+
+def load_model(
+    config: Config, strategy: tf.distribute.Strategy
+) -> TrainedModel:
     """Loads `--model`, or the model that the workdir's run kept.
-
-    Call it in the strategy's scope.
 
     Raises:
       UserError: there is no model, or the file isn't one of ours.
     """
     path, flag = _find_model(config)
-    model = folding.fold_batch_norm(saved_models.load_classifier(path, flag))
+    with strategy.scope():
+        model = saved_models.load_classifier(path, flag)
+        model = folding.fold_batch_norm(model)
     return TrainedModel(
         path,
         model,
         saved_models.read_extras(path),
         backbones.get_preprocess(classifier.get_backbone(model).name),
+        dataclasses.replace(
+            config.input, image_size=model.input_shape[1], train_scale=1.0
+        ),
+        strategy,
     )
 
 
@@ -102,8 +194,7 @@ def load_model_for(session: Session) -> TrainedModel:
       UserError: there is no model, or it has another image size or other
         classes, or it was trained on the images of `--split`.
     """
-    with session.strategy.scope():
-        trained = load_model(session.config)
+    trained = load_model(session.config, session.strategy)
     source = session.source
     _check_not_trained_on(session, trained)
     classifier.check_classifier(
@@ -196,65 +287,6 @@ def _read_labels(name: str) -> tuple[str, ...]:
     return tuple(line.strip() for line in lines if line.strip())
 
 
-def stream_logits(
-    config: Config,
-    strategy: tf.distribute.Strategy,
-    trained: TrainedModel,
-    examples: Examples,
-    num_views: int,
-) -> Iterator[np.ndarray]:
-    """Runs a model on examples, on all replicas.
-
-    Args:
-      config: the configuration.
-      strategy: the strategy that the model was built in.
-      trained: the model.
-      examples: the examples, at the model's image size.
-      num_views: the number of views of each example; see
-        `augmentation.test_time_views`.
-
-    Yields:
-      Logits float32 `[n, num_classes]`, in order. With several views they are
-      the logarithms of the mean probabilities.
-    """
-    if not examples.num_examples:
-        return
-    options = dataclasses.replace(
-        config.input, image_size=trained.image_size, train_scale=1.0
-    )
-    transforms = None
-    if num_views > 1:
-        views = augmentation.test_time_views(options, num_views)
-        transforms = np.tile(views, [examples.num_examples, 1])
-    num_rows = examples.num_examples * num_views
-    replicas = strategy.num_replicas_in_sync
-    outputs = inference.outputs_of(
-        trained.model,
-        strategy,
-        examples,
-        options,
-        trained.preprocess,
-        # A few images must not be padded to a whole batch.
-        global_batch_size=min(
-            config.optimization.global_batch_size,
-            -(-num_rows // replicas) * replicas,
-        ),
-        transforms=transforms,
-    )
-    if num_views == 1:
-        yield from outputs
-        return
-    rest = np.zeros([0, trained.model.output_shape[-1]], np.float32)
-    for output in outputs:
-        # The views of an image may lie in different batches.
-        rest = np.concatenate([rest, output])
-        whole = len(rest) // num_views * num_views
-        by_view = rest[:whole].reshape(-1, num_views, rest.shape[1])
-        mean = predictions.softmax(by_view).mean(axis=1)
-        yield np.log(np.maximum(mean, np.finfo(np.float32).tiny))
-        rest = rest[whole:]
-
-
 def predict_examples(
     session: Session,
     trained: TrainedModel,
@@ -266,20 +298,16 @@ def predict_examples(
 
     Args:
       session: the open run.
-      trained: the model, built in the session's strategy.
+      trained: the model.
       examples: the examples, at the model's image size.
       title: the title of the progress bar.
       num_views: the number of views of each example.
     """
+    size = session.config.optimization.global_batch_size
     logits = inference.collect(
-        stream_logits(
-            session.config, session.strategy, trained, examples, num_views
-        ),
+        trained.logits(examples, size, num_views),
         title,
-        input_pipeline.steps_per_epoch(
-            examples.num_examples * num_views,
-            session.config.optimization.global_batch_size,
-        ),
+        input_pipeline.steps_per_epoch(examples.num_examples * num_views, size),
     )
     return Predictions(
         examples.ids, examples.labels, logits, str(trained.path), num_views

@@ -22,6 +22,7 @@ from ai_edge_litert import interpreter as litert
 from PIL import Image
 
 from flowers17_tfdata import cli, files, terminal
+from flowers17_tfdata.config.input import InputConfig
 from flowers17_tfdata.data import decode
 from flowers17_tfdata.errors import UserError
 from flowers17_tfdata.models import saved_models
@@ -576,6 +577,8 @@ def _make_card(workdir: pathlib.Path, formats=("keras",), **flags) -> str:
         _nested("float32"),
         {"trained_splits": ["train", "validation"]},
         fakes.preprocess_input,
+        InputConfig(),
+        tf.distribute.get_strategy(),
     )
     row = {"megabytes": 1.0, "accuracy": 0.5}
     row |= {"max_difference": 0.0, "top_1_agreement": 1.0}

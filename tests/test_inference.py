@@ -50,14 +50,12 @@ def test_padding_examples_do_not_count():
 def test_outputs_are_in_order_and_complete(strategy, num_examples):
     examples = fakes.make_noise_examples(num_examples)
     model = _model(strategy)
-    outputs = inference.outputs_of(
+    outputs = inference.ImageInference(
         model,
         strategy,
-        examples,
         InputConfig(image_size=fakes.IMAGE_SIZE),
         fakes.preprocess_input,
-        global_batch_size=BATCH,
-    )
+    ).outputs(examples, BATCH)
     found = inference.collect(outputs, "test", -(-num_examples // BATCH))
     images = examples.images.pixels.astype(np.float32)
     expected = model(fakes.preprocess_input(images))
@@ -71,17 +69,14 @@ def test_views_of_an_image_follow_each_other():
     mirror = [-1, 0, fakes.IMAGE_SIZE - 1, 0, 1, 0, 0, 0]
     views = np.array([[1, 0, 0, 0, 1, 0, 0, 0], mirror], np.float32)
     found = inference.collect(
-        inference.outputs_of(
+        inference.ImageInference(
             keras.Sequential(
                 [keras.Input([32, 32, 3]), keras.layers.Flatten()]
             ),
             strategy,
-            examples,
             InputConfig(image_size=fakes.IMAGE_SIZE, augment_on="host"),
             lambda images: images,
-            global_batch_size=4,
-            transforms=np.tile(views, [5, 1]),
-        ),
+        ).outputs(examples, 4, np.tile(views, [5, 1])),
         "test",
         3,
     ).reshape(5, 2, 32, 32, 3)

@@ -20,9 +20,9 @@ from flowers17_tfdata import cli, terminal
 from flowers17_tfdata.config.input import InputConfig
 from flowers17_tfdata.errors import ConfigError
 from flowers17_tfdata.input import augmentation
-from flowers17_tfdata.input.examples import FileImages
+from flowers17_tfdata.input.examples import Pictures
 from flowers17_tfdata.phases.predict import formats, image_files
-from flowers17_tfdata.phases.predict.formats import Prediction
+from flowers17_tfdata.predictor import Prediction
 from flowers17_tfdata.scoring import predictions
 from tests import fakes
 
@@ -332,7 +332,7 @@ def test_views_are_the_image_its_mirror_and_random_ones(tmp_path):
     config = InputConfig(image_size=32)
     transforms = augmentation.test_time_views(config, 4)
     assert transforms.shape == (4, 8)
-    images = FileImages([str(path), "missing.png"], 32)
+    images = Pictures([str(path), "missing.png"], 32)
     pixels = images.resample(
         np.array([0, 0, 0, 0, 1]), transforms[[0, 1, 2, 3, 0]], 32
     )

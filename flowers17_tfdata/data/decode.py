@@ -235,6 +235,15 @@ def _turned(image: Image.Image) -> Image.Image:
         return image
 
 
+def pixels_of(image: Image.Image) -> np.ndarray:
+    """Returns what a viewer shows, uint8 `[height, width, 3]`, RGB.
+
+    Raises:
+      ValueError: it has more than 16 bits per sample.
+    """
+    return np.asarray(_on_white(_turned(image)))
+
+
 def _on_white(image: Image.Image) -> Image.Image:
     """Returns an image in RGB, 8 bits, composed on white if transparent."""
     if image.mode.startswith(("I", "F")):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 import pathlib
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,6 +13,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 import tensorflow as tf
+from PIL import Image
 
 from flowers17_tfdata import machine
 from flowers17_tfdata.config.input import InputConfig
@@ -28,6 +30,10 @@ _CACHE_SHARE = 0.5
 # final size. Beyond, bilinear interpolation would skip pixels: an elongated
 # image has a long side even if its short one can't be reduced further.
 _LONGEST = 2.5
+
+
+# A file, its contents, or its pixels, uint8 `[height, width, 3]`, RGB.
+Picture = str | os.PathLike[str] | bytes | np.ndarray | Image.Image
 
 
 class Images(Protocol):
@@ -164,19 +170,19 @@ class EncodedImages:
 
 
 @dataclasses.dataclass(frozen=True)
-class FileImages:
-    """Images in files, decoded at each access on all cores.
+class Pictures:
+    """Pictures from outside a data set, read at each access on all cores.
 
-    An image that can't be read is black, and `errors` says why. All batches
-    share the threads: resizing a photograph of 12 megapixels takes 180 MB.
+    One that can't be read is black, and `errors` says why. All batches share
+    the threads: resizing a photograph of 12 megapixels takes 180 MB.
 
     Attributes:
-      paths: the files.
+      pictures: the pictures.
       image_size: height and width of the images, pixels.
       errors: `{position: message}`, filled by `read`.
     """
 
-    paths: Sequence[str]
+    pictures: Sequence[Picture]
     image_size: int
     errors: dict[int, str] = dataclasses.field(default_factory=dict)
     _threads: futures.ThreadPoolExecutor = dataclasses.field(
@@ -191,9 +197,8 @@ class FileImages:
 
     def _decode(self, position: int) -> np.ndarray:
         try:
-            encoded = pathlib.Path(self.paths[position]).read_bytes()
-            image = decode.decode_reduced(decode.upright(encoded), 1)
-            return decode.resize_host(image, self.image_size)
+            pixels = _read(self.pictures[position])
+            return decode.resize_host(pixels, self.image_size)
         except OSError as error:
             self.errors[position] = error.strerror or str(error)
         except (ValueError, tf.errors.InvalidArgumentError) as error:
@@ -242,6 +247,17 @@ class JoinedImages:
 
     def digest(self) -> str:
         return "+".join(part.digest() for part in self.parts)
+
+
+def _read(picture: Picture) -> np.ndarray:
+    """Returns the pixels of a picture, uint8 `[height, width, 3]`."""
+    if isinstance(picture, np.ndarray):
+        return picture
+    if isinstance(picture, Image.Image):
+        return decode.pixels_of(picture)
+    if not isinstance(picture, bytes):
+        picture = pathlib.Path(picture).read_bytes()
+    return decode.decode_reduced(decode.upright(picture), 1)
 
 
 def join_examples(splits: Sequence[Examples]) -> Examples:

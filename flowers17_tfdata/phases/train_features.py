@@ -77,8 +77,14 @@ class _Extractor:
         )
         extractor = classifier.get_feature_extractor(model)
         with session.strategy.scope():
-            self._model = folding.fold_batch_norm(extractor)
-        self._weights_digest = inference.weights_digest(self._model)
+            model = folding.fold_batch_norm(extractor)
+        self._weights_digest = inference.weights_digest(model)
+        self._inference = inference.ImageInference(
+            model,
+            session.strategy,
+            self._options,
+            backbones.get_preprocess(session.config.model.backbone),
+        )
 
     def extract(
         self, name: str, examples: Examples, num_views: int
@@ -134,17 +140,10 @@ class _Extractor:
         """Returns the features of one view, float32 `[n, channels]`."""
         config = self._session.config
         size = config.optimization.global_batch_size
-        outputs = inference.outputs_of(
-            self._model,
-            self._session.strategy,
-            examples,
-            self._options,
-            backbones.get_preprocess(config.model.backbone),
-            global_batch_size=size,
-            transforms=augmentation.view_transforms(
-                self._options, config.runtime.seed, view, examples.num_examples
-            ),
+        transforms = augmentation.view_transforms(
+            self._options, config.runtime.seed, view, examples.num_examples
         )
+        outputs = self._inference.outputs(examples, size, transforms)
         return inference.collect(
             outputs,
             f"features of {name}, view {view + 1}/{num_views}",

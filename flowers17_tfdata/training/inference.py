@@ -56,7 +56,8 @@ class Inference:
             outputs, weights = self._gathered_outputs(batch)
             yield outputs.numpy()[weights.numpy() > 0]
 
-    @tf.function
+    # A few pictures come in small batches of any size.
+    @tf.function(reduce_retracing=True)
     def _gathered_outputs(self, batch):
         def replica_fn(batch: Batch):
             return self._forward(batch), batch.weights
@@ -113,46 +114,62 @@ class Inference:
         )
 
 
-def outputs_of(
-    model: keras.Model,
-    strategy: tf.distribute.Strategy,
-    examples: Examples,
-    config: InputConfig,
-    preprocess: Callable[[tf.Tensor], tf.Tensor],
-    *,
-    global_batch_size: int,
-    transforms: np.ndarray | tf.Tensor | None = None,
-) -> Iterator[np.ndarray]:
-    """Runs a model on examples, from their pixels to its outputs.
+class ImageInference:
+    """Runs a model on images, from their pixels to its outputs.
+
+    The model is traced at the first batch, so an instance should live as long
+    as images come.
 
     Args:
       model: from preprocessed images to `[batch, channels]`, built in the
         strategy's scope.
       strategy: the current strategy.
-      examples: the examples.
       config: the options of the input pipeline.
       preprocess: from float32 in [0, 255] to the backbone's range.
-      global_batch_size: images per step over all replicas.
-      transforms: the views of the examples; see
-        `input_pipeline.make_eval_dataset`.
-
-    Yields:
-      The outputs of each batch, in order; see `Inference.outputs`.
     """
-    dtype = keras.config.dtype_policy().compute_dtype
-    batches = strategy.distribute_datasets_from_function(
-        lambda context: input_pipeline.make_eval_dataset(
-            examples,
-            config,
-            preprocess,
-            global_batch_size=global_batch_size,
-            compute_dtype=dtype,
-            transforms=transforms,
-            input_context=context,
+
+    def __init__(
+        self,
+        model: keras.Model,
+        strategy: tf.distribute.Strategy,
+        config: InputConfig,
+        preprocess: Callable[[tf.Tensor], tf.Tensor],
+    ):
+        self._strategy = strategy
+        self._config = config
+        self._preprocess = preprocess
+        self._dtype = keras.config.dtype_policy().compute_dtype
+        device_stage = input_pipeline.make_device_stage(
+            config, preprocess, self._dtype
         )
-    )
-    device_stage = input_pipeline.make_device_stage(config, preprocess, dtype)
-    return Inference(model, strategy, device_stage).outputs(batches)
+        self._inference = Inference(model, strategy, device_stage)
+
+    def outputs(
+        self,
+        examples: Examples,
+        global_batch_size: int,
+        transforms: np.ndarray | tf.Tensor | None = None,
+    ) -> Iterator[np.ndarray]:
+        """Yields the outputs of each batch, in order; see `Inference.outputs`.
+
+        Args:
+          examples: the examples.
+          global_batch_size: images per step over all replicas.
+          transforms: the views of the examples; see
+            `input_pipeline.make_eval_dataset`.
+        """
+        batches = self._strategy.distribute_datasets_from_function(
+            lambda context: input_pipeline.make_eval_dataset(
+                examples,
+                self._config,
+                self._preprocess,
+                global_batch_size=global_batch_size,
+                compute_dtype=self._dtype,
+                transforms=transforms,
+                input_context=context,
+            )
+        )
+        return self._inference.outputs(batches)
 
 
 def collect(

@@ -5,25 +5,12 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TextIO
+from typing import Any, TextIO
+
+from flowers17_tfdata.predictor import Prediction
 
 # A longer name shifts only its own row.
 _WIDEST_NAME = 60
-
-
-class Prediction(NamedTuple):
-    """The prediction for one image.
-
-    Attributes:
-      file: the image's path.
-      classes: the `--top_k` most likely classes and their probabilities, the
-        most likely first.
-      error: why the image can't be read, or '' if it can.
-    """
-
-    file: str
-    classes: tuple[tuple[str, float], ...]
-    error: str = ""
 
 
 def make_writer(

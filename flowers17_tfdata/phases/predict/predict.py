@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import itertools
 import pathlib
 import sys
 from collections.abc import Iterator, Sequence
 from typing import TextIO
 
-import numpy as np
-
-from flowers17_tfdata import files, terminal, trained_model
+from flowers17_tfdata import files, predictor, terminal
 from flowers17_tfdata.config.config import Config
 from flowers17_tfdata.errors import UserError, one_line
-from flowers17_tfdata.input.examples import Examples, FileImages
 from flowers17_tfdata.phases.predict import formats, image_files
-from flowers17_tfdata.phases.predict.formats import Prediction
-from flowers17_tfdata.scoring.predictions import softmax
-from flowers17_tfdata.session import open_devices
+from flowers17_tfdata.predictor import Prediction
 
 
 def predict(config: Config) -> None:
@@ -30,24 +23,9 @@ def predict(config: Config) -> None:
         images are predicted first.
     """
     paths = image_files.find_images(config.predict.images, sys.stdin)
-    # This process is worker 0. It must not wait for the cluster's other
-    # workers, which do nothing.
-    runtime = dataclasses.replace(
-        config.runtime, strategy="default", num_virtual_devices=0
-    )
-    strategy, _, _ = open_devices(dataclasses.replace(config, runtime=runtime))
-    trained = trained_model.load_model(config)
-    class_names = trained_model.read_class_names(config, trained)
-    top_k = min(config.predict.top_k, len(class_names))
-    images = FileImages(paths, trained.image_size)
-    batches = trained_model.stream_logits(
-        config,
-        strategy,
-        trained,
-        Examples(images, np.zeros(len(paths), np.int64)),
-        config.evaluation.tta,
-    )
-    rows = itertools.chain.from_iterable(map(softmax, batches))
+    classifier = predictor.open_predictor(config)
+    top_k = min(config.predict.top_k, len(classifier.class_names))
+    unreadable = []
     progress = terminal.EpochProgress("predict", len(paths))
     # Rows on the terminal show the progress themselves.
     shows_rows = not config.predict.output and sys.stdout.isatty()
@@ -60,16 +38,14 @@ def predict(config: Config) -> None:
             stream,
             top_k=top_k,
             files=paths,
-            class_names=class_names,
+            class_names=classifier.class_names,
         )
-        for k, (path, row) in enumerate(zip(paths, rows, strict=True)):
-            order = np.argsort(-row, kind="stable")[:top_k]
-            top = tuple((class_names[c], float(row[c])) for c in order)
-            error = images.errors.get(k, "")
-            write(Prediction(path, () if error else top, error))
+        for prediction in classifier.stream(paths, top_k):
+            write(prediction)
             progress.advance()
-    errors = sorted(images.errors.items())
-    _report_unreadable([(paths[k], error) for k, error in errors], len(paths))
+            if prediction.error:
+                unreadable.append(prediction)
+    _report_unreadable(unreadable, len(paths))
 
 
 @contextlib.contextmanager
@@ -89,15 +65,14 @@ def _open_output(config: Config) -> Iterator[TextIO]:
 
 
 def _report_unreadable(
-    unreadable: Sequence[tuple[str, str]], num_images: int
+    unreadable: Sequence[Prediction], num_images: int
 ) -> None:
-    """Reports `(file, error)` of each unreadable image."""
-    for file, error in unreadable:
+    for file, _, error in unreadable:
         text = f"can't be read: {one_line(file, 500)}: {error}"
         terminal.say(text, file=file, error=error)
     if unreadable:
-        file, error = unreadable[0]
+        first = unreadable[0]
         raise UserError(
             f"{len(unreadable)} of {num_images} images can't be read, first "
-            f"{file} ({error})"
+            f"{first.file} ({first.error})"
         )

@@ -1,0 +1,198 @@
+"""A trained model that answers: for `--phase=predict` and for `api`."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import os
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, TypeGuard
+
+import keras
+import numpy as np
+from PIL import Image
+
+from flowers17_tfdata import trained_model
+from flowers17_tfdata.config.config import Config
+from flowers17_tfdata.errors import UserError
+from flowers17_tfdata.input.examples import Examples, Picture, Pictures
+from flowers17_tfdata.scoring.predictions import softmax
+from flowers17_tfdata.session import open_devices
+from flowers17_tfdata.trained_model import TrainedModel
+
+
+class Prediction(NamedTuple):
+    """The prediction for one picture.
+
+    Attributes:
+      file: the path, or '' if the picture was not given as one.
+      classes: the most likely classes and their probabilities, the most likely
+        first; empty if the picture can't be read.
+      error: why the picture can't be read, or '' if it can.
+    """
+
+    file: str
+    classes: tuple[tuple[str, float], ...]
+    error: str = ""
+
+    @property
+    def label(self) -> str:
+        """The most likely class; '' if the picture can't be read."""
+        return self.classes[0][0] if self.classes else ""
+
+    @property
+    def probability(self) -> float:
+        """Its probability, in [0, 1]; NaN if the picture can't be read."""
+        return self.classes[0][1] if self.classes else float("nan")
+
+
+class Predictor:
+    """A trained model that names what is in pictures.
+
+    A picture is a path, the bytes of a file in any format that training reads,
+    a `PIL.Image`, or pixels: an array uint8 `[height, width, 3]` in [0, 255],
+    RGB. Pictures may have any size. Paths and bytes are turned upright
+    according to their EXIF orientation, as the training did.
+
+    The first call compiles the network, which takes seconds; later ones don't.
+
+    Attributes:
+      class_names: the classes, in the order of the model's outputs.
+      path: the `.keras` file of the model.
+    """
+
+    def __init__(
+        self,
+        trained: TrainedModel,
+        class_names: tuple[str, ...],
+        num_views: int,
+        batch_size: int,
+    ):
+        self.class_names = class_names
+        self.path = trained.path
+        self._trained = trained
+        self._num_views = num_views
+        self._batch_size = batch_size
+
+    def __repr__(self) -> str:
+        return f"Predictor({str(self.path)!r}, {len(self.class_names)} classes)"
+
+    def predict(
+        self, pictures: Picture | Sequence[Picture], top_k: int = 5
+    ) -> list[Prediction]:
+        """Classifies pictures.
+
+        Args:
+          pictures: one picture, or several.
+          top_k: the number of classes in each prediction.
+
+        Returns:
+          One prediction for each picture, in order. The prediction for a
+          picture that can't be read has an `error` and no classes.
+        """
+        return list(self.stream(_as_list(pictures), top_k))
+
+    def stream(
+        self, pictures: Sequence[Picture], top_k: int
+    ) -> Iterator[Prediction]:
+        """Yields what `predict` returns, batch by batch."""
+        images, examples = self._examples(pictures)
+        batches = self._trained.logits(
+            examples, self._batch_size, self._num_views
+        )
+        rows = itertools.chain.from_iterable(map(softmax, batches))
+        for k, (picture, row) in enumerate(zip(pictures, rows, strict=True)):
+            order = np.argsort(-row, kind="stable")[:top_k]
+            top = tuple((self.class_names[c], float(row[c])) for c in order)
+            file = os.fspath(picture) if _is_path(picture) else ""
+            error = images.errors.get(k, "")
+            yield Prediction(file, () if error else top, error)
+
+    def embed(self, pictures: Picture | Sequence[Picture]) -> np.ndarray:
+        """Returns the features that the classification is made from.
+
+        They suit nearest-neighbour search, clustering and other classifiers.
+
+        Args:
+          pictures: one picture, or several.
+
+        Returns:
+          float32 `[n, channels]`: the backbone's outputs, averaged over all
+          positions, of each picture as it is (no views).
+
+        Raises:
+          UserError: a picture can't be read.
+        """
+        pictures = _as_list(pictures)
+        images, examples = self._examples(pictures)
+        rows = list(self._trained.features(examples, self._batch_size))
+        for k, error in sorted(images.errors.items()):
+            picture = pictures[k]
+            name = os.fspath(picture) if _is_path(picture) else f"picture {k}"
+            raise UserError(f"{name} can't be read: {error}")
+        channels = self._trained.num_features
+        return np.concatenate([np.zeros([0, channels], np.float32), *rows])
+
+    def _examples(
+        self, pictures: Sequence[Picture]
+    ) -> tuple[Pictures, Examples]:
+        images = Pictures(pictures, self._trained.image_size)
+        return images, Examples(images, np.zeros(len(pictures), np.int64))
+
+
+def open_predictor(config: Config) -> Predictor:
+    """Loads `--model`, or the model of the workdir's run, on this process.
+
+    Raises:
+      UserError: there is no model, or it has no class names.
+    """
+    # This process is worker 0. It must not wait for the cluster's other
+    # workers, which do nothing.
+    runtime = dataclasses.replace(
+        config.runtime, strategy="default", num_virtual_devices=0
+    )
+    strategy, _, _ = open_devices(dataclasses.replace(config, runtime=runtime))
+    trained = trained_model.load_model(config, strategy)
+    return Predictor(
+        trained,
+        trained_model.read_class_names(config, trained),
+        config.evaluation.tta,
+        config.optimization.global_batch_size,
+    )
+
+
+@contextlib.contextmanager
+def same_policy_afterwards() -> Iterator[None]:
+    """Restores Keras's global dtype policy, which loading a model sets."""
+    policy = keras.config.dtype_policy()
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(policy)
+
+
+def _is_path(picture: Picture) -> TypeGuard[str | os.PathLike[str]]:
+    return isinstance(picture, (str, os.PathLike))
+
+
+def _as_list(pictures: Picture | Sequence[Picture]) -> Sequence[Picture]:
+    """Returns several pictures as a list, and one as a list of one.
+
+    Raises:
+      TypeError: one of them is no picture.
+    """
+    if isinstance(pictures, np.ndarray) and pictures.ndim == 4:
+        pictures = list(pictures)
+    if isinstance(pictures, (str, os.PathLike, bytes, np.ndarray, Image.Image)):
+        pictures = [pictures]
+    pictures = list(pictures)
+    for k, picture in enumerate(pictures):
+        if isinstance(picture, np.ndarray) and not (
+            picture.dtype == np.uint8 and picture.shape[2:] == (3,)
+        ):
+            raise TypeError(
+                f"picture {k} must be uint8 [height, width, 3], RGB; got "
+                f"{picture.dtype} {list(picture.shape)}"
+            )
+    return pictures

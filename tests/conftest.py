@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import shutil
 import sys
 from collections.abc import Callable
 
@@ -77,6 +78,35 @@ def dummy_archive() -> pathlib.Path:
 
     folder = pathlib.Path(oxford_flowers17.__file__).parent / "dummy_data"
     return folder / "17flowers.tgz"
+
+
+@pytest.fixture(scope="session")
+def export_folder(tmp_path_factory) -> pathlib.Path:
+    """The exported files of a small random model, and a photograph."""
+    from flowers17_tfdata.phases.export import (
+        export,
+        network,
+        onnx_file,
+        saved_model,
+        tflite,
+    )
+
+    folder = tmp_path_factory.mktemp("export")
+    export.copy_reader(folder)
+    shutil.copy(export.SERVE_SCRIPT, folder)
+    model = fakes.make_linear_model()
+    subject = network.Network(model, fakes.preprocess_input)
+    names = [f"class {k}" for k in range(fakes.NUM_CLASSES)]
+    saved_model.save(subject, names, folder / "saved_model")
+    tflite.convert(subject, folder / "model_float16.tflite")
+    smooth = fakes.make_smooth_examples(32).images.pixels
+    tflite.convert(subject, folder / "model_int8.tflite", lambda: smooth)
+    onnx_file.convert(subject, folder / "model.onnx")
+    model.save(folder / "model.keras")
+    (folder / "labels.txt").write_text("\n".join(names) + "\n")
+    photo = tf.io.encode_jpeg(fakes.make_smooth_image(50, 70), quality=95)
+    (folder / "photo.jpg").write_bytes(photo.numpy())
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -222,6 +222,15 @@ def test_the_builder_folder_stands_on_its_own():
                 assert node.level <= 1, path
 
 
+def test_what_is_copied_into_an_export_stands_on_its_own():
+    for path in (
+        PACKAGE / "phases" / "export" / "serve.py",
+        PACKAGE / "data" / "image_formats.py",
+        PACKAGE / "data" / "pillow_reader.py",
+    ):
+        assert not _imports(path), path
+
+
 def test_only_flags_touches_absl_flags():
     for path in PACKAGE.rglob("*.py"):
         if path.name != "flags.py":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import struct
 import zlib
@@ -245,7 +246,7 @@ def test_formats_that_pillow_reads(kind, options, atol):
 def test_heic_without_its_extra_says_how_to_get_it(monkeypatch):
     pillow_heif.register_heif_opener()
     encoded = _encode(Image.fromarray(PIXELS), "HEIF")
-    monkeypatch.setattr(decode.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match="pip install pillow-heif"):
         decode.upright(encoded)
 

@@ -136,7 +136,7 @@ def test_the_folder_holds_every_format(run):
     assert {path.name for path in run.folder.iterdir()} == {
         *("saved_model", "model.keras", "model.onnx"),
         *("model_float16.tflite", "model_int8.tflite"),
-        *("labels.txt", "parity.json", "README.md", "serve.py"),
+        *("labels.txt", "parity.json", "README.md", "serve.py", "pictures"),
     }
     # Nothing is left beside it.
     assert list(run.workdir.glob(".*export*")) == []
@@ -669,6 +669,7 @@ def test_the_card_s_python_runs(run, tmp_path, monkeypatch, capsys):
         (tmp_path / path.name).symlink_to(path)
     (tmp_path / "photo.jpg").write_bytes(FILES[0])
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
     card = (run.folder / "README.md").read_text()
     blocks = re.findall(
         r"^```python\n(.*?)^```", card, re.DOTALL | re.MULTILINE

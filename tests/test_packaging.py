@@ -50,7 +50,8 @@ def _imported() -> set[str]:
             elif isinstance(node, ast.ImportFrom) and not node.level:
                 found.add(node.module)
     tops = {name.partition(".")[0] for name in found}
-    tops -= {"flowers17_tfdata", *sys.stdlib_module_names}
+    # The folder `pictures` lies beside serve.py in an export.
+    tops -= {"flowers17_tfdata", "pictures", *sys.stdlib_module_names}
     return {_ON_PYPI.get(name, name) for name in tops}
 
 

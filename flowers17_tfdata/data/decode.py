@@ -7,24 +7,15 @@ are read from it, and what is malformed is passed over.
 
 from __future__ import annotations
 
-import importlib.util
-import io
 import struct
-import warnings
 
 import numpy as np
 import tensorflow as tf
-from PIL import Image, ImageOps
+from PIL import Image
 
-from flowers17_tfdata.data import image_formats
+from flowers17_tfdata.data import image_formats, pillow_reader
 from flowers17_tfdata.data.image_formats import JPEG_MAGIC, PNG_MAGIC
 from flowers17_tfdata.errors import one_line
-
-# Pillow warns about malformed metadata and large images without naming them.
-warnings.filterwarnings("ignore", module=r"PIL\.")
-
-# The most pixels of an image, as Pillow limits it: 179 million.
-_MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 0)
 
 # The tag of the orientation in EXIF, and the formats of its types, SHORT and
 # LONG.
@@ -50,10 +41,6 @@ _START_OF_SCAN, _APP1 = 0xDA, 0xE1
 _WITHOUT_LENGTH = {0x01, *range(0xD0, 0xD9)}
 
 
-class MissingReaderError(ValueError):
-    """A file that could be read if another package were installed."""
-
-
 def upright(encoded: bytes) -> bytes:
     """Returns an image that decodes to what a viewer shows.
 
@@ -72,36 +59,17 @@ def upright(encoded: bytes) -> bytes:
       ValueError: the bytes are in none of these formats, can't be decoded, or
         declare more than 179 million pixels.
     """
-    kind = image_formats.recognize(encoded)
-    if not kind:
-        raise ValueError(
-            f"no {', '.join(image_formats.FORMATS[:-1])} or "
-            f"{image_formats.FORMATS[-1]}: {image_formats.describe(encoded)}"
-        )
+    kind = image_formats.format_of(encoded)
     if kind not in ("JPEG", "PNG"):
-        return _to_png(_read_by_pillow(encoded, kind))
+        return pillow_reader.to_png(pillow_reader.read(encoded))
     read_header = _jpeg_header if kind == "JPEG" else _png_header
     size, tiff = read_header(encoded)
-    _check_size(*size)
+    pillow_reader.check_size(*size)
     turn = _TURNS.get(_orientation(tiff))
     if turn is None:
         return encoded
-    return _to_png(Image.fromarray(decode_reduced(encoded, 1)).transpose(turn))
-
-
-def _to_png(image: Image.Image) -> bytes:
-    stream = io.BytesIO()
-    # Kept only for this run, so speed matters more than size.
-    image.save(stream, "PNG", compress_level=1)
-    return stream.getvalue()
-
-
-def _check_size(width: int, height: int) -> None:
-    if width * height > _MAX_PIXELS:
-        raise ValueError(
-            f"{width} x {height} = {width * height} pixels exceed the limit of "
-            f"{_MAX_PIXELS}"
-        )
+    stored = Image.fromarray(decode_reduced(encoded, 1))
+    return pillow_reader.to_png(stored.transpose(turn))
 
 
 def _jpeg_header(encoded: bytes) -> tuple[tuple[int, int], bytes]:
@@ -190,73 +158,6 @@ def _orientation(tiff: bytes) -> int:
         # The directory is truncated.
         pass
     return 0
-
-
-def _read_by_pillow(encoded: bytes, kind: str) -> Image.Image:
-    """Returns an image of one of the other formats, upright, RGB, opaque.
-
-    Raises:
-      ValueError: it can't be decoded.
-    """
-    if kind == "HEIC":
-        _register_heic()
-    # WebP is WEBP for Pillow, and HEIC is HEIF.
-    name = {"HEIC": "HEIF"}.get(kind, kind.upper())
-    try:
-        with Image.open(io.BytesIO(encoded), formats=[name]) as image:
-            _check_size(*image.size)
-            image.load()
-            return _on_white(_turned(image))
-    except Image.UnidentifiedImageError as error:
-        raise ValueError(f"{kind} with a damaged header") from error
-    except MemoryError:
-        raise
-    # Decoders raise many kinds of errors for damaged files.
-    except Exception as error:
-        raise ValueError(f"{kind} that can't be read: {error}") from error
-
-
-def _register_heic() -> None:
-    if importlib.util.find_spec("pillow_heif") is None:
-        raise MissingReaderError(
-            "it is HEIC, which needs: pip install pillow-heif"
-        )
-    import pillow_heif
-
-    pillow_heif.register_heif_opener()
-
-
-def _turned(image: Image.Image) -> Image.Image:
-    """Applies the orientation that the metadata states, if it can be read."""
-    try:
-        return ImageOps.exif_transpose(image)
-    # Any error: metadata must not decide about pixels.
-    except Exception:
-        return image
-
-
-def pixels_of(image: Image.Image) -> np.ndarray:
-    """Returns what a viewer shows, uint8 `[height, width, 3]`, RGB.
-
-    Raises:
-      ValueError: it has more than 16 bits per sample.
-    """
-    return np.asarray(_on_white(_turned(image)))
-
-
-def _on_white(image: Image.Image) -> Image.Image:
-    """Returns an image in RGB, 8 bits, composed on white if transparent."""
-    if image.mode.startswith(("I", "F")):
-        # Gray of 16 bits, which Pillow would cut off at 255.
-        gray = np.asarray(image, np.float64)
-        if image.mode == "F" or gray.min() < 0 or gray.max() > 65535:
-            raise ValueError("it has more than 16 bits per sample")
-        image = Image.fromarray((gray / 257).round().astype(np.uint8))
-    if image.has_transparency_data:
-        layers = image.convert("RGBA")
-        white = Image.new("RGBA", layers.size, "white")
-        image = Image.alpha_composite(white, layers)
-    return image.convert("RGB")
 
 
 def decode_image(encoded: tf.Tensor) -> tf.Tensor:

@@ -1,4 +1,7 @@
-"""What a file is, by its first bytes: names and suffixes may lie."""
+"""What a file is, by its first bytes: names and suffixes may lie.
+
+It imports nothing, so that an export can copy it; see `pillow_reader`.
+"""
 
 from __future__ import annotations
 
@@ -27,6 +30,10 @@ _STARTS = {
     b"II+\0": "TIFF",
     b"MM\0+": "TIFF",
 }
+
+# The bits per pixel and the compression of a BMP whose pixels TensorFlow
+# decodes right: 24 bits, none.
+PLAIN_BMP, PLAIN_BMP_AT = b"\x18\0\0\0\0\0", 28
 
 # The lengths of the header after the first 14 bytes of a BMP, in all versions:
 # two letters alone would also begin many texts.
@@ -85,6 +92,26 @@ def recognize(data: bytes) -> str:
         if brands & _HEIC_BRANDS:
             return "HEIC"
     return ""
+
+
+def format_of(data: bytes) -> str:
+    """Returns the format of a file, one of `FORMATS`.
+
+    Raises:
+      ValueError: it is none of them; says what the file is instead.
+    """
+    kind = recognize(data)
+    if not kind:
+        raise ValueError(
+            f"no {', '.join(FORMATS[:-1])} or {FORMATS[-1]}: {describe(data)}"
+        )
+    return kind
+
+
+def is_plain_bmp(data: bytes) -> bool:
+    """Whether a file is a BMP that TensorFlow's decoder reads right."""
+    found = data[PLAIN_BMP_AT : PLAIN_BMP_AT + len(PLAIN_BMP)]
+    return recognize(data) == "BMP" and found == PLAIN_BMP
 
 
 def describe(data: bytes) -> str:

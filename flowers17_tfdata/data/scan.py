@@ -14,7 +14,12 @@ import numpy as np
 import tensorflow as tf
 
 from flowers17_tfdata import files, machine
-from flowers17_tfdata.data import decode, image_formats, near_duplicates
+from flowers17_tfdata.data import (
+    decode,
+    image_formats,
+    near_duplicates,
+    pillow_reader,
+)
 from flowers17_tfdata.data.near_duplicates import NearDuplicate
 from flowers17_tfdata.data.oxford_flowers17 import splits
 from flowers17_tfdata.errors import one_line
@@ -162,7 +167,7 @@ def _scan_image(image: Image) -> _Row:
                 shape = pixels.shape
             gray = tf.image.rgb_to_grayscale(tf.cast(pixels, tf.float32))
             small = tf.image.resize(gray, [16, 17], method="area")[..., 0]
-    except decode.MissingReaderError as error:
+    except pillow_reader.MissingReaderError as error:
         return _Row(_NOTHING, (0, 0), str(error), is_known=False)
     except (ValueError, tf.errors.InvalidArgumentError) as error:
         return _Row(_NOTHING, (0, 0), decode.decoder_message(error))

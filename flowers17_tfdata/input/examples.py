@@ -17,7 +17,7 @@ from PIL import Image
 
 from flowers17_tfdata import machine
 from flowers17_tfdata.config.input import InputConfig
-from flowers17_tfdata.data import decode
+from flowers17_tfdata.data import decode, pillow_reader
 from flowers17_tfdata.data.source import Source
 from flowers17_tfdata.errors import UserError
 from flowers17_tfdata.input import augmentation
@@ -254,7 +254,7 @@ def _read(picture: Picture) -> np.ndarray:
     if isinstance(picture, np.ndarray):
         return picture
     if isinstance(picture, Image.Image):
-        return decode.pixels_of(picture)
+        return np.asarray(pillow_reader.as_shown(picture))
     if not isinstance(picture, bytes):
         picture = pathlib.Path(picture).read_bytes()
     return decode.decode_reduced(decode.upright(picture), 1)

@@ -13,6 +13,7 @@ import tensorflow as tf
 
 import flowers17_tfdata
 from flowers17_tfdata import files, machine, terminal, timings, trained_model
+from flowers17_tfdata.data import image_formats, pillow_reader
 from flowers17_tfdata.errors import UserError, one_line
 from flowers17_tfdata.input.examples import load_examples
 from flowers17_tfdata.models import saved_models
@@ -36,8 +37,9 @@ _WRITTEN_BY = "written_by"
 # The extra of setup.cfg that a format needs, and the packages in it.
 _EXTRAS = {"tflite_float16": "export", "tflite_int8": "export", "onnx": "onnx"}
 _PACKAGES = {"export": ("ai_edge_litert",), "onnx": ("tf2onnx", "onnxruntime")}
-# Copied beside the SavedModel: it imports nothing from this package.
-_SERVE_SCRIPT = pathlib.Path(__file__).with_name("serve.py")
+# Copied beside the SavedModel; what it needs of this package is in `pictures`.
+SERVE_SCRIPT = pathlib.Path(__file__).with_name("serve.py")
+_READER = (image_formats.__file__, pillow_reader.__file__)
 
 
 def export_model(session: Session) -> None:
@@ -64,6 +66,7 @@ def export_model(session: Session) -> None:
     # could be the hardware's.
     tf.config.experimental.enable_tensor_float_32_execution(False)
     with files.whole_folder(target, f"--export_dir {target}") as output:
+        copy_reader(output)
         rows = _export(session, trained, split, predictions, output)
         _describe(session, trained, predictions, rows, output)
         # Somebody may have put files there in the meantime.
@@ -167,7 +170,7 @@ def _write(
     if name == "saved_model":
         path = output / "saved_model"
         saved_model.save(network, source.class_names, path)
-        shutil.copy(_SERVE_SCRIPT, output)
+        shutil.copy(SERVE_SCRIPT, output)
         return Exported(name, path, saved_model.load(path), takes_files=True)
     if name == "keras":
         path = output / "model.keras"
@@ -186,6 +189,16 @@ def _write(
     path = output / f"{name.replace('tflite', 'model')}.tflite"
     tflite.convert(network, path, images if name == "tflite_int8" else None)
     return Exported(name, path, tflite.load(path), takes_batches=False)
+
+
+def copy_reader(folder: pathlib.Path) -> None:
+    """Copies the reader of pictures into a folder, as the package `pictures`.
+
+    `serve.py` and the users of files that take pixels need it.
+    """
+    (folder / "pictures").mkdir()
+    for path in _READER:
+        shutil.copy(path, folder / "pictures")
 
 
 def _describe(

@@ -9,7 +9,12 @@ from __future__ import annotations
 import tensorflow as tf
 
 from flowers17_tfdata.data import decode
-from flowers17_tfdata.data.image_formats import JPEG_MAGIC, PNG_MAGIC
+from flowers17_tfdata.data.image_formats import (
+    JPEG_MAGIC,
+    PLAIN_BMP,
+    PLAIN_BMP_AT,
+    PNG_MAGIC,
+)
 from flowers17_tfdata.phases.export import exif_in_graph
 
 _REFUSAL = "this model reads JPEG, PNG, and BMP of 24 bits without compression"
@@ -42,10 +47,10 @@ def decode_upright(encoded: tf.Tensor) -> tf.Tensor:
 def _is_plain_bmp(encoded: tf.Tensor) -> tf.Tensor:
     """Whether the bytes are a BMP of 24 bits per pixel without compression."""
     # TensorFlow fails beyond the end.
-    padded = tf.strings.join([encoded, b"\0" * 34])
-    # At bytes 28 and 30 of the file: bits per pixel, and compression.
-    is_plain = tf.strings.substr(padded, 28, 6) == b"\x18\0\0\0\0\0"
-    return _begins(encoded, b"BM") & is_plain
+    end = PLAIN_BMP_AT + len(PLAIN_BMP)
+    padded = tf.strings.join([encoded, b"\0" * end])
+    found = tf.strings.substr(padded, PLAIN_BMP_AT, len(PLAIN_BMP))
+    return _begins(encoded, b"BM") & (found == PLAIN_BMP)
 
 
 def _begins(encoded: tf.Tensor, start: bytes) -> tf.Tensor:

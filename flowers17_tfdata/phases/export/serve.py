@@ -1,9 +1,11 @@
 """Answers TensorFlow Serving's predict requests from the SavedModel beside it.
 
     python serve.py [--port=8501] [--host=127.0.0.1]
+    curl --data-binary @photo.jpg http://127.0.0.1:8501/v1/models/any:predict
 
-It needs only Python and TensorFlow, and suits trials and a few users.
-TensorFlow Serving answers the same requests, batches them and is hardened.
+It needs Python, TensorFlow and the folder `pictures` beside it, and Pillow for
+the formats that TensorFlow doesn't decode. It suits trials and a few users.
+TensorFlow Serving answers the same JSON, batches it and is hardened.
 """
 
 from __future__ import annotations
@@ -14,14 +16,17 @@ import contextlib
 import http.server
 import json
 import pathlib
-from collections.abc import Callable
-from typing import ClassVar
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
 import tensorflow as tf
+from pictures import image_formats
 
 # More than any photograph needs; larger requests are not read.
 _MAX_BODY = 64 * 2**20
-_FORM = 'the body must be {"instances": [{"b64": "..."}, ...]}'
+_FORM = 'the body must be a picture or {"instances": [{"b64": "..."}, ...]}'
+# The most characters of the answer to a wrong request.
+_MAX_ERROR = 200
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -34,31 +39,45 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def do_POST(self):
         if not self.path.endswith(":predict"):
-            return self._answer(404, {"error": f"no {self.path} to POST to"})
+            return self._fail(404, f"no {self.path} to POST to")
         try:
-            length = int(self.headers.get("Content-Length", 0))
-            # A negative length would read for ever.
-            if not 0 < length <= _MAX_BODY:
-                raise ValueError(
-                    f"Content-Length {length}, at most {_MAX_BODY}"
-                )
-            instances = json.loads(self.rfile.read(length))["instances"]
-            files = [
-                base64.b64decode(instance["b64"], validate=True)
-                for instance in instances
-            ]
-            if not files:
-                raise ValueError("no instances")
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            return self._answer(400, {"error": f"{_FORM}: {error!r}"})
-        try:
-            outputs = self.predict(image_bytes=tf.constant(files))
+            pictures = _pictures(self._body())
+            readable = _each(_to_readable, pictures)
+            predictions = self._predictions(readable)
         except (tf.errors.OpError, ValueError) as error:
-            return self._answer(400, {"error": str(error)})
+            return self._fail(400, _message(error))
+        return self._answer(200, {"predictions": predictions})
+
+    def _body(self) -> bytes:
+        length = int(self.headers.get("Content-Length", 0))
+        # A negative length would read for ever.
+        if not 0 < length <= _MAX_BODY:
+            raise ValueError(
+                f"{_FORM} of at most {_MAX_BODY} bytes; it has {length}"
+            )
+        if self.headers.get("Expect") == "100-continue":
+            # curl waits a second for this before it sends a large body.
+            self.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        return self.rfile.read(length)
+
+    def _predictions(self, pictures: Sequence[bytes]) -> list[dict[str, Any]]:
+        """Returns the model's outputs for each picture."""
+
+        def predict(*batch: bytes) -> dict[str, tf.Tensor]:
+            return self.predict(image_bytes=tf.constant(batch))
+
+        try:
+            outputs = predict(*pictures)
+        except tf.errors.OpError:
+            # Raises the error with the position of the picture.
+            _each(predict, pictures)
+            raise
         columns = [value.numpy().tolist() for value in outputs.values()]
         rows = zip(*columns, strict=True)
-        predictions = [dict(zip(outputs, row, strict=True)) for row in rows]
-        return self._answer(200, {"predictions": predictions})
+        return [dict(zip(outputs, row, strict=True)) for row in rows]
+
+    def _fail(self, status: int, message: str) -> None:
+        self._answer(status, {"error": message[:_MAX_ERROR]})
 
     def _answer(self, status: int, content: dict) -> None:
         # The labels are bytes.
@@ -68,6 +87,67 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
+
+
+def _pictures(body: bytes) -> list[bytes]:
+    """Returns the picture that a body is, or those in its JSON."""
+    if image_formats.recognize(body):
+        return [body]
+    if not body.lstrip().startswith(b"{"):
+        raise ValueError(f"{_FORM}; {image_formats.describe(body)}")
+    try:
+        instances = json.loads(body).get("instances")
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{_FORM}: {error}") from error
+    if not isinstance(instances, list) or not instances:
+        raise ValueError(f"{_FORM}; it has no instances")
+    return _each(_from_base64, instances)
+
+
+def _from_base64(instance: Any) -> bytes:
+    if not isinstance(instance, dict) or "b64" not in instance:
+        raise ValueError('an instance must be {"b64": "..."}')
+    try:
+        return base64.b64decode(instance["b64"], validate=True)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"b64 must be base64: {error}") from error
+
+
+def _to_readable(picture: bytes) -> bytes:
+    """Returns the picture in a format that the model reads."""
+    kind = image_formats.format_of(picture)
+    if kind in ("JPEG", "PNG") or image_formats.is_plain_bmp(picture):
+        return picture
+    try:
+        from pictures import pillow_reader
+    except ImportError as error:
+        package = "pillow-heif" if kind == "HEIC" else "pillow"
+        raise ValueError(
+            f"it is {kind}, which needs: pip install {package}"
+        ) from error
+    return pillow_reader.to_png(pillow_reader.read(picture))
+
+
+def _each(function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
+    """Returns what `function` makes of each item.
+
+    Raises:
+      ValueError: with the item's position, if there are several.
+    """
+    results = []
+    for k, item in enumerate(items):
+        try:
+            results.append(function(item))
+        except (tf.errors.OpError, ValueError) as error:
+            where = f"instances[{k}]: " if len(items) > 1 else ""
+            raise ValueError(where + _message(error)) from error
+    return results
+
+
+def _message(error: Exception) -> str:
+    """Returns an error's message, on one line."""
+    # TensorFlow puts the names of operations before and after it.
+    return str(error).partition("\n\t [[")[0].rpartition("\n")[2]
 
 
 def main() -> None:
@@ -82,7 +162,7 @@ def main() -> None:
     address = (options.host, options.port)
     with http.server.ThreadingHTTPServer(address, Handler) as server:
         port = server.server_address[1]
-        print(f"http://{options.host}:{port}/v1/models/any", flush=True)
+        print(f"http://{options.host}:{port}/v1/models/any:predict", flush=True)
         with contextlib.suppress(KeyboardInterrupt):
             server.serve_forever()
 

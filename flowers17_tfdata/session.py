@@ -16,7 +16,6 @@ import tensorflow_datasets as tfds
 from flowers17_tfdata import files, machine, terminal, timings
 from flowers17_tfdata.config import rules
 from flowers17_tfdata.config.config import Config, all_flags, to_values
-from flowers17_tfdata.config.data import FOLDER_PREFIX
 from flowers17_tfdata.config.input import InputConfig
 from flowers17_tfdata.config.option import Kind
 from flowers17_tfdata.data import class_folders
@@ -87,7 +86,7 @@ class Session:
         if before == now or _undivided(before) != _undivided(now):
             return
         what = ""
-        if now.startswith(FOLDER_PREFIX):
+        if self.config.data.own_images is not None:
             what = class_folders.describe_changes(
                 self.workdir / "splits.csv",
                 self.source.class_names,
@@ -241,9 +240,9 @@ def write_config(session: Session) -> None:
         path = pathlib.Path(flags[name]).expanduser()
         if flags[name] not in ("", "imagenet", "none") and path.exists():
             flags[name] = str(path.resolve())
-    if session.config.data.folder is not None:
-        path = pathlib.Path(session.config.data.folder).expanduser().resolve()
-        flags["dataset"] = f"folder:{path}"
+    own = session.config.data.own_images
+    if own is not None:
+        flags["dataset"] = f"{own.prefix}{own.absolute}"
     files.write_json(
         session.output / "config.json",
         {"dataset": session.source.name, **record},

@@ -44,6 +44,8 @@ ROOT = pathlib.Path(__file__).parents[1]
         ("--workdir=", "--workdir must not be empty"),
         ("--dataset=", "--dataset must not be empty"),
         ("--dataset=folder:", "--dataset=folder:PATH must name a folder"),
+        ("--dataset=csv:", "and csv:FILE a table; got 'csv:'"),
+        ("--dataset=csv:~no_one/x.csv", "--dataset: ~no_one has no home fold"),
         ("--class_weights=on", "--class_weights must be one of none, balanced"),
         ("--split_seed=-1", "--split_seed must be at least 0; got -1"),
         ("--split_fractions=0.7,0.3", "--split_fractions must be TRAIN,VALID"),

@@ -566,11 +566,13 @@ def test_the_card_has_the_facts_of_the_workdir(run):
     assert "Apache-2.0" in card
 
 
-def _make_card(workdir: pathlib.Path, formats=("keras",), **flags) -> str:
+def _make_card(
+    workdir: pathlib.Path, formats=("keras",), name="folder:x", **flags
+) -> str:
     """A card for a made-up model in `workdir`, with `flags` in its record."""
     files.write_json(workdir / "config.json", {"flags": flags})
     source = types.SimpleNamespace(
-        name="folder:x", class_names=("a|b", "c"), split_sizes={"test": 4}
+        name=name, class_names=("a|b", "c"), split_sizes={"test": 4}
     )
     trained = TrainedModel(
         workdir / "model_refit.keras",
@@ -621,6 +623,16 @@ def test_the_card_warns_of_leaks(tmp_path):
     card = _make_card(tmp_path)
     assert "7 of these pairs lie across splits" in card
     assert "accuracy on new photographs is likely lower" in card
+
+
+def test_the_card_says_where_the_labels_come_from(tmp_path):
+    for name, where in (
+        ("folder:x@01", "photographs in class folders. The digits"),
+        ("csv:x@01", "photographs in a table. The digits"),
+        ("x/1.0.0", "of TensorFlow Datasets"),
+    ):
+        assert f"`{name}`" in (card := _make_card(tmp_path, name=name))
+        assert where in card
 
 
 def test_the_card_explains_only_files_that_are_there(tmp_path):

@@ -14,7 +14,7 @@ import pytest
 from flowers17_tfdata.config.data import DataConfig
 from flowers17_tfdata.data import audit as audit_lib
 from flowers17_tfdata.data import near_duplicates, scan
-from flowers17_tfdata.data.folder_source import FolderSource
+from flowers17_tfdata.data.file_source import FileSource
 from flowers17_tfdata.data.source import open_source
 from flowers17_tfdata.errors import ConfigError, UserError
 
@@ -52,9 +52,9 @@ def flat(tmp_path) -> pathlib.Path:
 
 @pytest.fixture
 def open_folder(tmp_path):
-    """Returns `open_folder(root, **options) -> FolderSource`."""
+    """Returns `open_folder(root, **options) -> FileSource`."""
 
-    def open_folder(root, on_scanned=None, **options) -> FolderSource:
+    def open_folder(root, on_scanned=None, **options) -> FileSource:
         config = DataConfig(
             dataset=f"folder:{root}", data_dir=str(tmp_path / "data"), **options
         )
@@ -63,7 +63,7 @@ def open_folder(tmp_path):
     return open_folder
 
 
-def _split_of(source: FolderSource) -> dict[str, str]:
+def _split_of(source: FileSource) -> dict[str, str]:
     seen = source.scan()
     return dict(zip(seen.ids, seen.splits, strict=True))
 

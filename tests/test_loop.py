@@ -613,17 +613,18 @@ def test_resume_with_a_changed_flag_is_refused(tmp_path):
     resume.check_key(folder, key, tmp_path)
 
 
-def test_a_renamed_folder_of_photographs_goes_on(tmp_path):
+@pytest.mark.parametrize("kind", ["folder", "csv"])
+def test_a_renamed_folder_of_photographs_goes_on(tmp_path, kind):
     folder = tmp_path / "checkpoints" / "transfer"
     folder.mkdir(parents=True)
 
     def key(dataset):
         return resume.resume_key(CONFIG, "transfer", dataset, "float32")
 
-    resume.write_key(folder, key("folder:photos@0123abcd"))
+    resume.write_key(folder, key(f"{kind}:photos@0123abcd"))
     _stage(tmp_path).run()
-    resume.check_key(folder, key("folder:pictures@0123abcd"), tmp_path)
-    for other in ("folder:photos@ffffffff", "set/1"):
+    resume.check_key(folder, key(f"{kind}:pictures@0123abcd"), tmp_path)
+    for other in (f"{kind}:photos@ffffffff", "set/1"):
         with pytest.raises(ConfigError, match="--dataset: "):
             resume.check_key(folder, key(other), tmp_path)
 

@@ -172,9 +172,9 @@ def test_folders_phase(run, tmp_path):
 
 
 def test_a_file_that_vanishes_gets_one_line(run, photos, monkeypatch):
-    from flowers17_tfdata.data import folder_source
+    from flowers17_tfdata.data import file_source
 
-    opened = folder_source.open_folder
+    opened = file_source.open_files
 
     def open_then_lose(*args, **kwargs):
         source = opened(*args, **kwargs)
@@ -182,7 +182,7 @@ def test_a_file_that_vanishes_gets_one_line(run, photos, monkeypatch):
             file.unlink()
         return source
 
-    monkeypatch.setattr(folder_source, "open_folder", open_then_lose)
+    monkeypatch.setattr(file_source, "open_files", open_then_lose)
     code, _, err = run("work", "--phase=transfer")
     assert code == 1
     assert "can't be read any more (/" in err

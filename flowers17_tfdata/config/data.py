@@ -3,11 +3,35 @@
 from __future__ import annotations
 
 import dataclasses
+import pathlib
+from typing import NamedTuple
 
 from flowers17_tfdata.config.option import Kind
 from flowers17_tfdata.errors import ConfigError
 
-FOLDER_PREFIX = "folder:"
+# How `--dataset` names the user's own photographs.
+OWN_PREFIXES = ("folder:", "csv:")
+
+
+class OwnImages(NamedTuple):
+    """Where the user's own photographs are.
+
+    Attributes:
+      prefix: one of `OWN_PREFIXES`.
+      path: what follows it: a folder of class folders, or a table.
+    """
+
+    prefix: str
+    path: str
+
+    @property
+    def absolute(self) -> pathlib.Path:
+        """The path, whatever the current folder."""
+        path = pathlib.Path(self.path).expanduser()
+        if self.prefix == "folder:":
+            return path.resolve()
+        # A table may be a link; its paths start where the link is.
+        return path.parent.resolve() / path.name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,8 +41,10 @@ class DataConfig:
     dataset: str = Kind.RUN.option(
         "oxford_flowers17",
         "folder:PATH for your own images (PATH/CLASS/*.jpg, or PATH/{train,"
-        "validation,test}/CLASS/*.jpg), else a TFDS data set, NAME or NAME/"
-        "CONFIG (oxford_flowers17 has seeded, official_1 to 3, synthetic).",
+        "validation,test}/CLASS/*.jpg), or csv:FILE for a table of them "
+        "(columns path and label, optionally split and group); else a TFDS "
+        "data set, NAME or NAME/CONFIG (oxford_flowers17 has seeded, "
+        "official_1 to 3, synthetic).",
         common=True,
     )
     archive: str = Kind.FREE.option(
@@ -67,11 +93,12 @@ class DataConfig:
         return self.folds > 0 and self.fold < 0
 
     @property
-    def folder(self) -> str | None:
-        """The PATH of `--dataset=folder:PATH`; None for a TFDS data set."""
-        if not self.dataset.startswith(FOLDER_PREFIX):
-            return None
-        return self.dataset.removeprefix(FOLDER_PREFIX)
+    def own_images(self) -> OwnImages | None:
+        """Where the user's own photographs are; None for a TFDS data set."""
+        for prefix in OWN_PREFIXES:
+            if self.dataset.startswith(prefix):
+                return OwnImages(prefix, self.dataset.removeprefix(prefix))
+        return None
 
     @property
     def is_flowers17(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from flowers17_tfdata.config.config import Config, all_flags, to_values
+from flowers17_tfdata.config.data import OWN_PREFIXES
 from flowers17_tfdata.config.optimization import OPTIMIZERS, SOLVER
 from flowers17_tfdata.config.option import check as check_flag
 from flowers17_tfdata.errors import ConfigError
@@ -32,7 +33,7 @@ def check(config: Config) -> None:
             "--archive goes with --dataset=oxford_flowers17 (seeded or "
             f"official_*); got --dataset={config.data.dataset}"
         )
-    _check_folder(config)
+    _check_own_images(config)
     _check_folds(config)
     _check_stages(config)
     check_batch_size(config, config.runtime.num_virtual_devices or 1)
@@ -72,7 +73,9 @@ def _check_stages(config: Config) -> None:
 
 def _check_home(name: str, value: object) -> None:
     """Checks that ~NAME at the start of a path is a user's home folder."""
-    path = str(value).removeprefix("folder:")
+    path = str(value)
+    for prefix in OWN_PREFIXES:
+        path = path.removeprefix(prefix)
     if path.startswith("~") and os.path.expanduser(path) == path:
         raise ConfigError(
             f"--{name}: {path.partition(os.sep)[0]} has no home folder; got "
@@ -80,15 +83,27 @@ def _check_home(name: str, value: object) -> None:
         )
 
 
-def _check_folder(config: Config) -> None:
-    folder = config.data.folder
-    if folder is None:
+def _check_own_images(config: Config) -> None:
+    own = config.data.own_images
+    if own is None:
         return
-    if not folder:
+    if not own.path:
         raise ConfigError(
-            "--dataset=folder:PATH must name a folder; got "
-            f"{config.data.dataset!r}"
+            "--dataset=folder:PATH must name a folder, and csv:FILE a table; "
+            f"got {config.data.dataset!r}"
         )
+    if own.prefix == "folder:":
+        _check_nothing_lies_in(own.path, config)
+        return
+    splits = os.path.join(os.path.expanduser(config.workdir), "splits.csv")
+    if os.path.realpath(splits) == os.path.realpath(own.absolute):
+        raise ConfigError(
+            "--workdir must be another folder than that of the table "
+            f"splits.csv, which the run would replace; got {config.workdir}"
+        )
+
+
+def _check_nothing_lies_in(folder: str, config: Config) -> None:
     # The next run would take what this one writes there for a class.
     for name, path in (
         ("workdir", config.workdir),

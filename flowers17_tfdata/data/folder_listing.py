@@ -7,24 +7,13 @@ import contextlib
 import os
 import pathlib
 import re
-from collections.abc import Collection, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import Any
 
 from flowers17_tfdata import files
 from flowers17_tfdata.data import image_formats
+from flowers17_tfdata.data.listing import SPLIT_NAMES, Listing
 from flowers17_tfdata.errors import ConfigError, UserError, one_line
-
-# Names of split folders, including those that other tools write.
-_SPLIT_NAMES = {
-    "train": "train",
-    "training": "train",
-    "validation": "validation",
-    "valid": "validation",
-    "val": "validation",
-    "test": "test",
-    "testing": "test",
-    "unused": "unused",
-}
 
 # The file that marks class folders written by this package and describes them.
 MARK = ".flowers17_tfdata.json"
@@ -35,49 +24,12 @@ _NUMBERED = re.compile(r"(\d+)_(.+)", re.DOTALL)
 _NOT_UTF8 = re.compile("[\ud800-\udfff]")
 
 
-class FolderListing(NamedTuple):
-    """The images below a folder, sorted by id.
-
-    Attributes:
-      class_names: in the order of the labels: folder names, sorted by code
-        points, without the numbers that `--phase=folders` puts before them.
-      ids: paths relative to the folder, with `/`, `[n]`.
-      labels: the class of each image, `[n]`.
-      splits: the split folder of each image, `[n]`; all `train` if there are no
-        split folders.
-      split_folders: the splits that have folders of their own.
-      skipped: which files are not used, one line; '' if all are used.
-    """
-
-    class_names: tuple[str, ...]
-    ids: list[str]
-    labels: list[int]
-    splits: list[str]
-    split_folders: tuple[str, ...]
-    skipped: str
-
-    def first_empty(self, left_out: Collection[int] = ()) -> str:
-        """Returns a class without images to train on, or a split without any.
-
-        Args:
-          left_out: the positions of images that don't count.
-
-        Returns:
-          The name of the first one; '' if there is none.
-        """
-        pairs = zip(self.labels, self.splits, strict=True)
-        used = {pair for k, pair in enumerate(pairs) if k not in left_out}
-        for label, name in enumerate(self.class_names):
-            if (label, "train") not in used:
-                return name
-        left = {*self.split_folders} - {"unused", *(split for _, split in used)}
-        return min(left, default="")
-
-
-def list_images(root: pathlib.Path) -> FolderListing:
+def list_images(root: pathlib.Path) -> Listing:
     """Lists PATH/CLASS/*.jpg, or PATH/{train,validation,test}/CLASS/*.jpg.
 
-    Classes may have folders inside. Hidden files and folders are skipped.
+    Classes may have folders inside. Hidden files and folders are skipped. The
+    class names are folder names, sorted by code points, without the numbers
+    that `--phase=folders` puts before them.
 
     Raises:
       ConfigError: there is no such folder, or its layout is neither of these.
@@ -91,37 +43,29 @@ def list_images(root: pathlib.Path) -> FolderListing:
     _check_classes(root, classes_of)
     label_of = {name: label for label, name in enumerate(classes_of["train"])}
     skipped: collections.Counter[str] = collections.Counter()
-    found = []
+    found: list[tuple[str, pathlib.Path, int, str]] = []
     for split, classes in classes_of.items():
         for name, folder in classes.items():
             paths, others = images_below(folder, root)
             skipped += others
             for path in paths:
                 image_id = path.relative_to(root).as_posix()
-                found.append((image_id, label_of[name], split))
+                found.append((image_id, path, label_of[name], split))
     for folder in {root, *folder_of.values()}:
         for path in folder.iterdir():
             if path.is_file() and not _kind_if_no_image(path, root):
                 skipped["image(s) in no class folder"] += 1
     found.sort()
     note = skipped_note(skipped)
-    listing = FolderListing(
+    return Listing(
         _names_of(root, list(label_of)),
-        [image_id for image_id, _, _ in found],
-        [label for _, label, _ in found],
-        [split for _, _, split in found],
+        [image_id for image_id, _, _, _ in found],
+        [path for _, path, _, _ in found],
+        [label for _, _, label, _ in found],
+        [split for _, _, _, split in found],
         tuple(split_folders),
-        note,
+        [note] if note else [],
     )
-    # An empty split folder must not be replaced by a part of train.
-    empty = listing.first_empty()
-    if empty:
-        why = f" ({note})" if note else ""
-        raise ConfigError(
-            f"--dataset=folder:{root}: every class must hold images to train "
-            f"on, and every split folder images; {empty} holds none{why}"
-        )
-    return listing
 
 
 def images_below(
@@ -181,13 +125,13 @@ def _folders_in(path: pathlib.Path) -> dict[str, pathlib.Path]:
 def _split_folders(root: pathlib.Path) -> dict[str, pathlib.Path]:
     """Returns the folder of each split; empty if the folders are classes."""
     folders = _folders_in(root)
-    splits = {_SPLIT_NAMES.get(n.lower(), ""): f for n, f in folders.items()}
+    splits = {SPLIT_NAMES.get(n.lower(), ""): f for n, f in folders.items()}
     if not any(splits):
         return {}
     is_once = len(splits) == len(folders)
     if "" in splits or "train" not in splits or not is_once:
         # Split folders first, because the list may be cut.
-        names = sorted(folders, key=lambda n: n.lower() not in _SPLIT_NAMES)
+        names = sorted(folders, key=lambda n: n.lower() not in SPLIT_NAMES)
         raise ConfigError(
             f"--dataset=folder:{root} must hold class folders alone, or split "
             "folders (train, validation, test) alone, each once, with train; "

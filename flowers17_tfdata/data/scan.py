@@ -223,9 +223,17 @@ def find_pairs(images: ScannedImages) -> list[NearDuplicate]:
     return pairs
 
 
-def find_groups(images: ScannedImages) -> np.ndarray:
-    """Returns the near-duplicate group of each image, int `[n]`."""
-    return splits.group_pairs(find_pairs(images), len(images.thumbnails))
+def find_groups(
+    images: ScannedImages, given: Iterable[Sequence[int]] = ()
+) -> np.ndarray:
+    """Returns the group of each image, int `[n]`.
+
+    Args:
+      images: what was found by decoding n images.
+      given: pairs of images that belong together, besides near-duplicates.
+    """
+    pairs = [*find_pairs(images), *given]
+    return splits.group_pairs(pairs, len(images.thumbnails))
 
 
 def load_arrays(path: pathlib.Path, digest: str) -> dict[str, np.ndarray]:

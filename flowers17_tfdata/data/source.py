@@ -21,7 +21,7 @@ class Source:
     """A prepared image classification data set.
 
     Attributes:
-      name: `name/config/version` or `folder:NAME@DIGEST`.
+      name: `name/config/version`, `folder:NAME@DIGEST` or `csv:NAME@DIGEST`.
       class_names: in the order of the labels.
       split_sizes: `{split: number of examples}`.
       known_near_duplicates: pairs of ids of examples that are known to show the
@@ -105,10 +105,11 @@ def open_source(
       UserError: the data set can't be read, downloaded or divided.
     """
     # Imported here because both build on this module.
-    from flowers17_tfdata.data import folder_source, tfds_source
+    from flowers17_tfdata.data import file_source, tfds_source
 
     data_dir = pathlib.Path(config.data_dir or tfds.core.constants.DATA_DIR)
     cache_dir = data_dir.expanduser() / "folders"
-    if config.folder is not None:
-        return folder_source.open_folder(config, cache_dir, on_scanned)
+    own = config.own_images
+    if own is not None:
+        return file_source.open_files(config, own, cache_dir, on_scanned)
     return tfds_source.open_tfds(config, cache_dir, on_scanned)

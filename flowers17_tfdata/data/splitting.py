@@ -19,15 +19,17 @@ class Pool(NamedTuple):
     Attributes:
       ids: unique names, `[n]`.
       labels: the class of each image, `[n]`.
-      groups: the near-duplicate group of each image, `[n]`; see
-        `splits.group_pairs`.
+      groups: the group of each image, `[n]`: near-duplicates, and what the
+        user keeps together; see `splits.group_pairs`.
       class_names: in the order of the labels.
+      given_groups: what the user keeps together alone, `[n]`; none: nothing.
     """
 
     ids: Sequence[str]
     labels: Sequence[int]
     groups: Sequence[int]
     class_names: Sequence[str]
+    given_groups: Sequence[int] = ()
 
 
 def fractions_of_train(
@@ -95,7 +97,8 @@ def assign_splits(
       `{id: split}`.
     """
     if config.near_duplicates == "anywhere":
-        pool = pool._replace(groups=range(len(pool.ids)))
+        groups = pool.given_groups or range(len(pool.ids))
+        pool = pool._replace(groups=groups)
     if config.folds:
         validation = (config.fold + 1) % config.folds
         split_of = {config.fold: "test", validation: "validation"}
@@ -152,8 +155,8 @@ def assign_fractions(
         if split not in split_of.values():
             raise UserError(
                 f"--split_fractions leaves no image for {split}: "
-                f"{len(split_of)} images (near-duplicates kept together) are "
-                "too few; add images, or raise its fraction"
+                f"{len(split_of)} images (near-duplicates and groups kept "
+                "together) are too few; add images, or raise its fraction"
             )
     return split_of
 
@@ -196,7 +199,7 @@ def assign_folds(pool: Pool, num_folds: int, seed: int) -> dict[str, int]:
         raise ConfigError(
             f"--folds must be at most {most} for this data set: class "
             f"{pool.class_names[label]} has no more images (near-duplicates "
-            f"count as one); got {num_folds}"
+            f"and groups count as one); got {num_folds}"
         )
     return fold_of
 

@@ -234,8 +234,9 @@ def _make_builder(config: DataConfig) -> tfds.core.DatasetBuilder:
     except (ValueError, KeyError, AssertionError) as error:
         names = ", ".join(c.name for c in flowers17.Builder.BUILDER_CONFIGS)
         raise errors.ConfigError(
-            "--dataset must name a TFDS data set (of oxford_flowers17: "
-            f"{names}); got {config.dataset!r}: {errors.one_line(error, 120)}"
+            "--dataset must be folder:PATH, csv:FILE or a TFDS data set (of "
+            f"oxford_flowers17: {names}); got {config.dataset!r}: "
+            f"{errors.one_line(error, 120)}"
         ) from error
 
 

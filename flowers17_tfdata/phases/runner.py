@@ -97,7 +97,7 @@ def _errors_in_one_line(config: Config) -> Iterator[None]:
             f"pass --cache=none ({one_line(error, 120)})"
         ) from error
     except (tf.errors.NotFoundError, tf.errors.PermissionDeniedError) as error:
-        if config.data.folder is None:
+        if config.data.own_images is None:
             raise
         # The file's name follows those of the op and the iterator, and
         # precedes the node's.

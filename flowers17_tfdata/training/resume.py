@@ -7,7 +7,7 @@ from typing import Any
 
 from flowers17_tfdata import files
 from flowers17_tfdata.config.config import Config, all_flags, to_values
-from flowers17_tfdata.config.data import FOLDER_PREFIX
+from flowers17_tfdata.config.data import OWN_PREFIXES
 from flowers17_tfdata.config.optimization import STAGES
 from flowers17_tfdata.errors import ConfigError
 
@@ -85,10 +85,11 @@ def _has_progress(folder: pathlib.Path) -> bool:
 
 
 def _unnamed(value: Any) -> Any:
-    """Returns a flag's value, the data set of a folder without its name.
+    """Returns a flag's value, the user's own photographs without their name.
 
-    The folder may be renamed: the digits stand for all that matters.
+    The folder or the table may be renamed: the digits stand for all that
+    matters.
     """
-    if isinstance(value, str) and value.startswith(FOLDER_PREFIX):
-        return FOLDER_PREFIX + value.rpartition("@")[2]
+    if isinstance(value, str) and value.startswith(OWN_PREFIXES):
+        return value.rpartition("@")[2]
     return value

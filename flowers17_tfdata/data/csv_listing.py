@@ -1,0 +1,299 @@
+"""Lists the images that a table names, with labels, splits and groups."""
+
+from __future__ import annotations
+
+import collections
+import csv
+import io
+import os
+import pathlib
+import re
+import unicodedata
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from flowers17_tfdata.data import folder_listing, image_formats
+from flowers17_tfdata.data.listing import SPLIT_NAMES, Listing
+from flowers17_tfdata.errors import ConfigError, one_line
+
+# The columns that are read, and the names that each may have.
+_COLUMNS = {
+    "path": ("path", "file", "filename", "image"),
+    "label": ("label", "class", "category"),
+    "split": ("split",),
+    "group": ("group",),
+}
+
+_DELIMITERS = ",;\t"
+
+_URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+
+
+class _Row(NamedTuple):
+    """A line of the table; `split` and `group` are '' if it has none."""
+
+    line: int
+    path: str
+    label: str
+    split: str
+    group: str
+
+
+class _Mistake(Exception):
+    """What is wrong in the table, without the table's name."""
+
+
+def list_images(table: pathlib.Path) -> Listing:
+    """Lists the images that a table of comma-separated values names.
+
+    Its first line names the columns, see `_COLUMNS`. Semicolons and tabs may
+    separate them, too. Paths start in the table's folder. The class names are
+    the labels, sorted by code points.
+
+    Args:
+      table: the absolute path of the table, UTF-8.
+
+    Raises:
+      ConfigError: there is no such table, or a line of it is wrong.
+      OSError: it can't be read.
+    """
+    if not table.is_file():
+        what = "it is a folder" if table.is_dir() else "there is none"
+        raise ConfigError(f"--dataset=csv:{table} must name a file; {what}")
+    try:
+        text = _decode(table.read_bytes())
+        rows = list(_read_rows(text, table.parent))
+        unique = _unique(rows)
+        _check(unique)
+        listing = _to_listing(unique, table.parent)
+    except _Mistake as mistake:
+        what = one_line(mistake)
+        raise ConfigError(f"--dataset=csv:{table}: {what}") from mistake
+    repeated = len(rows) - len(unique)
+    if not repeated:
+        return listing
+    note = f"lines that repeat an image and its label: {repeated}, used once"
+    return listing._replace(notes=[*listing.notes, note])
+
+
+def _decode(data: bytes) -> str:
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise _Mistake(
+            f"must be UTF-8; line {line} holds the byte "
+            f"{data[error.start]:#04x}: save it as UTF-8"
+        ) from error
+    if "\0" in text:
+        raise _Mistake("must be a text; it holds zero bytes")
+    return text
+
+
+def _records(
+    text: str, delimiter: str, strict: bool
+) -> Iterator[tuple[int, list[str]]]:
+    """Yields the line and the fields of each record that isn't blank."""
+    reader = csv.reader(
+        io.StringIO(text, newline=""),
+        delimiter=delimiter,
+        skipinitialspace=True,
+        strict=strict,
+    )
+    while True:
+        # A field in quotes may go over several lines.
+        line = reader.line_num + 1
+        try:
+            fields = [field.strip() for field in next(reader)]
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise _Mistake(
+                f"line {line}: quotes must match ({error})"
+            ) from error
+        if any(fields):
+            yield line, fields
+
+
+def _read_rows(text: str, root: pathlib.Path) -> Iterator[_Row]:
+    delimiter, columns = _find_columns(text)
+    (_, header), *records = _records(text, delimiter, strict=True)
+    if not records:
+        raise _Mistake("must hold a line for each image; it holds none")
+    for line, fields in records:
+        if len(fields) != len(header):
+            raise _Mistake(
+                f"line {line} has {len(fields)} fields, the first line "
+                f"{len(header)}: put a field that holds {delimiter!r} in quotes"
+            )
+        values = {name: fields[k] for name, k in columns.items()}
+        try:
+            yield _make_row(line, root, **values)
+        except _Mistake as mistake:
+            raise _Mistake(f"line {line}: {mistake}") from mistake
+
+
+def _find_columns(text: str) -> tuple[str, dict[str, int]]:
+    """Returns the delimiter, and the position of each column that is there."""
+    headers = {
+        # Quotes needn't match if another delimiter is the right one.
+        d: next(_records(text, d, strict=False), (0, []))[1]
+        for d in _DELIMITERS
+    }
+    found = {d: _positions(header) for d, header in headers.items()}
+    delimiter = max(found, key=lambda d: (len(found[d]), len(headers[d])))
+    header, positions = headers[delimiter], found[delimiter]
+    for name, places in positions.items():
+        if len(places) > 1:
+            names = " and ".join(header[k] for k in places)
+            raise _Mistake(
+                f"must have one column {name}; {names} could both be it: "
+                "rename the other"
+            )
+    for name in ("path", "label"):
+        if name not in positions:
+            raise _Mistake(
+                f"the first line must name a column {name} (or "
+                f"{', '.join(_COLUMNS[name][1:])}); it names "
+                f"{one_line(', '.join(header), 80) if header else 'none'}"
+            )
+    return delimiter, {name: places[0] for name, places in positions.items()}
+
+
+def _positions(header: Sequence[str]) -> dict[str, list[int]]:
+    """Returns the positions of the fields that name each column."""
+    names = [re.sub("[ _]", "", field).lower() for field in header]
+    places = {
+        column: [k for k, name in enumerate(names) if name in known]
+        for column, known in _COLUMNS.items()
+    }
+    return {column: found for column, found in places.items() if found}
+
+
+def _make_row(
+    line: int,
+    root: pathlib.Path,
+    path: str,
+    label: str,
+    split: str = "",
+    group: str = "",
+) -> _Row:
+    for name, value in (("path", path), ("label", label)):
+        if not value:
+            raise _Mistake(f"the {name} is missing")
+    if _URL.match(path):
+        raise _Mistake(
+            f"the path must name a file (download the images); got {path}"
+        )
+    if not label.isprintable():
+        raise _Mistake(
+            f"a label must be without control characters; got {label!r}"
+        )
+    if split and split.lower() not in SPLIT_NAMES:
+        raise _Mistake(
+            f"a split must be train, validation, test or unused; got {split!r}"
+        )
+    # Relative if it can be: then the table may move with its images.
+    file = root / path
+    if file.is_relative_to(root):
+        path = file.relative_to(root).as_posix()
+    split = SPLIT_NAMES.get(split.lower(), "")
+    return _Row(line, path, unicodedata.normalize("NFC", label), split, group)
+
+
+def _unique(rows: Sequence[_Row]) -> list[_Row]:
+    """Returns the rows sorted by path, each path once."""
+    first: dict[str, _Row] = {}
+    for row in rows:
+        other = first.setdefault(row.path, row)
+        for name in ("label", "split", "group"):
+            one, two = getattr(other, name), getattr(row, name)
+            if one != two:
+                raise _Mistake(
+                    f"{row.path} must have one {name}; it has {one!r} in line "
+                    f"{other.line} and {two!r} in line {row.line}"
+                )
+    return [first[path] for path in sorted(first)]
+
+
+def _check(rows: Sequence[_Row]) -> None:
+    """Refuses a single class, missing splits, and a group in two splits."""
+    names = {row.label for row in rows}
+    if len(names) < 2:
+        raise _Mistake(f"must hold at least 2 labels; got {min(names)} alone")
+    without = [row.line for row in rows if not row.split]
+    if 0 < len(without) < len(rows):
+        raise _Mistake(
+            f"line {min(without)}: the split is missing, and other lines have "
+            "one: write train, validation, test or unused"
+        )
+    first: dict[str, _Row] = {}
+    for row in rows:
+        if not row.group or row.split == "unused":
+            continue
+        other = first.setdefault(row.group, row)
+        if other.split != row.split:
+            raise _Mistake(
+                f"a group must lie in one split; {row.group!r} is in "
+                f"{other.split} (line {other.line}) and in {row.split} (line "
+                f"{row.line})"
+            )
+
+
+def _to_listing(rows: Sequence[_Row], root: pathlib.Path) -> Listing:
+    skipped: collections.Counter[str] = collections.Counter()
+    kept = []
+    for row in rows:
+        path = root / row.path
+        # Reading a pipe would wait for ever.
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise _Mistake(
+                f"line {row.line}: the path must name a regular file; got "
+                f"{row.path}"
+            )
+        suffix = path.suffix.lower()
+        if suffix in image_formats.RAW_SUFFIXES:
+            skipped[suffix] += 1
+        else:
+            kept.append((row, path))
+    _check_found(kept, root)
+    class_names = sorted({row.label for row in rows})
+    label_of = {name: label for label, name in enumerate(class_names)}
+    groups = collections.Counter(row.group for row, _ in kept if row.group)
+    notes = [folder_listing.skipped_note(skipped)] if skipped else []
+    if groups:
+        notes.append(
+            f"{groups.total()} images in {len(groups)} groups, each kept in "
+            "one split"
+        )
+    return Listing(
+        tuple(class_names),
+        [row.path for row, _ in kept],
+        [path for _, path in kept],
+        [label_of[row.label] for row, _ in kept],
+        [row.split or "train" for row, _ in kept],
+        tuple(sorted({row.split for row in rows if row.split})),
+        notes,
+        [row.line for row, _ in kept],
+        [row.group for row, _ in kept],
+    )
+
+
+def _check_found(
+    rows: Sequence[tuple[_Row, pathlib.Path]], root: pathlib.Path
+) -> None:
+    """Refuses a table of which no file exists: its paths are written wrong."""
+    if not rows or any(os.path.exists(path) for _, path in rows):
+        return
+    row, _ = min(rows)
+    hints = [
+        row.path.replace("\\", "/"),
+        *(row.path + suffix for suffix in image_formats.SUFFIXES),
+        *(unicodedata.normalize(form, row.path) for form in ("NFC", "NFD")),
+    ]
+    hint = next((h for h in hints if os.path.isfile(root / h)), "")
+    raise _Mistake(
+        "none of the files exists; paths start in the table's folder; first "
+        f"line {row.line}: {row.path}"
+        + (f" (did you mean {hint}?)" if hint else "")
+    )

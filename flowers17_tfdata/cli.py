@@ -12,7 +12,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 
-from flowers17_tfdata import command_help, flags, launcher
+from flowers17_tfdata import __version__, command_help, flags, launcher
 from flowers17_tfdata.errors import (
     DownloadFailed,
     Preempted,
@@ -66,6 +66,9 @@ def _run(program: str, argv: list[str]) -> int:
     except flags.HelpRequested as request:
         text = command_help.help_text(program, request.phase, request.full)
         print(text, flush=True)
+        return 0
+    except flags.VersionRequested:
+        print(f"flowers17-tfdata {__version__}", flush=True)
         return 0
     if config.runtime.launch_local:
         return launcher.launch(arguments, config.runtime.launch_local)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator
 
+from flowers17_tfdata import flag_files
 from flowers17_tfdata.config.config import GROUPS
 from flowers17_tfdata.config.option import Flag, flags_of
 from flowers17_tfdata.phases.registry import PHASES, Phase
@@ -12,10 +13,10 @@ from flowers17_tfdata.phases.registry import PHASES, Phase
 _EXAMPLES = """\
 examples:
   # The whole job in minutes, without a download:
-  {program} --flagfile=configs/quickstart.flags
+  {program} --flagfile=quickstart
   # The Oxford flowers: the head alone in a minute, or fine-tuned in minutes:
-  {program} --flagfile=configs/fast.flags --workdir=runs/fast
-  {program} --flagfile=configs/flowers17.flags --workdir=runs/flowers17
+  {program} --flagfile=fast --workdir=runs/fast
+  {program} --flagfile=flowers17 --workdir=runs/flowers17
   # Classify photographs; the workdir supplies the other flags:
   {program} --phase=predict --workdir=runs/flowers17 photo.jpg
   {program} --phase=predict --workdir=runs/flowers17 \\
@@ -27,7 +28,7 @@ examples:
 _OFFLINE = """\
 Without a network:
   try everything on the synthetic data set:
-      {program} --flagfile=configs/quickstart.flags
+      {program} --flagfile=quickstart
   train on the photographs from files that you bring along:
       {program} --archive=17flowers.tgz --weights=inception_v3_notop.h5
     which a machine with a network downloads from (60 and 88 MB)
@@ -58,11 +59,17 @@ def help_text(program: str, phase: Phase | None, full: bool) -> str:
       full: show all flags, not only the common ones.
     """
     lines = [
-        f"usage: {program} --phase=PHASE [--workdir=DIR] "
-        "[--flagfile=configs/X.flags] [--FLAG=VALUE ...]",
+        f"usage: {program} --phase=PHASE [--workdir=DIR] [--flagfile=NAME] "
+        "[--FLAG=VALUE ...]",
         "",
         "phases:",
         *(f"  {p.name:10} {p.help}" for p in PHASES.values()),
+        "",
+        "flag files, besides your own (--flagfile=PATH):",
+        *(
+            f"  {name:11} {flag_files.purpose(path)}"
+            for name, path in flag_files.shipped().items()
+        ),
         "",
         _EXAMPLES.format(program=program),
     ]

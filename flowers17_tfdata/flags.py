@@ -5,10 +5,9 @@ Only this module uses `absl.flags`.
 
 from __future__ import annotations
 
-import itertools
-
 from absl import flags
 
+from flowers17_tfdata import flag_files
 from flowers17_tfdata.config import rules
 from flowers17_tfdata.config.config import Config, all_flags, from_values
 from flowers17_tfdata.config.recorded import recorded_values
@@ -33,6 +32,11 @@ def define_flags() -> None:
         _DEFINE[type(flag.default)](flag.name, flag.default, flag.help)
     flags.DEFINE_bool("help", False, "Show the common flags.", short_name="h")
     flags.DEFINE_bool("helpfull", False, "Show all flags.")
+    flags.DEFINE_bool("version", False, "Show the version.")
+
+
+class VersionRequested(Exception):
+    """`--version` was given."""
 
 
 class HelpRequested(Exception):
@@ -53,7 +57,7 @@ def parse(argv: list[str]) -> Config:
     """Parses `argv` (program name first) into a checked `Config`.
 
     Raises:
-      HelpRequested: instead of a run.
+      HelpRequested, VersionRequested: instead of a run.
       ConfigError: an unknown flag, a malformed value, a broken rule.
     """
     define_flags()
@@ -66,6 +70,8 @@ def parse(argv: list[str]) -> Config:
     # ValueError comes from flags that absl and TensorFlow define.
     except (flags.Error, ValueError) as error:
         raise ConfigError(" ".join(str(error).split())) from error
+    if FLAGS.version:
+        raise VersionRequested
     values = {f.name: FLAGS[f.name].value for f in all_flags()}
     phase = PHASES.get(values["phase"])
     if FLAGS.help or FLAGS.helpfull:
@@ -102,16 +108,16 @@ def parse(argv: list[str]) -> Config:
 
 
 def _flag_files_first(argv: list[str]) -> list[str]:
-    """Moves `--flagfile` to the front: other flags win, wherever they stand."""
-    files, others, arguments = list[str](), list[str](), iter(argv[1:])
+    """Puts what flag files hold first: other flags win, wherever they stand."""
+    read, others, arguments = list[str](), list[str](), iter(argv[1:])
     for argument in arguments:
-        name, equals, _ = argument.partition("=")
+        option, equals, name = argument.partition("=")
         if argument == "--":
             others += [argument, *arguments]
-        elif name in ("--flagfile", "-flagfile"):
-            value = [] if equals else list(itertools.islice(arguments, 1))
-            # Without a value it stays last, and absl refuses it.
-            (files if equals or value else others).extend([argument, *value])
+        elif option in flag_files.OPTIONS:
+            read += flag_files.read_arguments(
+                name if equals else next(arguments, "")
+            )
         else:
             others.append(argument)
-    return [argv[0], *files, *others]
+    return [argv[0], *read, *others]

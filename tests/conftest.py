@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pathlib
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 
@@ -19,6 +20,7 @@ from flowers17_tfdata.training import precision
 from tests import fakes
 
 NUM_DEVICES = 2
+ROOT = pathlib.Path(__file__).parents[1]
 
 # Before TensorFlow starts: it can't be changed afterwards.
 tf.config.set_logical_device_configuration(
@@ -107,6 +109,29 @@ def export_folder(tmp_path_factory) -> pathlib.Path:
     photo = tf.io.encode_jpeg(fakes.make_smooth_image(50, 70), quality=95)
     (folder / "photo.jpg").write_bytes(photo.numpy())
     return folder
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory) -> pathlib.Path:
+    """The package's wheel, built from its sdist without the network."""
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"
+    source.mkdir()
+    # From a copy, because building writes beside what it builds; and of what
+    # Docker is sent, which must be enough.
+    for line in (ROOT / ".dockerignore").read_text().splitlines():
+        path = ROOT / line.removeprefix("!")
+        if path.is_dir():
+            caches = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(path, source / path.name, ignore=caches)
+        elif path.is_file():
+            shutil.copy(path, source)
+    sdist = "from setuptools import build_meta; build_meta.build_sdist('..')"
+    subprocess.run([sys.executable, "-c", sdist], cwd=source, check=True)
+    offline = ["--no-deps", "--no-index", "--no-build-isolation"]
+    pip = [sys.executable, "-m", "pip", "wheel", *offline]
+    subprocess.run([*pip, *folder.glob("*.gz")], cwd=folder, check=True)
+    return next(folder.glob("*.whl"))
 
 
 @pytest.fixture(scope="session")

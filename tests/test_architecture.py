@@ -22,9 +22,9 @@ IMPORTS = {
         "phases.cross_validation",
         "phases.runner",
     },
-    "command_help": {"config", "phases.registry"},
+    "command_help": {"config", "flag_files", "phases.registry"},
     "data": {"config", "files", "machine"},
-    "flags": {"config", "phases.registry"},
+    "flags": {"config", "flag_files", "phases.registry"},
     "input": {"config", "data", "files", "machine"},
     "models": {"config", "files", "terminal"},
     "phases.benchmark": {

@@ -10,6 +10,7 @@ import sys
 
 import pytest
 
+import flowers17_tfdata
 from flowers17_tfdata import cli, flags
 from flowers17_tfdata.config.config import (
     GROUPS,
@@ -60,7 +61,6 @@ ROOT = pathlib.Path(__file__).parents[1]
         ("--head_units=8", "got --head_units=8 and --transfer_optimizer=lbfgs"),
         ("--feature_views=0", "--feature_views below 1 goes with --transfer_"),
         ("--finetune_epochs=-1", "--finetune_epochs must be at least 0; got"),
-        ("--flagfile=no/such.flags", "--flagfile"),
         ("stray", "every argument must be a --flag=value; got 'stray'"),
     ],
 )
@@ -70,8 +70,6 @@ def test_bad_flags_exit_2_with_one_line(argument, expected, capsys):
     assert out == ""
     assert err.count("\n") == 1
     assert err.startswith("error: ")
-    if argument.startswith("--flagfile"):
-        expected = "no/such.flags"
     assert expected in err
 
 
@@ -194,14 +192,6 @@ def test_export_formats_keep_their_order():
     assert config.export.formats == ("onnx", "keras")
 
 
-@pytest.mark.parametrize(
-    "path", sorted((ROOT / "configs").rglob("*.flags")), ids=lambda p: p.stem
-)
-def test_shipped_flag_files_parse(path):
-    config = flags.parse(["main.py", f"--flagfile={path}"])
-    assert config.workdir == f"runs/{path.stem}"
-
-
 def _help(capsys, *arguments) -> set[str]:
     """Returns the names of the flags that a help text lists."""
     assert cli.main(["main.py", *arguments]) == 0
@@ -211,6 +201,12 @@ def _help(capsys, *arguments) -> set[str]:
         line.partition("=")[0].removeprefix("--").removeprefix("[no]")
         for line in listed
     }
+
+
+def test_version(capsys):
+    assert cli.main(["main.py", "--version", "--workdir=x"]) == 0
+    out = capsys.readouterr().out
+    assert out == f"flowers17-tfdata {flowers17_tfdata.__version__}\n"
 
 
 def test_help_has_two_tiers(capsys):
@@ -274,15 +270,6 @@ def test_help_and_flag_errors_do_not_wait_for_tensorflow():
     )
 
 
-def test_flag_files_that_include_themselves_end(tmp_path, capsys):
-    a, b = tmp_path / "a.flags", tmp_path / "b.flags"
-    a.write_text(f"--flagfile={b}\n--seed=3\n")
-    b.write_text(f"--flagfile={a}\n--image_size=99\n")
-    config = flags.parse(["main.py", f"--flagfile={a}"])
-    assert (config.runtime.seed, config.input.image_size) == (3, 99)
-    assert f"Ignoring flagfile: {a}" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize("value", ["", "nonsense"])
 def test_values_of_flags_that_are_not_ours(value, capsys):
     # absl.logging defines this flag; its errors differ from those of ours.
@@ -313,19 +300,3 @@ def test_nothing_is_written_among_own_images(tmp_path, flag, inside, capsys):
     assert f"--{flag} must lie outside the folder of images" in (
         capsys.readouterr().err
     )
-
-
-@pytest.mark.parametrize("form", ["--flagfile={}", "--flagfile {}"])
-def test_flags_win_over_a_flag_file_wherever_they_stand(tmp_path, form):
-    path = tmp_path / "a.flags"
-    path.write_text("--seed=3\n--image_size=99\n")
-    files = form.format(path).split()
-    for argv in (["--seed=7", *files], [*files, "--seed=7"]):
-        config = flags.parse(["main.py", *argv])
-        assert (config.runtime.seed, config.input.image_size) == (7, 99)
-
-
-def test_a_flag_file_without_a_name_takes_no_other_flag(capsys):
-    assert cli.main(["main.py", "--seed=3", "--flagfile"]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: ") and "--seed" not in line

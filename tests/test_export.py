@@ -608,7 +608,7 @@ def _make_card(
 
 
 def test_the_card_says_what_was_not_done(tmp_path):
-    assert "**Leakage: not audited yet:** run `python main.py --pha" in (
+    assert "not audited yet:** run `flowers17-tfdata --phase=prepare`" in (
         _make_card(tmp_path)
     )
     audit = {"dataset": "of other data", "near_duplicates": {}}

@@ -233,6 +233,8 @@ def test_command_lines(line):
     except ConfigError as error:
         assert str(error)
         return
+    except (flags.HelpRequested, flags.VersionRequested):
+        return
     assert result is None or isinstance(result, Config)
 
 

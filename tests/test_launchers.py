@@ -10,6 +10,7 @@ import subprocess
 import pytest
 import yaml
 
+from flowers17_tfdata import flags
 from flowers17_tfdata.config.runtime import RuntimeConfig
 from flowers17_tfdata.training import cluster
 
@@ -68,9 +69,9 @@ def job():
 
 @pytest.mark.slow
 def test_jobset_tells_each_pod_its_place(tmp_path, monkeypatch, job):
-    _put_on_path(
-        monkeypatch, tmp_path, python=f'echo "$TF_CONFIG" > {tmp_path}/told'
-    )
+    told, given = tmp_path / "told", tmp_path / "given"
+    script = f'echo "$TF_CONFIG" > {told}; echo "$@" > {given}'
+    _put_on_path(monkeypatch, tmp_path, **{"flowers17-tfdata": script})
     (container,) = job["template"]["spec"]["containers"]
     (count,) = [
         e["value"] for e in container["env"] if e["name"] == "NUM_WORKERS"
@@ -81,7 +82,7 @@ def test_jobset_tells_each_pod_its_place(tmp_path, monkeypatch, job):
         monkeypatch.setenv("JOBSET_NAME", "flowers17")
         monkeypatch.setenv("JOB_COMPLETION_INDEX", str(index))
         subprocess.run([*container["command"], *container["args"]], check=True)
-        monkeypatch.setenv("TF_CONFIG", (tmp_path / "told").read_text())
+        monkeypatch.setenv("TF_CONFIG", told.read_text())
         resolver = cluster.find_cluster()
         assert resolver.cluster_spec().as_dict() == {
             "worker": [
@@ -90,6 +91,11 @@ def test_jobset_tells_each_pod_its_place(tmp_path, monkeypatch, job):
             ]
         }
         assert (resolver.task_type, resolver.task_id) == ("worker", index)
+    # The image holds no checkout.
+    monkeypatch.chdir(tmp_path)
+    config = flags.parse(["flowers17-tfdata", *given.read_text().split()])
+    (mount,) = container["volumeMounts"]
+    assert config.workdir.startswith(f"{mount['mountPath']}/")
 
 
 def test_jobset_starts_again_what_was_saved(job):

@@ -290,8 +290,8 @@ def test_training_command_parses_to_the_same_flags(trained):
     recorded["of_another_version"] = 1
     text = reproduce.command(reproduce.changed_flags(recorded))
     words = shlex.split(text.replace("\\\n", " "))
-    assert words[:2] == ["python", "main.py"]
-    config = flags.parse(words[1:])
+    assert words[0] == "flowers17-tfdata"
+    config = flags.parse(words)
     assert config.data.data_dir == "/a folder/it's"
     assert config.input.horizontal_flip is False
     assert config.optimization.finetune_learning_rate == 1e-2

@@ -174,7 +174,7 @@ def test_a_failed_download_tells_what_to_do(
     )
     assert "--weights=PATH" in first
     text = "\n".join(hint)
-    for part in ("configs/quickstart.flags", "--archive=", "--weights="):
+    for part in ("--flagfile=quickstart", "--archive=", "--weights="):
         assert part in text
     # One screen.
     assert len(hint) < 20

@@ -29,7 +29,6 @@ REPOSITORY = pathlib.Path(__file__).parents[1]
 PAGE = REPOSITORY / "docs" / "data_set.md"
 COPYING = "Copy the folder"
 DUMMY_DATA = pathlib.Path(flowers17.__file__).parent / "dummy_data"
-IGNORE_CACHES = shutil.ignore_patterns("__pycache__")
 
 
 def _run(command: list, cwd: pathlib.Path) -> str:
@@ -93,25 +92,6 @@ def _make_project(folder: pathlib.Path) -> pathlib.Path:
     for name in ("17flowers.tgz", "datasplits.mat"):
         shutil.copy(DUMMY_DATA / name, folder)
     return folder
-
-
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory) -> pathlib.Path:
-    """The package's wheel, built without the network."""
-    folder = tmp_path_factory.mktemp("wheel")
-    source = folder / "source"
-    # From a copy: building writes beside what it builds.
-    shutil.copytree(
-        REPOSITORY / "flowers17_tfdata",
-        source / "flowers17_tfdata",
-        ignore=IGNORE_CACHES,
-    )
-    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(REPOSITORY / name, source)
-    offline = ["--no-deps", "--no-index", "--no-build-isolation"]
-    build = [sys.executable, "-m", "pip", "wheel", *offline]
-    _run([*build, f"--wheel-dir={folder}", source], folder)
-    return next(folder.glob("*.whl"))
 
 
 @pytest.fixture(scope="module")

@@ -28,4 +28,4 @@ def command(flags: Mapping[str, Any]) -> str:
     arguments = [
         f"--{name}={shlex.quote(str(value))}" for name, value in flags.items()
     ]
-    return " \\\n    ".join(["python main.py", *arguments])
+    return " \\\n    ".join(["flowers17-tfdata", *arguments])

@@ -68,6 +68,10 @@ def predict(config: Config) -> None:
             error = images.errors.get(k, "")
             write(Prediction(path, () if error else top, error))
             progress.advance()
+    for k, damage in sorted(images.damage.items()):
+        file = one_line(paths[k], 500)
+        text = f"damaged, predicted all the same: {file}: {damage}"
+        terminal.say(text, file=paths[k], damage=damage)
     errors = sorted(images.errors.items())
     _report_unreadable([(paths[k], error) for k, error in errors], len(paths))
 

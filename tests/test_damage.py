@@ -98,8 +98,11 @@ def test_a_gray_part_of_a_whole_jpeg_is_no_damage():
     pixels[40:] = 128
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, "JPEG", quality=95)
-    picture = decode.read(stream.getvalue() + bytes(99))
-    assert not picture.damage
+    data = stream.getvalue()
+    assert not decode.read(data + bytes(99)).damage
+    # Damaged otherwise, but whole.
+    picture = decode.read(data[:-2] + bytes(9) + data[-2:])
+    assert picture.damage.endswith("extraneous bytes before marker 0xd9")
 
 
 @pytest.mark.parametrize(

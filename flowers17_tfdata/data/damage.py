@@ -38,6 +38,8 @@ _ADOBE = re.compile(rb"\xff\xee..Adobe", re.DOTALL)
 
 # What simplejpeg says of sampling factors that are allowed, but rare.
 _RARE = "Could not determine subsampling"
+# How libjpeg's warnings begin.
+_LEAD = re.compile(r"^(Corrupt JPEG data|Warning): ")
 
 # Samples per pixel by the color type in a PNG's header.
 _SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
@@ -72,8 +74,7 @@ def decode_jpeg(encoded: bytes, ratio: int = 1) -> tuple[np.ndarray, str, bool]:
     try:
         return _by_turbojpeg(encoded, ratio, strict=True), "", True
     except ValueError as error:
-        damage = str(error).removeprefix("Corrupt JPEG data: ")
-        damage = "" if _RARE in damage else damage
+        damage = "" if _RARE in str(error) else _LEAD.sub("", str(error))
     try:
         pixels = _by_turbojpeg(encoded, 1, strict=False)
     except ValueError as error:

@@ -16,7 +16,7 @@ from PIL import Image
 from flowers17_tfdata import trained_model
 from flowers17_tfdata.config.config import Config
 from flowers17_tfdata.errors import UserError
-from flowers17_tfdata.input.examples import Examples, Picture, Pictures
+from flowers17_tfdata.input.examples import Examples, PictureLike, Pictures
 from flowers17_tfdata.scoring.predictions import softmax
 from flowers17_tfdata.session import open_devices
 from flowers17_tfdata.trained_model import TrainedModel
@@ -30,11 +30,13 @@ class Prediction(NamedTuple):
       classes: the most likely classes and their probabilities, the most likely
         first; empty if the picture can't be read.
       error: why the picture can't be read, or '' if it can.
+      damage: what is damaged in a picture that was read all the same, or ''.
     """
 
     file: str
     classes: tuple[tuple[str, float], ...]
     error: str = ""
+    damage: str = ""
 
     @property
     def label(self) -> str:
@@ -79,7 +81,7 @@ class Predictor:
         return f"Predictor({str(self.path)!r}, {len(self.class_names)} classes)"
 
     def predict(
-        self, pictures: Picture | Sequence[Picture], top_k: int = 5
+        self, pictures: PictureLike | Sequence[PictureLike], top_k: int = 5
     ) -> list[Prediction]:
         """Classifies pictures.
 
@@ -94,7 +96,7 @@ class Predictor:
         return list(self.stream(_as_list(pictures), top_k))
 
     def stream(
-        self, pictures: Sequence[Picture], top_k: int
+        self, pictures: Sequence[PictureLike], top_k: int
     ) -> Iterator[Prediction]:
         """Yields what `predict` returns, batch by batch."""
         images, examples = self._examples(pictures)
@@ -107,9 +109,12 @@ class Predictor:
             top = tuple((self.class_names[c], float(row[c])) for c in order)
             file = os.fspath(picture) if _is_path(picture) else ""
             error = images.errors.get(k, "")
-            yield Prediction(file, () if error else top, error)
+            damage = images.damage.get(k, "")
+            yield Prediction(file, () if error else top, error, damage)
 
-    def embed(self, pictures: Picture | Sequence[Picture]) -> np.ndarray:
+    def embed(
+        self, pictures: PictureLike | Sequence[PictureLike]
+    ) -> np.ndarray:
         """Returns the features that the classification is made from.
 
         They suit nearest-neighbour search, clustering and other classifiers.
@@ -135,7 +140,7 @@ class Predictor:
         return np.concatenate([np.zeros([0, channels], np.float32), *rows])
 
     def _examples(
-        self, pictures: Sequence[Picture]
+        self, pictures: Sequence[PictureLike]
     ) -> tuple[Pictures, Examples]:
         images = Pictures(pictures, self._trained.image_size)
         return images, Examples(images, np.zeros(len(pictures), np.int64))
@@ -172,11 +177,13 @@ def same_policy_afterwards() -> Iterator[None]:
         keras.config.set_dtype_policy(policy)
 
 
-def _is_path(picture: Picture) -> TypeGuard[str | os.PathLike[str]]:
+def _is_path(picture: PictureLike) -> TypeGuard[str | os.PathLike[str]]:
     return isinstance(picture, (str, os.PathLike))
 
 
-def _as_list(pictures: Picture | Sequence[Picture]) -> Sequence[Picture]:
+def _as_list(
+    pictures: PictureLike | Sequence[PictureLike],
+) -> Sequence[PictureLike]:
     """Returns several pictures as a list, and one as a list of one.
 
     Raises:

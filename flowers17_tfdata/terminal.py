@@ -231,6 +231,10 @@ def show_audit(audit: Mapping[str, Any]) -> None:
     say(f"undecodable files: {len(audit['undecodable'])}")
     for file in audit["undecodable"]:
         say(f"  {file['split'] or 'left out:'} {file['id']}: {file['error']}")
+    if audit["damaged"]:
+        say(f"damaged files, used all the same: {len(audit['damaged'])}")
+    for file in audit["damaged"]:
+        say(f"  {file['split']} {file['id']}: {file['error']}")
 
 
 def show_evaluation(evaluation: Mapping[str, Any]) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
+from flowers17_tfdata import terminal
 from flowers17_tfdata.config.data import DataConfig
 from flowers17_tfdata.data import audit as audit_lib
 from flowers17_tfdata.data import scan
@@ -49,7 +50,7 @@ def _examples() -> dict[str, list[tuple[str, int, bytes]]]:
             ("a.jpg", 0, _jpeg(A)),
             ("broken.jpg", 0, _jpeg(B)[:300]),
             ("c.jpg", 1, _jpeg(C)),
-            ("c_again.jpg", 1, _jpeg(C, quality=50)),
+            ("c_again.jpg", 1, _jpeg(C, quality=50)[:-2]),
         ],
         "test": [
             ("d.jpg", 1, _jpeg(cv2.resize(D, (40, 50)))),
@@ -91,6 +92,22 @@ def test_audit_lists_undecodable_files(report):
     assert (entry["split"], entry["id"]) == ("train", "broken.jpg")
     assert entry["error"]
     assert "\n" not in entry["error"]
+
+
+def test_audit_lists_and_shows_damaged_files(report, capsys):
+    assert report["damaged"] == [
+        {
+            "split": "train",
+            "id": "c_again.jpg",
+            "error": "Premature end of JPEG file",
+        }
+    ]
+    terminal.show_audit(report)
+    lines = capsys.readouterr().out.splitlines()
+    at = lines.index("damaged files, used all the same: 1")
+    assert lines[at + 1] == "  train c_again.jpg: Premature end of JPEG file"
+    terminal.show_audit(report | {"damaged": []})
+    assert "damaged files" not in capsys.readouterr().out
 
 
 def test_audit_finds_the_duplicate_that_straddles_splits(report):

@@ -249,8 +249,22 @@ def test_a_large_photograph_cut_short_is_found(tmp_path, open_folder, ratio):
     write_picture(root / "a" / "large.jpg", 0, large)
     assert _split_of(open_folder(root))["a/large.jpg"]
     data = (root / "a" / "large.jpg").read_bytes()
-    (root / "a" / "large.jpg").write_bytes(data[: int(len(data) * 0.9)])
+    (root / "a" / "large.jpg").write_bytes(data[: int(len(data) * 0.7)])
     assert not _split_of(open_folder(root))["a/large.jpg"]
+
+
+def test_damaged_images_are_used_and_named_also_from_the_cache(
+    flat, open_folder
+):
+    good = (flat / "rose" / "000.jpg").read_bytes()
+    (flat / "rose" / "last.jpg").write_bytes(good[:-2])
+    for _ in range(2):
+        source = open_folder(flat)
+        assert sum(source.split_sizes.values()) == 31
+        (found,) = audit_lib.audit(source, source.scan())["damaged"]
+        assert found["id"] == "rose/last.jpg"
+        assert found["split"] == _split_of(source)["rose/last.jpg"]
+        assert found["error"] == "Premature end of JPEG file"
 
 
 def _no_train(root):

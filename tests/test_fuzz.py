@@ -60,7 +60,7 @@ def damaged(draw, originals):
 @given(damaged(IMAGES) | st.binary(max_size=300))
 def test_images(data):
     found = scan.scan_images([data])
-    for message in found.errors.values():
+    for message in (*found.errors.values(), *found.damage.values()):
         assert message
         assert "\n" not in message
     if not found.errors:

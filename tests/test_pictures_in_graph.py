@@ -10,7 +10,7 @@ import tensorflow as tf
 from PIL import Image
 
 from flowers17_tfdata.data import decode
-from flowers17_tfdata.phases.export import pictures_in_graph
+from flowers17_tfdata.phases.export import parity, pictures_in_graph
 from tests import fakes
 
 PIXELS = np.array(fakes.make_smooth_image(40, 56))
@@ -61,6 +61,29 @@ def test_pixels_are_those_of_the_host(encoded):
     )
 
 
+@pytest.mark.parametrize("options", [{}, {"restart_marker_rows": 1}])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_a_damaged_jpeg_is_read_as_by_the_host(mode, options):
+    large = np.array(fakes.make_smooth_image(160, 160))
+    whole = _encode(mode, "JPEG", large, **options)
+    at = len(whole) - 30
+    for encoded in (
+        whole[:-1],
+        whole[:-2],
+        whole[: int(0.9 * len(whole))],
+        whole + bytes(99),
+        whole[:at] + bytes(9) + whole[at + 9 :],
+    ):
+        np.testing.assert_array_equal(
+            _decode(tf.constant(encoded)), decode.read(encoded).pixels
+        )
+    half = whole[: len(whole) // 2]
+    with pytest.raises(ValueError, match="incomplete JPEG"):
+        decode.read(half)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="incomplete JPEG"):
+        _decode(tf.constant(half))
+
+
 @pytest.mark.parametrize(
     "encoded",
     [
@@ -83,3 +106,18 @@ def test_what_the_graph_would_misread_is_refused(encoded):
         tf.errors.InvalidArgumentError, match="this model reads JPEG, PNG"
     ):
         _decode(tf.constant(encoded))
+
+
+def test_the_parity_check_sends_what_the_graph_reads():
+    turned, damaged = _encode("RGB", "JPEG"), _encode("RGB", "JPEG")[:-2]
+    files = [turned, damaged, _encode("RGB", "WebP"), _encode("P", "BMP")]
+    rows = [(str(k), 0, data) for k, data in enumerate(files)]
+    source = fakes.FakeSource(("a",), {"test": rows})
+    (sent,) = parity.Split(source, "test", None).batches(encoded=True)
+    assert sent[0] == turned
+    for data, original in zip(sent, files, strict=True):
+        np.testing.assert_array_equal(
+            _decode(tf.constant(data)), decode.read(original).pixels
+        )
+    # The decoder would print a warning.
+    assert sent[1] != damaged

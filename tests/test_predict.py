@@ -146,6 +146,21 @@ def test_unreadable_files_come_at_the_end_and_in_the_exit_code(
     assert "none.png" in lines[-2]
 
 
+def test_damaged_files_are_predicted_and_named(predict, trained, tmp_path):
+    damaged = tmp_path / "damaged.jpg"
+    whole = trained[1] / "image_0001.jpg"
+    damaged.write_bytes(whole.read_bytes()[:-2])
+    code, out, err = predict("--format=csv", whole, damaged)
+    assert code == 0, err
+    first, second = csv.DictReader(io.StringIO(out))
+    assert first | {"file": str(damaged)} == second
+    assert not second["error"]
+    note = f"{damaged}: Premature end of JPEG file"
+    assert [line for line in err.splitlines() if "damaged" in line] == [
+        f"damaged, predicted all the same: {note}"
+    ]
+
+
 def test_other_kinds_of_images_are_taken(predict, tmp_path):
     rng = np.random.default_rng(0)
     gray = rng.integers(0, 256, [40, 50], np.uint8)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from flowers17_tfdata.data.source import Source
 
 
 def audit(source: Source, scan: Scan) -> dict[str, Any]:
-    """Counts images, sizes, undecodable files and near-duplicates.
+    """Counts images, sizes, bad files and near-duplicates.
 
     Args:
       source: the data set.
@@ -29,6 +30,7 @@ def audit(source: Source, scan: Scan) -> dict[str, Any]:
         `image_sizes`: minimum, median and maximum height and width, pixels;
         `undecodable`: `[{"split", "id", "error"}]`, split '' if the image is
         left out of all splits;
+        `damaged`: the same of files that are decoded and used all the same;
         `near_duplicates`: `num_pairs`, `num_pairs_across_splits`,
         `num_pairs_across_classes`, `num_groups`, and the `pairs` with their
         ids, splits, classes and dHash distance (None for a published pair that
@@ -63,12 +65,17 @@ def audit(source: Source, scan: Scan) -> dict[str, Any]:
             )
             if len(column)
         },
-        "undecodable": [
-            {"split": scan.splits[k], "id": scan.ids[k], "error": message}
-            for k, message in sorted(scan.images.errors.items())
-        ],
+        "undecodable": _named(scan, scan.images.errors),
+        "damaged": _named(scan, scan.images.damage),
         "near_duplicates": _near_duplicates(source, scan),
     }
+
+
+def _named(scan: Scan, messages: Mapping[int, str]) -> list[dict[str, str]]:
+    return [
+        {"split": scan.splits[k], "id": scan.ids[k], "error": message}
+        for k, message in sorted(messages.items())
+    ]
 
 
 def _near_duplicates(source: Source, scan: Scan) -> dict[str, Any]:

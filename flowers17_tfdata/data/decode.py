@@ -1,19 +1,21 @@
 """The one reader of pictures: everything sees the same pixels.
 
-`upright` turns any file into a JPEG or PNG that TensorFlow decodes to what a
-viewer shows. Metadata never decides about pixels: only sizes and orientations
-are read from it, and what is malformed is passed over.
+`read` decodes any file to what a viewer shows. `upright` turns it into a JPEG
+or PNG that TensorFlow decodes to the same pixels. Metadata never decides about
+pixels: only sizes and orientations are read from it, and what is malformed is
+passed over.
 """
 
 from __future__ import annotations
 
 import struct
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 from PIL import Image
 
-from flowers17_tfdata.data import image_formats, pillow_reader
+from flowers17_tfdata.data import damage, image_formats, pillow_reader
 from flowers17_tfdata.data.image_formats import JPEG_MAGIC, PNG_MAGIC
 from flowers17_tfdata.errors import one_line
 
@@ -33,6 +35,8 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+# Those that exchange height and width.
+_SIDEWAYS = (5, 6, 7, 8)
 
 # JPEG markers (ITU-T T.81, table B.1): the start of a frame in any process, but
 # for DHT, JPG and DAC; the start of a scan; application data with EXIF.
@@ -41,19 +45,50 @@ _START_OF_SCAN, _APP1 = 0xDA, 0xE1
 _WITHOUT_LENGTH = {0x01, *range(0xD0, 0xD9)}
 
 
+class Picture(NamedTuple):
+    """A picture as a viewer shows it.
+
+    Attributes:
+      pixels: uint8 `[height, width, 3]` in [0, 255], RGB.
+      size: height and width before any reduction, pixels.
+      damage: what is damaged in the file, one line, or ''.
+      file: a JPEG or PNG that TensorFlow decodes to `pixels`, before any
+        reduction and without a warning; None if the file is none.
+    """
+
+    pixels: np.ndarray
+    size: tuple[int, int]
+    damage: str = ""
+    file: bytes | None = None
+
+    def to_file(self) -> bytes:
+        """Returns `file`, or a PNG of `pixels`."""
+        return self.file or pillow_reader.to_png(Image.fromarray(self.pixels))
+
+
 def upright(encoded: bytes) -> bytes:
-    """Returns an image that decodes to what a viewer shows.
+    """Returns a JPEG or PNG that decodes to what `read` returns.
 
     TensorFlow's decoders ignore the EXIF orientation, misread some kinds of BMP
-    and GIF, and allocate whatever size a header declares. So every image from
-    outside must pass through here first. If a JPEG or PNG is upright, this
-    reads only the header.
-
-    Args:
-      encoded: an image in one of `image_formats.FORMATS`.
+    and GIF, allocate whatever size a header declares, and print warnings about
+    damaged files. So every image from outside must pass through here or `read`
+    first.
 
     Returns:
       `encoded` itself, or the image as a PNG.
+
+    Raises:
+      ValueError: see `read`.
+    """
+    return read(encoded).to_file()
+
+
+def read(encoded: bytes, least_side: int | None = None) -> Picture:
+    """Decodes an image to what a viewer shows.
+
+    Args:
+      encoded: an image in one of `image_formats.FORMATS`.
+      least_side: a JPEG may be reduced, to no less than this, pixels.
 
     Raises:
       ValueError: the bytes are in none of these formats, can't be decoded, or
@@ -61,15 +96,29 @@ def upright(encoded: bytes) -> bytes:
     """
     kind = image_formats.format_of(encoded)
     if kind not in ("JPEG", "PNG"):
-        return pillow_reader.to_png(pillow_reader.read(encoded))
+        pixels = np.asarray(pillow_reader.read(encoded))
+        return Picture(pixels, pixels.shape[:2])
     read_header = _jpeg_header if kind == "JPEG" else _png_header
-    size, tiff = read_header(encoded)
-    pillow_reader.check_size(*size)
-    turn = _TURNS.get(_orientation(tiff))
-    if turn is None:
-        return encoded
-    stored = Image.fromarray(decode_reduced(encoded, 1))
-    return pillow_reader.to_png(stored.transpose(turn))
+    (width, height), tiff = read_header(encoded)
+    pillow_reader.check_size(width, height)
+    file: bytes | None
+    if kind == "JPEG":
+        ratio = reduction(height, width, least_side) if least_side else 1
+        pixels, damaged, is_clean = damage.decode_jpeg(encoded, ratio)
+        file = encoded if is_clean else None
+    else:
+        file, damaged = damage.mend_png(encoded)
+        try:
+            pixels = decode_reduced(file, 1)
+        except tf.errors.InvalidArgumentError as error:
+            message = f"a damaged PNG: {decoder_message(error)}"
+            raise ValueError(message) from error
+    orientation = _orientation(tiff)
+    if orientation in _TURNS:
+        turned = Image.fromarray(pixels).transpose(_TURNS[orientation])
+        pixels, file = np.asarray(turned), None
+    size = (width, height) if orientation in _SIDEWAYS else (height, width)
+    return Picture(pixels, size, damaged, file)
 
 
 def _jpeg_header(encoded: bytes) -> tuple[tuple[int, int], bytes]:
@@ -99,21 +148,7 @@ def _jpeg_header(encoded: bytes) -> tuple[tuple[int, int], bytes]:
         if marker == _APP1 and content[:6] == b"Exif\0\0" and not tiff:
             tiff = content[6:]
         start = end
-    return size if any(size) else _size_by_decoder(encoded), tiff
-
-
-def _size_by_decoder(encoded: bytes) -> tuple[int, int]:
-    """Returns the width and height of a JPEG whose segments are damaged.
-
-    Raises:
-      ValueError: the decoder finds no frame either.
-    """
-    try:
-        with tf.device("CPU:0"):
-            shape = tf.io.extract_jpeg_shape(encoded).numpy()
-    except tf.errors.InvalidArgumentError as error:
-        raise ValueError(f"a damaged JPEG: {decoder_message(error)}") from error
-    return int(shape[1]), int(shape[0])
+    return size if any(size) else damage.jpeg_size(encoded), tiff
 
 
 def _png_header(encoded: bytes) -> tuple[tuple[int, int], bytes]:
@@ -271,7 +306,7 @@ def decode_reduced(encoded: bytes, ratio: int) -> np.ndarray:
 
 
 def decoder_message(error: ValueError | tf.errors.OpError) -> str:
-    """Returns the message of `upright` or of the decoder, on one line."""
+    """Returns the message of `read` or of the decoder, on one line."""
     # TensorFlow's names of the op around the message mean nothing to a user.
     message = str(error).rpartition("}} ")[2].split(" [Op:")[0]
     return one_line(message, 160)

@@ -1,4 +1,4 @@
-"""Decodes every image of a data set once: size, thumbnail, errors."""
+"""Decodes every image of a data set once: size, thumbnail, damage, errors."""
 
 from __future__ import annotations
 
@@ -14,12 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from flowers17_tfdata import files, machine
-from flowers17_tfdata.data import (
-    decode,
-    image_formats,
-    near_duplicates,
-    pillow_reader,
-)
+from flowers17_tfdata.data import decode, near_duplicates, pillow_reader
 from flowers17_tfdata.data.near_duplicates import NearDuplicate
 from flowers17_tfdata.data.oxford_flowers17 import splits
 from flowers17_tfdata.errors import one_line
@@ -31,7 +26,7 @@ _CHUNK = 256
 _SAVE_SECS = 30.0
 
 # The format of the cache file. Another format means decoding all images anew.
-_FORMAT = "thumbnails 2"
+_FORMAT = "thumbnails 3"
 
 _NOTHING = np.zeros([16, 17], np.float16)
 
@@ -45,7 +40,7 @@ Image = bytes | pathlib.Path
 OnScanned = Callable[[int], None]
 
 # The arrays of the cache file.
-_COLUMNS = ("thumbnails", "sizes", "errors")
+_COLUMNS = ("thumbnails", "sizes", "errors", "damage")
 
 
 class _Row(NamedTuple):
@@ -55,6 +50,7 @@ class _Row(NamedTuple):
       thumbnail: float16 `[16, 17]`.
       size: height and width, pixels.
       error: why the image can't be decoded, or ''.
+      damage: what is damaged in an image that was decoded, or ''.
       is_known: whether this holds until the bytes change. A denied permission,
         a network's failure or a missing package may be gone tomorrow.
     """
@@ -62,6 +58,7 @@ class _Row(NamedTuple):
     thumbnail: np.ndarray
     size: Sequence[int]
     error: str
+    damage: str = ""
     is_known: bool = True
 
 
@@ -75,12 +72,15 @@ class ScannedImages(NamedTuple):
         can't be decoded.
       errors: `{position: message}` for the images that can't be decoded, one
         line each.
+      damage: `{position: message}` for the images that are damaged, but were
+        decoded, one line each.
       pairs_cache: the file that keeps the near-duplicates, if any.
     """
 
     thumbnails: np.ndarray
     sizes: np.ndarray
     errors: dict[int, str]
+    damage: dict[int, str]
     pairs_cache: pathlib.Path | None = None
 
 
@@ -154,28 +154,23 @@ def _scan(
 def _scan_image(image: Image) -> _Row:
     try:
         encoded = image if isinstance(image, bytes) else image.read_bytes()
+        # Decoding all of 12 megapixels for 272 gray levels takes five times as
+        # long.
+        picture = decode.read(encoded, _LEAST_SIDE)
         with tf.device("CPU:0"):
-            encoded = decode.upright(encoded)
-            if encoded.startswith(image_formats.JPEG_MAGIC):
-                shape = tf.io.extract_jpeg_shape(encoded).numpy().tolist()
-                # Decoding all of 12 megapixels for 272 gray levels takes five
-                # times as long. A truncated file is detected all the same.
-                ratio = decode.reduction(shape[0], shape[1], _LEAST_SIDE)
-                pixels = decode.decode_reduced(encoded, ratio)
-            else:
-                pixels = decode.decode_reduced(encoded, 1)
-                shape = pixels.shape
-            gray = tf.image.rgb_to_grayscale(tf.cast(pixels, tf.float32))
+            pixels = tf.cast(picture.pixels, tf.float32)
+            gray = tf.image.rgb_to_grayscale(pixels)
             small = tf.image.resize(gray, [16, 17], method="area")[..., 0]
     except pillow_reader.MissingReaderError as error:
         return _Row(_NOTHING, (0, 0), str(error), is_known=False)
-    except (ValueError, tf.errors.InvalidArgumentError) as error:
+    except ValueError as error:
         return _Row(_NOTHING, (0, 0), decode.decoder_message(error))
     except OSError as error:
         reason = one_line(error.strerror or error)
         return _Row(_NOTHING, (0, 0), reason, is_known=False)
     # Rounded as in the cache file, so that cached images hash the same.
-    return _Row(small.numpy().astype(np.float16), shape[:2], "")
+    thumbnail = small.numpy().astype(np.float16)
+    return _Row(thumbnail, picture.size, "", picture.damage)
 
 
 def _to_arrays(rows: list[_Row]) -> ScannedImages:
@@ -183,6 +178,7 @@ def _to_arrays(rows: list[_Row]) -> ScannedImages:
         np.array([r.thumbnail for r in rows], np.float32).reshape(-1, 16, 17),
         np.array([r.size for r in rows], np.int32).reshape(-1, 2),
         {k: str(r.error) for k, r in enumerate(rows) if r.error},
+        {k: str(r.damage) for k, r in enumerate(rows) if r.damage},
     )
 
 
@@ -201,6 +197,7 @@ def _save_rows(path: pathlib.Path, known: dict[str, _Row]) -> None:
         "thumbnails": [row.thumbnail for row in rows],
         "sizes": [row.size for row in rows],
         "errors": [row.error for row in rows],
+        "damage": [row.damage for row in rows],
     }
     save_arrays(path, _FORMAT, arrays | {"keys": list(known)})
 

@@ -9,7 +9,7 @@ import pathlib
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent import futures
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import tensorflow as tf
@@ -33,7 +33,7 @@ _LONGEST = 2.5
 
 
 # A file, its contents, or its pixels, uint8 `[height, width, 3]`, RGB.
-Picture = str | os.PathLike[str] | bytes | np.ndarray | Image.Image
+PictureLike = str | os.PathLike[str] | bytes | np.ndarray | Image.Image
 
 
 class Images(Protocol):
@@ -180,11 +180,13 @@ class Pictures:
       pictures: the pictures.
       image_size: height and width of the images, pixels.
       errors: `{position: message}`, filled by `read`.
+      damage: the same of images that are damaged, but were read.
     """
 
-    pictures: Sequence[Picture]
+    pictures: Sequence[PictureLike]
     image_size: int
     errors: dict[int, str] = dataclasses.field(default_factory=dict)
+    damage: dict[int, str] = dataclasses.field(default_factory=dict)
     _threads: futures.ThreadPoolExecutor = dataclasses.field(
         default_factory=lambda: futures.ThreadPoolExecutor(machine.num_cores())
     )
@@ -197,11 +199,13 @@ class Pictures:
 
     def _decode(self, position: int) -> np.ndarray:
         try:
-            pixels = _read(self.pictures[position])
-            return decode.resize_host(pixels, self.image_size)
+            picture = _read(self.pictures[position])
+            if picture.damage:
+                self.damage[position] = picture.damage
+            return decode.resize_host(picture.pixels, self.image_size)
         except OSError as error:
             self.errors[position] = error.strerror or str(error)
-        except (ValueError, tf.errors.InvalidArgumentError) as error:
+        except ValueError as error:
             self.errors[position] = decode.decoder_message(error)
         return np.zeros([self.image_size, self.image_size, 3], np.uint8)
 
@@ -249,15 +253,14 @@ class JoinedImages:
         return "+".join(part.digest() for part in self.parts)
 
 
-def _read(picture: Picture) -> np.ndarray:
-    """Returns the pixels of a picture, uint8 `[height, width, 3]`."""
-    if isinstance(picture, np.ndarray):
-        return picture
-    if isinstance(picture, Image.Image):
-        return np.asarray(pillow_reader.as_shown(picture))
-    if not isinstance(picture, bytes):
-        picture = pathlib.Path(picture).read_bytes()
-    return decode.decode_reduced(decode.upright(picture), 1)
+def _read(given: PictureLike) -> decode.Picture:
+    if isinstance(given, Image.Image):
+        given = np.asarray(pillow_reader.as_shown(given))
+    if isinstance(given, np.ndarray):
+        return decode.Picture(given, given.shape[:2])
+    if not isinstance(given, bytes):
+        given = pathlib.Path(given).read_bytes()
+    return decode.read(given)
 
 
 def join_examples(splits: Sequence[Examples]) -> Examples:
@@ -312,40 +315,56 @@ def load_examples(source: Source, split: str, config: InputConfig) -> Examples:
     labels: list[int] = []
     ids: list[str] = []
 
-    def read(decode_fn: Callable[[tf.Tensor], tf.Tensor]):
-        for decoded, encoded, label, name in _decoded(source, split, decode_fn):
+    def read(decode_fn: Callable[[tf.Tensor], Any]) -> Iterator[Any]:
+        for decoded, label, name in _decoded(source, split, decode_fn):
             labels.append(label)
             ids.append(name)
-            yield decoded, encoded
+            yield decoded
 
     images: Images
     if resolve_cache(config, num_examples) == "memory":
         pixels = np.empty([num_examples, size, size, 3], np.uint8)
-        resized = read(lambda data: decode.decode_and_resize(data, size))
-        for k, (image, _) in enumerate(resized):
+        resized = read(lambda data: decode.resize(_pixels(data), size))
+        for k, image in enumerate(resized):
             pixels[k] = image
         images = DecodedImages(pixels)
     else:
-        shapes = read(lambda data: tf.shape(decode.decode_image(data)))
-        images = _spool(shapes, size)
+        images = _spool(read(_shape_and_file), size)
     return Examples(images, np.asarray(labels, np.int64), tuple(ids))
 
 
-def _decoded(
-    source: Source, split: str, decode_fn: Callable[[tf.Tensor], tf.Tensor]
-) -> Iterator[tuple[np.ndarray, bytes, int, str]]:
-    """Yields `(decode_fn(encoded), encoded, label, id)` in order.
+def _pixels(encoded: tf.Tensor) -> tf.Tensor:
+    """Decodes on the host; see `decode.read`."""
 
-    The EXIF orientation is applied to the encoded images.
-    """
+    def pixels(encoded: bytes) -> np.ndarray:
+        return decode.read(encoded).pixels
+
+    image = tf.numpy_function(pixels, [encoded], tf.uint8, stateful=False)
+    return tf.ensure_shape(image, [None, None, 3])
+
+
+def _shape_and_file(encoded: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns an image's shape and its upright file."""
+
+    def shape_and_file(encoded: bytes) -> tuple[np.ndarray, bytes]:
+        picture = decode.read(encoded)
+        return np.array(picture.pixels.shape), picture.to_file()
+
+    types = [tf.int64, tf.string]
+    shape, file = tf.numpy_function(
+        shape_and_file, [encoded], types, stateful=False
+    )
+    return tf.ensure_shape(shape, [3]), tf.ensure_shape(file, [])
+
+
+def _decoded(
+    source: Source, split: str, decode_fn: Callable[[tf.Tensor], Any]
+) -> Iterator[tuple[Any, int, str]]:
+    """Yields `(decode_fn(encoded), label, id)` in order."""
     examples = source.read(split)
 
     def decoded(example):
-        encoded = tf.numpy_function(
-            decode.upright, [example["image"]], tf.string, stateful=False
-        )
-        encoded = tf.ensure_shape(encoded, [])
-        return decode_fn(encoded), encoded, example["label"], example["id"]
+        return decode_fn(example["image"]), example["label"], example["id"]
 
     results = examples.map(decoded, num_parallel_calls=tf.data.AUTOTUNE)
     where, num_classes = (
@@ -354,22 +373,22 @@ def _decoded(
     )
     position = 0
     try:
-        for image, encoded, label, name in results.as_numpy_iterator():
+        for image, label, name in results.as_numpy_iterator():
             # TFDS marks a split without labels with -1.
             if not 0 <= label < num_classes:
                 raise UserError(
                     f"{where}: every example must have a label from 0 to "
                     f"{num_classes - 1}; {name.decode()} has {label}"
                 )
-            yield image, encoded, label, name.decode()
+            yield image, label, name.decode()
             position += 1
     except tf.errors.InvalidArgumentError as error:
         broken = next(examples.skip(position).as_numpy_iterator())
         message = "it can't be resized"
         try:
-            decode.decode_image(decode.upright(broken["image"]))
+            decode.read(broken["image"])
         # The message of `error` would hold a traceback.
-        except (ValueError, tf.errors.InvalidArgumentError) as cause:
+        except ValueError as cause:
             message = decode.decoder_message(cause)
         raise UserError(
             f"{where}: {broken['id'].decode()} can't be decoded ({message}); "

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from flowers17_tfdata import terminal
+from flowers17_tfdata.data import decode, image_formats
 from flowers17_tfdata.data.source import Source
 from flowers17_tfdata.errors import UserError
 from flowers17_tfdata.input.examples import Examples
@@ -77,11 +78,23 @@ class Split:
         """Yields the split in batches of `BATCH`, as `Exported` takes them."""
         if encoded:
             for batch in self.source.read(self.name).batch(BATCH):
-                yield list(batch["image"].numpy())
+                yield [_served(data) for data in batch["image"].numpy()]
             return
         indices = np.arange(self.examples.num_examples)
         for start in range(0, len(indices), BATCH):
             yield self.examples.images.read(indices[start : start + BATCH])
+
+
+def _served(encoded: bytes) -> bytes:
+    """Returns a file that an exported graph decodes without a warning.
+
+    It turns a photograph itself, but reads no formats other than these.
+    """
+    picture = decode.read(encoded)
+    kind = image_formats.recognize(encoded)
+    if picture.damage or kind not in ("JPEG", "PNG"):
+        return picture.to_file()
+    return encoded
 
 
 def classify_split(split: Split, exported: Exported) -> np.ndarray:

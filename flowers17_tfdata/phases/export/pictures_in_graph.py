@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from flowers17_tfdata.data import decode
+from flowers17_tfdata.data import damage, decode
 from flowers17_tfdata.data.image_formats import (
     JPEG_MAGIC,
     PLAIN_BMP,
@@ -39,9 +39,26 @@ def decode_upright(encoded: tf.Tensor) -> tf.Tensor:
         ):
             return tf.io.decode_bmp(tf.identity(encoded), channels=3)
 
-    image = tf.cond(is_ours, lambda: decode.decode_image(encoded), other)
+    image = tf.cond(is_ours, lambda: _decode(encoded), other)
     image = tf.ensure_shape(image, [None, None, 3])
     return exif_in_graph.turn(image, exif_in_graph.orientation(encoded))
+
+
+def _decode(encoded: tf.Tensor) -> tf.Tensor:
+    """Decodes a JPEG or PNG; a JPEG may lack its end, as for the host."""
+    # Nothing counts after the end of either.
+    image = decode.decode_image(tf.strings.join([encoded, damage.END_OF_JPEG]))
+    is_cut = _begins(encoded, JPEG_MAGIC) & (
+        tf.strings.substr(encoded, -2, 2) != damage.END_OF_JPEG
+    )
+    share = tf.cond(
+        is_cut, lambda: damage.share_of_rows(image), lambda: tf.constant(1.0)
+    )
+    is_enough = tf.debugging.Assert(
+        share >= damage.LEAST_SHARE, ["incomplete JPEG"]
+    )
+    with tf.control_dependencies([is_enough]):
+        return tf.identity(image)
 
 
 def _is_plain_bmp(encoded: tf.Tensor) -> tf.Tensor:

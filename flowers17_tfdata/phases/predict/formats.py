@@ -54,6 +54,8 @@ def _json_line(prediction: Prediction) -> str:
         for label, probability in prediction.classes
     ]
     row = {**top[0], "top": top} if top else {"error": prediction.error}
+    if prediction.damage:
+        row["damage"] = prediction.damage
     # ASCII: the bytes of a name that isn't UTF-8 become escapes.
     return json.dumps({"file": prediction.file, **row})
 

@@ -25,7 +25,7 @@ def predict(config: Config) -> None:
     paths = image_files.find_images(config.predict.images, sys.stdin)
     classifier = predictor.open_predictor(config)
     top_k = min(config.predict.top_k, len(classifier.class_names))
-    unreadable = []
+    noted = []
     progress = terminal.EpochProgress("predict", len(paths))
     # Rows on the terminal show the progress themselves.
     shows_rows = not config.predict.output and sys.stdout.isatty()
@@ -43,9 +43,9 @@ def predict(config: Config) -> None:
         for prediction in classifier.stream(paths, top_k):
             write(prediction)
             progress.advance()
-            if prediction.error:
-                unreadable.append(prediction)
-    _report_unreadable(unreadable, len(paths))
+            if prediction.error or prediction.damage:
+                noted.append(prediction)
+    _report(noted, len(paths))
 
 
 @contextlib.contextmanager
@@ -64,12 +64,19 @@ def _open_output(config: Config) -> Iterator[TextIO]:
     terminal.say(f"predictions written to {path}")
 
 
-def _report_unreadable(
-    unreadable: Sequence[Prediction], num_images: int
-) -> None:
-    for file, _, error in unreadable:
-        text = f"can't be read: {one_line(file, 500)}: {error}"
-        terminal.say(text, file=file, error=error)
+def _report(noted: Sequence[Prediction], num_images: int) -> None:
+    """Names the images that are damaged or can't be read."""
+    for prediction in noted:
+        name = one_line(prediction.file, 500)
+        if prediction.error:
+            text = f"can't be read: {name}: {prediction.error}"
+            record = {"error": prediction.error}
+        else:
+            text = f"damaged, predicted all the same: {name}: "
+            text += prediction.damage
+            record = {"damage": prediction.damage}
+        terminal.say(text, file=prediction.file, **record)
+    unreadable = [prediction for prediction in noted if prediction.error]
     if unreadable:
         first = unreadable[0]
         raise UserError(

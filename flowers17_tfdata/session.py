@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import pathlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import keras
@@ -231,8 +231,8 @@ def make_workdir(path: str) -> pathlib.Path:
     return workdir
 
 
-def write_config(session: Session) -> None:
-    """Writes `config.json`: resolved flags, versions, hardware."""
+def write_config(session: Session, more: Mapping[str, Any]) -> None:
+    """Writes `config.json`: resolved flags, versions, hardware, and `more`."""
     record = session.record()
     flags = record["flags"]
     # Later phases may run in another current folder.
@@ -246,5 +246,5 @@ def write_config(session: Session) -> None:
         flags["dataset"] = f"folder:{path}"
     files.write_json(
         session.output / "config.json",
-        {"dataset": session.source.name, **record},
+        {"dataset": session.source.name, **record, **more},
     )

@@ -133,7 +133,6 @@ IMPORTS = {
     "phases.train_models": {"models", "session"},
     "phases.train_stages": {
         "config",
-        "files",
         "input",
         "models",
         "phases.train_data",

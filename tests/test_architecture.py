@@ -71,6 +71,14 @@ IMPORTS = {
         "timings",
         "trained_model",
     },
+    "phases.extension": {
+        "data",
+        "files",
+        "phases.compare",
+        "scoring",
+        "session",
+        "terminal",
+    },
     "phases.find_lr": {
         "files",
         "phases.report",
@@ -113,6 +121,7 @@ IMPORTS = {
     },
     "phases.train": {
         "phases.evaluate",
+        "phases.extension",
         "phases.prepare",
         "phases.report",
         "phases.train_stages",

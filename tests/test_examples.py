@@ -305,7 +305,7 @@ def test_joined_splits_show_what_each_shows(cache):
                 getattr(joined.images, name)(indices, *arguments),
                 getattr(whole.images, name)(indices, *arguments),
             )
-    assert joined.images.digest() != first.images.digest()
+    assert joined.images.digests() != first.images.digests()
 
 
 @pytest.mark.parametrize("cache", ["memory", "none"])

@@ -72,7 +72,10 @@ class FolderSource(Source):
 
 
 def open_folder(
-    config: DataConfig, cache_dir: pathlib.Path, on_scanned: OnScanned | None
+    config: DataConfig,
+    cache_dir: pathlib.Path,
+    on_scanned: OnScanned | None,
+    known: Mapping[str, str] | None = None,
 ) -> FolderSource:
     """Lists, decodes and divides the images below a folder.
 
@@ -80,6 +83,7 @@ def open_folder(
       config: `dataset` names a folder with a layout of `list_images`.
       cache_dir: the folder that keeps what was found by decoding the images.
       on_scanned: called with the number of images decoded so far.
+      known: see `source.open_source`.
 
     Raises:
       ConfigError: the layout is another one, or a flag would divide images that
@@ -117,7 +121,7 @@ def open_folder(
         if empty or len(images.errors) > _MOST_UNDECODABLE * len(paths):
             raise UserError(f"--dataset=folder:{root}: {problem}")
         notes.append(f"{problem}: left out; audit.json lists them")
-    splits = _split(listing, images, config, fractions)
+    splits = _split(listing, images, config, fractions, known)
     # Sizes stand for the contents: modification times differ between copies.
     sizes = [state.partition("\n")[0] for state in states.values()]
     names = [s for s in (*splitting.SPLITS, "unused") if s in splits]
@@ -148,6 +152,7 @@ def _split(
     images: ScannedImages,
     config: DataConfig,
     fractions: Mapping[str, float],
+    known: Mapping[str, str] | None,
 ) -> list[str]:
     """Returns each image's split; '' for an image that can't be decoded."""
     good = [k for k in range(len(listing.ids)) if k not in images.errors]
@@ -162,7 +167,7 @@ def _split(
             groups[train].tolist(),
             listing.class_names,
         )
-        split_of |= splitting.assign_splits(pool, config, fractions)
+        split_of |= splitting.assign_splits(pool, config, fractions, known)
     return [split_of.get(image_id, "") for image_id in listing.ids]
 
 

@@ -113,6 +113,59 @@ class Inference:
         )
 
 
+def eval_batches(
+    strategy: tf.distribute.Strategy,
+    examples: Examples,
+    config: InputConfig,
+    preprocess: Callable[[tf.Tensor], tf.Tensor],
+    *,
+    global_batch_size: int,
+    transforms: np.ndarray | tf.Tensor | None = None,
+) -> Iterable:
+    """Returns one pass over examples, distributed over the strategy.
+
+    Args:
+      strategy: the current strategy.
+      examples: the examples.
+      config: the options of the input pipeline.
+      preprocess: from float32 in [0, 255] to the backbone's range.
+      global_batch_size: images per step over all replicas.
+      transforms: the views of the examples; see
+        `input_pipeline.make_eval_dataset`.
+    """
+    return strategy.distribute_datasets_from_function(
+        lambda context: input_pipeline.make_eval_dataset(
+            examples,
+            config,
+            preprocess,
+            global_batch_size=global_batch_size,
+            compute_dtype=keras.config.dtype_policy().compute_dtype,
+            transforms=transforms,
+            input_context=context,
+        )
+    )
+
+
+def make_inference(
+    model: keras.Model,
+    strategy: tf.distribute.Strategy,
+    config: InputConfig,
+    preprocess: Callable[[tf.Tensor], tf.Tensor],
+) -> Inference:
+    """Returns what runs a model on the batches of `eval_batches`.
+
+    Args:
+      model: from preprocessed images to `[batch, channels]`, built in the
+        strategy's scope.
+      strategy: the current strategy.
+      config: the options of the input pipeline.
+      preprocess: from float32 in [0, 255] to the backbone's range.
+    """
+    dtype = keras.config.dtype_policy().compute_dtype
+    device_stage = input_pipeline.make_device_stage(config, preprocess, dtype)
+    return Inference(model, strategy, device_stage)
+
+
 def outputs_of(
     model: keras.Model,
     strategy: tf.distribute.Strategy,
@@ -125,34 +178,21 @@ def outputs_of(
 ) -> Iterator[np.ndarray]:
     """Runs a model on examples, from their pixels to its outputs.
 
-    Args:
-      model: from preprocessed images to `[batch, channels]`, built in the
-        strategy's scope.
-      strategy: the current strategy.
-      examples: the examples.
-      config: the options of the input pipeline.
-      preprocess: from float32 in [0, 255] to the backbone's range.
-      global_batch_size: images per step over all replicas.
-      transforms: the views of the examples; see
-        `input_pipeline.make_eval_dataset`.
+    The arguments are those of `make_inference` and `eval_batches`.
 
     Yields:
       The outputs of each batch, in order; see `Inference.outputs`.
     """
-    dtype = keras.config.dtype_policy().compute_dtype
-    batches = strategy.distribute_datasets_from_function(
-        lambda context: input_pipeline.make_eval_dataset(
-            examples,
-            config,
-            preprocess,
-            global_batch_size=global_batch_size,
-            compute_dtype=dtype,
-            transforms=transforms,
-            input_context=context,
-        )
+    batches = eval_batches(
+        strategy,
+        examples,
+        config,
+        preprocess,
+        global_batch_size=global_batch_size,
+        transforms=transforms,
     )
-    device_stage = input_pipeline.make_device_stage(config, preprocess, dtype)
-    return Inference(model, strategy, device_stage).outputs(batches)
+    runner = make_inference(model, strategy, config, preprocess)
+    return runner.outputs(batches)
 
 
 def collect(

@@ -17,7 +17,7 @@ from flowers17_tfdata.config.config import Config, to_values
 from flowers17_tfdata.config.data import DataConfig
 from flowers17_tfdata.data import class_folders, extension, splitting
 from flowers17_tfdata.data.source import open_source
-from flowers17_tfdata.errors import ConfigError
+from flowers17_tfdata.errors import ConfigError, UserError
 from flowers17_tfdata.models import batch_norm
 from flowers17_tfdata.training.inference import Inference
 from tests import fakes
@@ -61,6 +61,22 @@ def test_near_duplicates_of_known_images_never_change_sides():
         # The only new picture.
         "train",
     ]
+
+
+def test_a_moved_file_is_recognized_by_a_name_of_its_own():
+    known = {"a/1": "test", "a/2": "train", "b/3": "test", "b/4": "train"}
+    ids = ["b/1", "a/2", "a/3", "c/3", "a/4", "c/5"]
+    assert extension.follow_moves(known, ids) == {
+        "a/2": "train",
+        "b/1": "test",
+        # There are two new files named 3.
+        "a/4": "train",
+    }
+
+
+def test_a_class_without_a_train_image_is_refused():
+    with pytest.raises(UserError, match="class b has no image to train on"):
+        _assign([0] * 20 + [1], [*range(20), 0], {"000": "test"})
 
 
 @pytest.fixture
@@ -115,12 +131,14 @@ def test_a_class_that_is_gone_is_named(photos):
     _, old = _open(photos)
     rows = [(i, i.partition("/")[0], split) for i, split in old.items()]
     (photos / "rose").rename(photos / "Rose")
-    source, _ = _open(photos, old)
+    source, now = _open(photos, old)
+    # Lilies and roses have the same file names, but no lily is gone.
+    assert all(now[i.replace("rose", "Rose")] == old[i] for i in old)
     changes = extension.find_changes(rows, source.class_names, source.scan())
     line = extension.describe("runs/old", changes)
     assert "30 images keep their splits; 30 added" in line
     assert "30 removed, first rose/000.jpg; new classes: Rose" in line
-    assert "no longer there: rose (the images of a class that was" in line
+    assert "no longer there: rose (if a class was renamed, its images" in line
 
 
 def _write_config(workdir: pathlib.Path, **values) -> None:

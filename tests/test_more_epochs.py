@@ -91,6 +91,8 @@ def test_fine_tuning_and_its_refit_go_on(run, tmp_path, monkeypatch):
         line = f"{stage}: ended after 1 epochs; going on to 3 with a new"
         assert line in out
         assert _epochs(work, stage) == [1, 2, 3]
+        outdated = "model_refit.keras repeats the training as it was before"
+        assert (outdated in out) is (stage == "finetune")
     config = files.read_json(work / "config.json")
     assert config["flags"]["finetune_epochs"] == 3
     assert config["schedules"] == {"finetune": [1, 3]}

@@ -57,6 +57,38 @@ def copy_splits(earlier: pathlib.Path, workdir: pathlib.Path) -> None:
         shutil.copyfile(earlier / "splits.csv", temporary)
 
 
+def follow_moves(
+    known: Mapping[str, str], ids: Iterable[str]
+) -> dict[str, str]:
+    """Adds the images that were moved to another folder, or whose class was.
+
+    A file that is gone and one that is new are taken for the same image if
+    they have the same name, and no other such file has it.
+
+    Args:
+      known: `{id: split}` of the earlier run.
+      ids: the ids of all images, as they are now.
+
+    Returns:
+      `{id: split}` of the images that keep their split.
+    """
+    ids = set(ids)
+    gone, new = (
+        _by_unique_name(some)
+        for some in (known.keys() - ids, ids - known.keys())
+    )
+    moved = {new[name]: known[gone[name]] for name in new.keys() & gone.keys()}
+    return {i: known[i] for i in known.keys() & ids} | moved
+
+
+def _by_unique_name(ids: Iterable[str]) -> dict[str, str]:
+    """Returns `{file name: id}` for the names that occur once."""
+    names = collections.defaultdict[str, list[str]](list)
+    for image_id in ids:
+        names[image_id.rpartition("/")[2]].append(image_id)
+    return {name: found[0] for name, found in names.items() if len(found) == 1}
+
+
 def find_changes(
     before: Iterable[Row], class_names: Sequence[str], scan: Scan
 ) -> dict[str, Any]:
@@ -101,7 +133,7 @@ def describe(earlier: str, changes: Mapping[str, Any]) -> str:
     if changes["gone_classes"]:
         names = ", ".join(changes["gone_classes"])
         parts.append(
-            f"no longer there: {names} (the images of a class that was renamed "
-            "count as removed and added)"
+            f"no longer there: {names} (if a class was renamed, its images "
+            "count as removed and added, and keep their splits)"
         )
     return f"extends {earlier}: {'; '.join(parts)}"

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from flowers17_tfdata.config.data import FOLDER_PREFIX, DataConfig
-from flowers17_tfdata.data import scan, splitting
+from flowers17_tfdata.data import extension, scan, splitting
 from flowers17_tfdata.data.folder_listing import FolderListing, list_images
 from flowers17_tfdata.data.oxford_flowers17.splits import order_key
 from flowers17_tfdata.data.scan import OnScanned, Scan, ScannedImages
@@ -167,6 +167,7 @@ def _split(
             groups[train].tolist(),
             listing.class_names,
         )
+        known = extension.follow_moves(known or {}, listing.ids)
         split_of |= splitting.assign_splits(pool, config, fractions, known)
     return [split_of.get(image_id, "") for image_id in listing.ids]
 

@@ -159,7 +159,7 @@ def assign_fractions(
       `{id: split}`.
 
     Raises:
-      UserError: a split would be empty.
+      UserError: a split would be empty, or a class without a train image.
     """
     known = known or {}
     lacks = {
@@ -198,6 +198,12 @@ def assign_fractions(
             choose,
         ),
     }
+    for label in sorted(set(pool.labels) - trained_on):
+        raise UserError(
+            f"class {pool.class_names[label]} has no image to train on: all of "
+            "its images have a split already, or are nearly identical to such "
+            "images; add others"
+        )
     for split in fractions:
         if split not in split_of.values():
             raise UserError(

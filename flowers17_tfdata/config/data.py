@@ -73,6 +73,13 @@ class DataConfig:
         "not, so that test accuracy also measures memory.",
         choices=("together", "anywhere"),
     )
+    extends: str = Kind.RUN.option(
+        "",
+        "Workdir of an earlier run on this folder or table, to which images or "
+        "classes were added since: takes over its flags, splits and features, and "
+        "compares both models on its test images.",
+        common=True,
+    )
     folds: int = Kind.RUN.option(
         0,
         "Cross-validate on K folds (3 to 20), each in turn the test split and "

@@ -35,6 +35,7 @@ def check(config: Config) -> None:
         )
     _check_own_images(config)
     _check_folds(config)
+    _check_extends(config)
     _check_stages(config)
     check_batch_size(config, config.runtime.num_virtual_devices or 1)
 
@@ -124,6 +125,30 @@ def _lies_in(path: str, folder: str) -> bool:
         for p in (path, folder)
     )
     return path.startswith(folder)
+
+
+def _check_extends(config: Config) -> None:
+    data = config.data
+    if not data.extends:
+        return
+    if data.own_images is None:
+        raise ConfigError(
+            "--extends goes with --dataset=folder:PATH or csv:FILE; got "
+            f"--dataset={data.dataset}"
+        )
+    if data.folds:
+        raise ConfigError(
+            "--extends goes with --folds=0, because it keeps the test split; "
+            f"got {data.folds}"
+        )
+    old, new = (
+        os.path.realpath(os.path.expanduser(path))
+        for path in (data.extends, config.workdir)
+    )
+    if old == new:
+        raise ConfigError(
+            f"--extends and --workdir must differ; got {config.workdir} twice"
+        )
 
 
 def _check_folds(config: Config) -> None:

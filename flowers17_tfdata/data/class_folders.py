@@ -160,6 +160,20 @@ def write_splits(
     files.write_text(path, stream.getvalue())
 
 
+def read_splits(path: pathlib.Path) -> list[tuple[str, str, str]]:
+    """Returns the file, class and split of each image in a CSV file.
+
+    Raises:
+      UserError: `write_splits` didn't write the file, or it can't be read.
+    """
+    try:
+        with open(path, encoding="utf-8", newline="") as stream:
+            _, *rows = csv.reader(stream)
+        return [(file, name, split) for file, name, split in rows]
+    except (OSError, ValueError, csv.Error) as error:
+        raise UserError(f"{path} can't be read: {one_line(error)}") from error
+
+
 def _rows(class_names: Sequence[str], scan: Scan) -> list[tuple[str, ...]]:
     names = [class_names[label] for label in scan.labels]
     return list(zip(scan.ids, names, scan.splits, strict=True))
@@ -184,10 +198,8 @@ def describe_changes(
       One line; '' if the file can't be read.
     """
     try:
-        with open(path, encoding="utf-8", newline="") as stream:
-            _, *rows = csv.reader(stream)
-            before = _places(rows)
-    except (OSError, ValueError, csv.Error):
+        before = _places(read_splits(path))
+    except UserError:
         return ""
     now = _places(_rows(class_names, scan))
     changes = {

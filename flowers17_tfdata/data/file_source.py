@@ -12,7 +12,13 @@ import numpy as np
 import tensorflow as tf
 
 from flowers17_tfdata.config.data import DataConfig, OwnImages
-from flowers17_tfdata.data import csv_listing, folder_listing, scan, splitting
+from flowers17_tfdata.data import (
+    csv_listing,
+    extension,
+    folder_listing,
+    scan,
+    splitting,
+)
 from flowers17_tfdata.data.listing import Listing
 from flowers17_tfdata.data.oxford_flowers17.splits import (
     group_pairs,
@@ -80,6 +86,7 @@ def open_files(
     own: OwnImages,
     cache_dir: pathlib.Path,
     on_scanned: OnScanned | None,
+    known: Mapping[str, str] | None = None,
 ) -> FileSource:
     """Lists, decodes and divides the user's own photographs.
 
@@ -89,6 +96,7 @@ def open_files(
         `csv_listing.list_images`.
       cache_dir: the folder that keeps what was found by decoding the images.
       on_scanned: called with the number of images decoded so far.
+      known: see `source.open_source`.
 
     Raises:
       ConfigError: the layout is another one, or a flag would divide images that
@@ -107,7 +115,7 @@ def open_files(
     notes = [*splitting.notes(config, fractions), *listing.notes]
     if images.errors:
         notes.append(_check_errors(listing, images, dataset))
-    splits = _split(listing, images, config, fractions)
+    splits = _split(listing, images, config, fractions, known)
     # Sizes stand for the contents: modification times differ between copies.
     sizes = [state.partition("\n")[0] for state in states]
     names = [s for s in (*splitting.SPLITS, "unused") if s in splits]
@@ -197,6 +205,7 @@ def _split(
     images: ScannedImages,
     config: DataConfig,
     fractions: Mapping[str, float],
+    known: Mapping[str, str] | None,
 ) -> list[str]:
     """Returns each image's split; '' for an image that can't be decoded."""
     good = [k for k in range(len(listing.ids)) if k not in images.errors]
@@ -214,7 +223,8 @@ def _split(
             listing.class_names,
             given_groups[train].tolist(),
         )
-        split_of |= splitting.assign_splits(pool, config, fractions)
+        known = extension.follow_moves(known or {}, listing.ids)
+        split_of |= splitting.assign_splits(pool, config, fractions, known)
     return [split_of.get(image_id, "") for image_id in listing.ids]
 
 

@@ -87,7 +87,9 @@ def fingerprint(*parts: str) -> str:
 
 
 def open_source(
-    config: DataConfig, on_scanned: OnScanned | None = None
+    config: DataConfig,
+    on_scanned: OnScanned | None = None,
+    known: Mapping[str, str] | None = None,
 ) -> Source:
     """Opens the data set of `--dataset`: prepares, checks and divides it.
 
@@ -98,6 +100,8 @@ def open_source(
       config: the flags.
       on_scanned: called with the number of images decoded so far, if all
         images have to be decoded to divide them.
+      known: `{id: split}` of the images of an earlier run, which stay in their
+        splits where a folder is divided here.
 
     Raises:
       ConfigError: there is no such data set, it has no labelled images, or a
@@ -111,5 +115,5 @@ def open_source(
     cache_dir = data_dir.expanduser() / "folders"
     own = config.own_images
     if own is not None:
-        return file_source.open_files(config, own, cache_dir, on_scanned)
+        return file_source.open_files(config, own, cache_dir, on_scanned, known)
     return tfds_source.open_tfds(config, cache_dir, on_scanned)

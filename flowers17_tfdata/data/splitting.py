@@ -79,7 +79,10 @@ def fractions_of_train(
 
 
 def assign_splits(
-    pool: Pool, config: DataConfig, shares: Mapping[str, float]
+    pool: Pool,
+    config: DataConfig,
+    shares: Mapping[str, float],
+    known: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
     """Assigns every image to a split, as the flags ask.
 
@@ -92,6 +95,8 @@ def assign_splits(
       shares: `{split: share}` without `--folds`. As in scikit-learn, floats are
         fractions (see `assign_fractions`), and integers are numbers of images,
         met exactly (see `splits.make_splits`).
+      known: `{id: split}` of images that keep the split of an earlier run;
+        see `assign_fractions`.
 
     Returns:
       `{id: split}`.
@@ -107,11 +112,37 @@ def assign_splits(
     if isinstance(shares["train"], int):
         sizes = {split: int(size) for split, size in shares.items()}
         return splits.make_splits(*pool[:3], sizes, config.split_seed)
-    return assign_fractions(pool, shares, config.split_seed)
+    return assign_fractions(
+        pool, shares, config.split_seed, _with_twins(pool, known or {})
+    )
+
+
+def _with_twins(pool: Pool, known: Mapping[str, str]) -> dict[str, str]:
+    """Adds the near-duplicates of images whose split is known.
+
+    They join that split; those of images in several splits are left unused.
+    """
+    splits_of = collections.defaultdict[int, set[str]](set)
+    for image_id, group in zip(pool.ids, pool.groups, strict=True):
+        if image_id in known:
+            splits_of[group].add(known[image_id])
+    all_known = {}
+    for image_id, group in zip(pool.ids, pool.groups, strict=True):
+        found = splits_of[group]
+        if image_id in known:
+            all_known[image_id] = known[image_id]
+        elif found:
+            all_known[image_id] = (
+                next(iter(found)) if len(found) == 1 else "unused"
+            )
+    return all_known
 
 
 def assign_fractions(
-    pool: Pool, fractions: Mapping[str, float], seed: int
+    pool: Pool,
+    fractions: Mapping[str, float],
+    seed: int,
+    known: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
     """Divides images into splits of given fractions, groups kept whole.
 
@@ -124,18 +155,27 @@ def assign_fractions(
       pool: the images.
       fractions: `{split: fraction}`, summing to 1; train must be a key.
       seed: any integer.
+      known: `{id: split}` of images that have a split already, in whole
+        groups. They count towards the fractions.
 
     Returns:
       `{id: split}`.
 
     Raises:
-      UserError: a split would be empty.
+      UserError: a split would be empty, or a class without a train image.
     """
+    known = known or {}
     lacks = {
         label: {split: count * f for split, f in fractions.items()}
         for label, count in collections.Counter(pool.labels).items()
     }
     trained_on: set[int] = set()
+    for image_id, label in zip(pool.ids, pool.labels, strict=True):
+        split = known.get(image_id, "")
+        if split in fractions:
+            lacks[label][split] -= 1
+        if split == "train":
+            trained_on.add(label)
 
     def choose(first: str, need: Mapping[int, int]) -> str:
         def lack(split: str) -> tuple[float, str]:
@@ -150,7 +190,23 @@ def assign_fractions(
             lacks[label][split] -= count
         return split
 
-    split_of = splits.assign_groups(*pool[:3], seed, choose)
+    new = [k for k, image_id in enumerate(pool.ids) if image_id not in known]
+    split_of = {
+        **known,
+        **splits.assign_groups(
+            [pool.ids[k] for k in new],
+            [pool.labels[k] for k in new],
+            [pool.groups[k] for k in new],
+            seed,
+            choose,
+        ),
+    }
+    for label in sorted(set(pool.labels) - trained_on):
+        raise UserError(
+            f"class {pool.class_names[label]} has no image to train on: all of "
+            "its images have a split already, or are nearly identical to such "
+            "images; add others"
+        )
     for split in fractions:
         if split not in split_of.values():
             raise UserError(

@@ -64,8 +64,8 @@ class Images(Protocol):
           uint8 `[batch, size, size, 3]` in [0, 255].
         """
 
-    def digest(self) -> str:
-        """Returns a hash of the images."""
+    def digests(self) -> list[str]:
+        """Returns a hash of each image."""
 
 
 class Examples(NamedTuple):
@@ -107,8 +107,8 @@ class DecodedImages:
             )
         return batch
 
-    def digest(self) -> str:
-        return _digest(self.pixels)
+    def digests(self):
+        return [_digest(image) for image in self.pixels]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,8 +165,12 @@ class EncodedImages:
             augmentation.warp_affine(image, transform, out=batch[k])
         return batch
 
-    def digest(self) -> str:
-        return _digest(self.data)
+    def digests(self):
+        starts = [0, *self.ends[:-1]]
+        return [
+            _digest(self.data[start:end])
+            for start, end in zip(starts, self.ends, strict=True)
+        ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,7 +217,7 @@ class Pictures:
         images = DecodedImages(self.read(indices))
         return images.resample(np.arange(len(indices)), transforms, size)
 
-    def digest(self) -> str:
+    def digests(self):
         raise NotImplementedError("predictions are not cached")
 
 
@@ -249,8 +253,40 @@ class JoinedImages:
         ]
         return np.concatenate(pieces)[np.argsort(np.concatenate(places))]
 
-    def digest(self) -> str:
-        return "+".join(part.digest() for part in self.parts)
+    def digests(self):
+        return [digest for part in self.parts for digest in part.digests()]
+
+
+@dataclasses.dataclass(frozen=True)
+class ChosenImages:
+    """Some of the images of a split.
+
+    Attributes:
+      images: all images of the split.
+      chosen: int64 `[n]`, the positions of these images in the split.
+    """
+
+    images: Images
+    chosen: np.ndarray
+
+    def read(self, indices):
+        return self.images.read(self.chosen[indices])
+
+    def resample(self, indices, transforms, size):
+        return self.images.resample(self.chosen[indices], transforms, size)
+
+    def digests(self):
+        digests = self.images.digests()
+        return [digests[k] for k in self.chosen]
+
+
+def choose_examples(split: Examples, chosen: np.ndarray) -> Examples:
+    """Returns the examples of a split at some positions, int64 `[n]`."""
+    return Examples(
+        ChosenImages(split.images, chosen),
+        split.labels[chosen],
+        tuple(split.ids[k] for k in chosen) if split.ids else (),
+    )
 
 
 def _read(given: PictureLike) -> decode.Picture:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flowers17_tfdata.phases import evaluate, prepare
+from flowers17_tfdata.phases import evaluate, extension, prepare
 from flowers17_tfdata.phases.report.report import write_report
 from flowers17_tfdata.phases.train_stages import train_stages
 from flowers17_tfdata.session import Session
@@ -38,6 +38,8 @@ def train(session: Session) -> None:
         prepare.prepare(session)
     train_stages(session, session.config.optimization.stages)
     evaluation = evaluate.evaluate_without_gate(session)
+    if session.config.data.extends:
+        extension.compare_with_earlier(session)
     # The report comes first: a missed gate is when one wants to read it.
     write_report(session)
     evaluate.check_gate(session.config, evaluation)

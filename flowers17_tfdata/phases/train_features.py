@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from flowers17_tfdata import files, machine, terminal, timings
 from flowers17_tfdata.input import augmentation, feature_cache, input_pipeline
-from flowers17_tfdata.input.examples import Examples
+from flowers17_tfdata.input.examples import Examples, choose_examples
 from flowers17_tfdata.input.feature_cache import Features
 from flowers17_tfdata.models import backbones, batch_norm, classifier, folding
 from flowers17_tfdata.phases.train_data import Splits
@@ -91,28 +94,85 @@ class _Extractor:
     ) -> Features:
         """Returns the features of a split, of `num_views` views of an image."""
         session, start = self._session, time.perf_counter()
-        file = f"features/{self._cache_key(examples, num_views)}.npz"
+        digests, recipe = examples.images.digests(), self._recipe(num_views)
+        images = feature_cache.cache_key({"images": digests})
+        file = f"features/{recipe}-{images}.npz"
         path = session.workdir / file
         arrays = feature_cache.load(path) or {}
         # All workers must take part in computing them.
         found = session.workers.all(bool(arrays))
+        where = f"from {path}"
         if not found:
-            views = [
-                self._compute(name, examples, view, num_views)
-                for view in range(num_views)
-            ]
-            arrays = {"values": np.stack(views)}
+            known = self._known(recipe)
+            rows = [known.get(digest) for digest in digests]
+            num_known = sum(row is not None for row in rows)
+            values = self._complete(name, examples, num_views, rows)
+            arrays = {"values": values, "images": np.array(digests)}
             files.write_arrays(
                 session.output / file, arrays, f"the feature cache {path}"
             )
+            where = f"saved to {path}"
+            if num_known:
+                where += (
+                    f", {num_known} of {len(digests)} images known from "
+                    f"{session.config.data.extends}"
+                )
         terminal.say(
-            f"features of {name}, {num_views} view(s), "
-            f"{'from' if found else 'saved to'} {path}, "
+            f"features of {name}, {num_views} view(s), {where}, "
             f"{time.perf_counter() - start:.1f} s"
         )
         return Features(arrays["values"], examples.labels)
 
-    def _cache_key(self, examples: Examples, num_views: int) -> str:
+    def _complete(
+        self,
+        name: str,
+        examples: Examples,
+        num_views: int,
+        rows: Sequence[np.ndarray | None],
+    ) -> np.ndarray:
+        """Computes the features that are not known.
+
+        Args:
+          name: the name of the split.
+          examples: its examples.
+          num_views: the number of views of each.
+          rows: the features of each example, float32 `[views, channels]`; None
+            if they are not known.
+
+        Returns:
+          The features of all examples, float32 `[views, n, channels]`.
+        """
+        missing = [k for k, row in enumerate(rows) if row is None]
+        computed = self._compute(name, examples, np.array(missing), num_views)
+        found = dict(zip(missing, computed, strict=True))
+        return np.stack(
+            [found[k] if row is None else row for k, row in enumerate(rows)],
+            axis=1,
+        )
+
+    def _known(self, recipe: str) -> dict[str, np.ndarray]:
+        """Returns the features that the run has that this one extends.
+
+        Returns:
+          `{hash of an image: float32 [views, channels]}`. The random views of
+          an image are those that were drawn in that run.
+        """
+        earlier = self._session.config.data.extends
+        known: dict[str, np.ndarray] = {}
+        if not earlier:
+            return known
+        folder = pathlib.Path(earlier).expanduser() / "features"
+        for path in sorted(folder.glob(f"{recipe}-*.npz")):
+            arrays = feature_cache.load(path) or {}
+            for k, digest in enumerate(arrays.get("images", ())):
+                known[str(digest)] = arrays["values"][:, k]
+        # All workers must compute the same images together.
+        if not self._session.workers.agree([len(known)]):
+            return {}
+        return known
+
+    def _recipe(self, num_views: int) -> str:
+        """Returns a hash of all that features depend on but the images."""
         config, options = self._session.config, self._options
         views: dict[str, Any] = {"count": num_views}
         if num_views > augmentation.num_fixed_views(options):
@@ -126,7 +186,6 @@ class _Extractor:
             {
                 "weights": self._weights_digest,
                 "backbone": config.model.backbone,
-                "images": examples.images.digest(),
                 "image_size": options.image_size,
                 "views": views,
                 "precision": self._session.precision,
@@ -135,18 +194,44 @@ class _Extractor:
         )
 
     def _compute(
-        self, name: str, examples: Examples, view: int, num_views: int
+        self, name: str, examples: Examples, chosen: np.ndarray, num_views: int
+    ) -> np.ndarray:
+        """Returns the features of some examples.
+
+        Args:
+          name: the name of the split.
+          examples: all examples of the split.
+          chosen: int64 `[n]`, the positions of these examples.
+          num_views: the number of views of each.
+
+        Returns:
+          float32 `[n, views, channels]`.
+        """
+        if not len(chosen):
+            return np.zeros([0, num_views, 0], np.float32)
+        options, seed = self._options, self._session.config.runtime.seed
+        some, views = choose_examples(examples, chosen), []
+        for view in range(num_views):
+            transforms = augmentation.view_transforms(
+                options, seed, view, examples.num_examples
+            )
+            if transforms is not None:
+                transforms = tf.gather(transforms, chosen)
+            title = f"features of {name}, view {view + 1}/{num_views}"
+            views.append(self._compute_view(title, some, transforms))
+        return np.stack(views, axis=1)
+
+    def _compute_view(
+        self,
+        title: str,
+        examples: Examples,
+        transforms: tf.Tensor | None,
     ) -> np.ndarray:
         """Returns the features of one view, float32 `[n, channels]`."""
-        config = self._session.config
-        size = config.optimization.global_batch_size
-        transforms = augmentation.view_transforms(
-            self._options, config.runtime.seed, view, examples.num_examples
-        )
-        outputs = self._inference.outputs(examples, size, transforms)
+        size = self._session.config.optimization.global_batch_size
         return inference.collect(
-            outputs,
-            f"features of {name}, view {view + 1}/{num_views}",
+            self._inference.outputs(examples, size, transforms),
+            title,
             input_pipeline.steps_per_epoch(examples.num_examples, size),
             self._stop,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+import shutil
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -13,8 +14,7 @@ import numpy as np
 import tensorflow as tf
 from keras.optimizers.schedules import LearningRateSchedule
 
-from flowers17_tfdata import files, terminal, timings
-from flowers17_tfdata.config.config import Config
+from flowers17_tfdata import terminal, timings
 from flowers17_tfdata.config.optimization import SOLVER, STAGES
 from flowers17_tfdata.errors import UserError
 from flowers17_tfdata.input.examples import Examples
@@ -37,6 +37,7 @@ from flowers17_tfdata.training import (
 )
 from flowers17_tfdata.training.loop import Stage
 from flowers17_tfdata.training.preemption import StopRequest
+from flowers17_tfdata.training.resume import Course
 from flowers17_tfdata.training.stage import StageResult, Trainable
 
 # Returning to Python costs milliseconds per step: nothing beside the seconds of
@@ -60,7 +61,7 @@ def train_stages(session: Session, stages: Sequence[str]) -> None:
       UserError: flags differ from those that the run started with (checked
         before anything is read, trained or written), or training failed.
     """
-    keys = {stage: _checked_resume_key(session, stage) for stage in stages}
+    keys = {s: _checked_resume_key(session, s, stages) for s in stages}
     runtime, workers = session.config.runtime, session.workers
     with preemption.stop_on_signals(
         runtime.grace_secs,
@@ -75,21 +76,82 @@ def _run_stages(
 ) -> None:
     examples = None
     for stage, key in keys.items():
-        done = (_stage_folder(session, stage) / "done.json").exists()
+        course = _course(session, stage)
+        ended = resume.ended_course(_stage_folder(session, stage))
+        done = ended is not None and ended in (course, Course(""))
         done = done and session.model_path(stage).exists()
         # The chief wrote them before a barrier, so all workers find them.
         if session.workers.all(done):
-            terminal.say(f"{stage}: already done in {session.workdir}")
+            _report_done(session, stage, course)
         else:
             stop.check(f"stopped before {stage}")
+            if ended and ended.method and not ended.begins(course):
+                _start_again(session, stage)
             if examples is None:
-                write_config(session)
+                write_config(session, {"schedules": _schedules(session)})
                 with timings.measure(session.output, "decoding"):
                     examples = train_data.load_examples(session)
             splits = train_data.select_splits(session, stage, examples)
-            _run_stage(session, stage, splits, key, stop)
+            _run_stage(session, stage, course, splits, key, stop)
         if stage == "finetune":
             _report_kept(session)
+    if "refit" not in keys:
+        _report_outdated_refit(session)
+
+
+def _course(session: Session, stage: str) -> Course:
+    """Returns how a stage must have been trained to be done.
+
+    A stage that ended after fewer epochs goes on with a new schedule. Refit
+    repeats the course of the better stage.
+    """
+    method, options = _method(session, stage), session.config.optimization
+    if method == "transfer" and options.transfer_optimizer == SOLVER:
+        return Course(method)
+    ended = resume.ended_course(_stage_folder(session, method))
+    course = Course(method, ended.ends if ended else ())
+    return course.to(options.stage(method).epochs)
+
+
+def _schedules(session: Session) -> dict[str, tuple[int, ...]]:
+    """Returns the epochs after which each stage's schedules end."""
+    courses = (_course(session, s) for s in STAGES if s != "refit")
+    return {
+        course.method: course.ends for course in courses if any(course.ends)
+    }
+
+
+def _report_outdated_refit(session: Session) -> None:
+    """Says that later phases use a refit of what has been trained since."""
+    path = session.model_path("refit")
+    ended = resume.ended_course(_stage_folder(session, "refit"))
+    if not path.exists() or not ended or not ended.method:
+        return
+    if ended != _course(session, "refit"):
+        terminal.say(
+            f"{path} repeats the training as it was before, and later phases "
+            "use it: renew it by --phase=refit with the same flags"
+        )
+
+
+def _report_done(session: Session, stage: str, course: Course) -> None:
+    terminal.say(f"{stage}: already done in {session.workdir}")
+    if stage == "transfer" and not course.ends:
+        before = resume.started_stage_with(_stage_folder(session, stage))
+        epochs = session.config.optimization.transfer_epochs
+        if before.get("transfer_epochs", epochs) != epochs:
+            terminal.say(
+                f"--transfer_epochs={epochs} changes nothing: {SOLVER} solves "
+                "for the head, without epochs"
+            )
+
+
+def _start_again(session: Session, stage: str) -> None:
+    """Removes what refit has saved: the better stage is another one now."""
+    terminal.say(f"{stage}: repeated, because what it repeats has changed")
+    if session.workers.is_chief:
+        shutil.rmtree(_stage_folder(session, stage))
+    session.workers.barrier()
 
 
 def _report_kept(session: Session) -> None:
@@ -111,7 +173,9 @@ def _report_kept(session: Session) -> None:
         )
 
 
-def _checked_resume_key(session: Session, stage: str) -> dict[str, Any]:
+def _checked_resume_key(
+    session: Session, stage: str, stages: Sequence[str]
+) -> dict[str, Any]:
     config = session.config
     key = resume.resume_key(
         config, stage, session.source.name, session.precision
@@ -121,9 +185,31 @@ def _checked_resume_key(session: Session, stage: str) -> dict[str, Any]:
         # the two: their flags must be the same.
         if earlier == stage or not config.model.init_from:
             resume.check_key(
-                _stage_folder(session, earlier), key, session.workdir
+                _stage_folder(session, earlier),
+                key,
+                session.workdir,
+                _may_grow(session, earlier) if earlier in stages else (),
             )
     return key
+
+
+def _may_grow(session: Session, stage: str) -> tuple[str, ...]:
+    """Returns the flags that may be higher than when the stage ended."""
+    folder = _stage_folder(session, stage)
+    ended = resume.ended_course(folder)
+    if ended is None or not ended.method:
+        return ()
+    if stage == "refit":
+        return "transfer_epochs", "finetune_epochs"
+    started = resume.started_stage_with(folder).get(f"{stage}_epochs")
+    if ended.ends[-1:] != (started,) or not resume.has_checkpoint(folder):
+        # It was interrupted on the way to more epochs, or can't go on.
+        return ()
+    tuned = _stage_folder(session, "finetune")
+    if stage == "transfer" and resume.started_stage_with(tuned):
+        # It started from the head of fewer epochs.
+        return ()
+    return (f"{stage}_epochs",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +219,7 @@ class _StageRun:
     Attributes:
       session: the open run.
       stage: `transfer`, `finetune` or `refit`.
-      method: how the stage trains: `transfer` or `finetune`.
+      course: how the stage trains.
       splits: the splits to train and validate on.
       start: the model that the stage starts from.
       stop: the request to save and stop.
@@ -141,43 +227,42 @@ class _StageRun:
 
     session: Session
     stage: str
-    method: str
+    course: Course
     splits: train_data.Splits
     start: StageModel
     stop: StopRequest
+
+    @property
+    def method(self) -> str:
+        return self.course.method
 
 
 def _run_stage(
     session: Session,
     stage: str,
+    course: Course,
     splits: train_data.Splits,
     key: dict[str, Any],
     stop: StopRequest,
 ) -> None:
     folder = session.output / "checkpoints" / stage
     start_secs = time.perf_counter()
-    method = _method(session, stage)
+    method = course.method
     with timings.measure(session.output, f"{stage}: building the network"):
         start = train_models.build_stage_model(session, method)
     model = start.model
     summary.show(model, stage, session.output, session.config.model)
     folder.mkdir(parents=True, exist_ok=True)
     resume.write_key(folder, key)
-    run = _StageRun(session, stage, method, splits, start, stop)
-    if (
-        method == "transfer"
-        and session.config.optimization.transfer_optimizer == SOLVER
-    ):
-        result = _solve_head(run)
-    else:
-        result = _train(run)
+    run = _StageRun(session, stage, course, splits, start, stop)
+    result = _train(run) if course.ends else _solve_head(run)
     if stage != "transfer":
         # The transfer stage's model keeps its batch-norm: fine-tuning may
         # train it.
         with session.strategy.scope():
             model = folding.fold_batch_norm(model)
     _save_model(run, model, result)
-    files.write_json(folder / "done.json", dataclasses.asdict(result))
+    resume.write_done(folder, result, course)
     if result.validation_accuracy is None:
         outcome = f"trained on {' and '.join(splits.trained)}"
     else:
@@ -319,9 +404,10 @@ def _make_stage(
             head,
             config.optimization.stage(run.method),
             steps_per_call=_HEAD_STEPS_PER_CALL,
+            restarts=run.course.ends[:-1],
         )
     else:
-        trained = _on_images(config, run.method, run.start)
+        trained = _on_images(run)
     return Stage(
         run.stage,
         config,
@@ -336,7 +422,8 @@ def _make_stage(
     )
 
 
-def _on_images(config: Config, method: str, start: StageModel) -> Trainable:
+def _on_images(run: _StageRun) -> Trainable:
+    config, method, start = run.session.config, run.method, run.start
     reduced = rate_scales = None
     if method == "finetune":
         reduced = training_size.training_model(start.model, config.input)
@@ -355,6 +442,7 @@ def _on_images(config: Config, method: str, start: StageModel) -> Trainable:
         reduced,
         rate_scales,
         steps_per_call=_GPU_STEPS_PER_CALL if has_gpu else 1,
+        restarts=run.course.ends[:-1],
     )
 
 
@@ -383,5 +471,5 @@ def open_stage(
     examples = examples or train_data.load_examples(session)
     splits = train_data.select_splits(session, stage, examples)
     start = train_models.build_stage_model(session, stage)
-    run = _StageRun(session, stage, stage, splits, start, StopRequest())
+    run = _StageRun(session, stage, Course(stage), splits, start, StopRequest())
     return _make_stage(run, schedule)

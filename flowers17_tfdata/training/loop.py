@@ -86,6 +86,7 @@ class Stage:
             trained.options.learning_rate,
             trained.options.epochs,
             self._steps_per_epoch,
+            trained.restarts,
         )
         self.trainer = self._make_trainer()
         self.inference = Inference(trained.model, strategy, data.device_stage)
@@ -139,10 +140,7 @@ class Stage:
         done = self._checkpoints.restore()
         step = int(self._checkpoints.step.numpy())
         if done or step:
-            terminal.say(
-                f"{self.name}: resuming after epoch {done}"
-                + (f" and {step} steps" if step else "")
-            )
+            terminal.say(f"{self.name}: {self._resumption(done, step)}")
             self.trainer.weights.load()
         else:
             self._measure_frozen_batch_norm()
@@ -163,6 +161,16 @@ class Stage:
         seconds = float(kept.seconds.numpy())
         return StageResult(
             int(kept.best_epoch.numpy()), accuracy, loss, seconds
+        )
+
+    def _resumption(self, done: int, step: int) -> str:
+        if not step and done in self._trained.restarts:
+            return (
+                f"ended after {done} epochs; going on to {self._epochs} with a "
+                "new schedule"
+            )
+        return f"resuming after epoch {done}" + (
+            f" and {step} steps" if step else ""
         )
 
     def try_steps(self, num_steps: int) -> Iterator[tuple[float, float]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import keras
@@ -13,25 +14,68 @@ _MOMENTUM = 0.9
 
 
 def learning_rate_schedule(
-    config: OptimizationConfig, peak: float, epochs: int, steps_per_epoch: int
+    config: OptimizationConfig,
+    peak: float,
+    epochs: int,
+    steps_per_epoch: int,
+    restarts: Sequence[int] = (),
 ) -> keras.optimizers.schedules.LearningRateSchedule:
     """One epoch of linear warm-up to `peak`, then cosine to 0; or constant.
 
+    Args:
+      config: holds the form of the schedule.
+      peak: the highest learning rate.
+      epochs: the number of epochs of the stage.
+      steps_per_epoch: the number of steps of an epoch.
+      restarts: the numbers of epochs after which the schedule starts again,
+        increasing, each below `epochs`.
+
     Returns:
-      A schedule over the steps of a stage. The warm-up takes at most half of
-      them.
+      A schedule over the steps of a stage. Each warm-up takes at most half of
+      the steps up to the next start.
     """
-    total_steps = epochs * steps_per_epoch
+    starts = [epoch * steps_per_epoch for epoch in (0, *restarts, epochs)]
+    parts = [
+        _warmup_and_decay(config, peak, end - start, steps_per_epoch)
+        for start, end in itertools.pairwise(starts)
+    ]
+    return _InTurn(starts, parts) if restarts else parts[0]
+
+
+def _warmup_and_decay(
+    config: OptimizationConfig, peak: float, num_steps: int, warmup_steps: int
+) -> keras.optimizers.schedules.LearningRateSchedule:
     constant = config.schedule == "constant"
-    warmup_steps = 0 if constant else min(steps_per_epoch, total_steps // 2)
+    warmup_steps = 0 if constant else min(warmup_steps, num_steps // 2)
     return keras.optimizers.schedules.CosineDecay(
         initial_learning_rate=0.0 if warmup_steps else peak,
-        decay_steps=total_steps - warmup_steps,
+        decay_steps=num_steps - warmup_steps,
         # A cosine that ends at its peak is constant.
         alpha=1.0 if constant else 0.0,
         warmup_target=peak if warmup_steps else None,
         warmup_steps=warmup_steps,
     )
+
+
+class _InTurn(keras.optimizers.schedules.LearningRateSchedule):
+    """Schedules that follow each other.
+
+    Args:
+      starts: the first step of each schedule, increasing.
+      parts: the schedules, each over the steps since its start.
+    """
+
+    def __init__(self, starts, parts):
+        super().__init__()
+        self._starts = starts
+        self._parts = parts
+
+    def __call__(self, step):
+        step = tf.cast(step, tf.int64)
+        rate = self._parts[0](step)
+        for start, part in zip(self._starts[1:], self._parts[1:], strict=False):
+            rate = tf.where(step < start, rate, part(step - start))
+        return rate
 
 
 def make_optimizer(

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
+from collections.abc import Collection
 from typing import Any
 
 from flowers17_tfdata import files
 from flowers17_tfdata.config.config import Config, all_flags, to_values
 from flowers17_tfdata.config.data import OWN_PREFIXES
-from flowers17_tfdata.config.optimization import STAGES
+from flowers17_tfdata.config.optimization import SOLVER, STAGES
 from flowers17_tfdata.errors import ConfigError
+from flowers17_tfdata.training.stage import StageResult
 
 
 def resume_key(
@@ -43,7 +46,10 @@ def write_key(folder: pathlib.Path, key: dict[str, Any]) -> None:
 
 
 def check_key(
-    folder: pathlib.Path, key: dict[str, Any], workdir: pathlib.Path
+    folder: pathlib.Path,
+    key: dict[str, Any],
+    workdir: pathlib.Path,
+    may_grow: Collection[str] = (),
 ) -> None:
     """Refuses to resume a stage with other flags than it started with.
 
@@ -51,14 +57,24 @@ def check_key(
     only one of the two keys holds are not compared: they belong to another
     stage, or to another version of the program.
 
+    Args:
+      folder: the stage's folder.
+      key: the flags of this run, from `resume_key`.
+      workdir: the run's folder, for the error message.
+      may_grow: flags that may be higher than they were.
+
     Raises:
       ConfigError: names the first flag that differs, with both values.
     """
-    path = folder / "flags.json"
-    if not path.exists() or not _has_progress(folder):
-        return
-    for name, old in files.read_json(path).items():
-        if name in key and _unnamed(key[name]) != _unnamed(old):
+    unused = set()
+    if key.get("transfer_optimizer") == SOLVER:
+        unused.add("transfer_epochs")
+    for name, old in started_stage_with(folder).items():
+        if name not in key or name in unused:
+            continue
+        if name in may_grow and key[name] > old:
+            continue
+        if _unnamed(key[name]) != _unnamed(old):
             raise ConfigError(
                 f"--{name}: {workdir} was started with {old!r}, got "
                 f"{key[name]!r}; pass the old value to resume, or another "
@@ -69,19 +85,70 @@ def check_key(
 def started_with(workdir: pathlib.Path) -> dict[str, Any]:
     """Returns the flags of the training in a workdir; {} if there is none."""
     for stage in STAGES:
-        folder = workdir / "checkpoints" / stage
-        path = folder / "flags.json"
-        if path.exists() and _has_progress(folder):
-            return files.read_json(path)
+        started = started_stage_with(workdir / "checkpoints" / stage)
+        if started:
+            return started
     return {}
 
 
-def _has_progress(folder: pathlib.Path) -> bool:
-    """Whether a stage has saved a checkpoint or its result."""
-    if (folder / "done.json").exists():
-        # The solver of the head saves no checkpoint.
-        return True
+def started_stage_with(folder: pathlib.Path) -> dict[str, Any]:
+    """Returns the flags of a stage that has saved something; else {}."""
+    path = folder / "flags.json"
+    # The solver of the head saves no checkpoint.
+    saved = (folder / "done.json").exists() or has_checkpoint(folder)
+    return files.read_json(path) if saved and path.exists() else {}
+
+
+def has_checkpoint(folder: pathlib.Path) -> bool:
+    """Whether a stage's folder holds a checkpoint."""
     return any(folder.glob("ckpt-*.index"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Course:
+    """How a stage trains, or has trained.
+
+    Attributes:
+      method: `transfer` or `finetune`; '' if version 0.1.0 has trained it.
+      ends: the numbers of epochs after which its learning-rate schedules end,
+        one for each time that it was continued, and one more; empty if the
+        head is solved.
+    """
+
+    method: str
+    ends: tuple[int, ...] = ()
+
+    def to(self, epochs: int) -> Course:
+        """Returns the course that goes on to a number of epochs."""
+        if self.ends and epochs <= self.ends[-1]:
+            return self
+        return Course(self.method, (*self.ends, epochs))
+
+    def begins(self, other: Course) -> bool:
+        """Whether another course goes on where this one ends."""
+        return (
+            self.method == other.method
+            and self.ends == other.ends[: len(self.ends)]
+        )
+
+
+def write_done(
+    folder: pathlib.Path, result: StageResult, course: Course
+) -> None:
+    """Records that a stage has ended, and how."""
+    files.write_json(
+        folder / "done.json",
+        dataclasses.asdict(result) | dataclasses.asdict(course),
+    )
+
+
+def ended_course(folder: pathlib.Path) -> Course | None:
+    """Returns the course with which a stage ended last; None if it didn't."""
+    path = folder / "done.json"
+    if not path.exists():
+        return None
+    done = files.read_json(path)
+    return Course(done.get("method", ""), tuple(done.get("ends", ())))
 
 
 def _unnamed(value: Any) -> Any:

@@ -55,6 +55,8 @@ class Trainable:
         None: 1 for all.
       steps_per_call: the number of training steps between two returns to
         Python.
+      restarts: the numbers of epochs after which the learning-rate schedule
+        starts again; empty if the stage was never continued.
     """
 
     model: keras.Model
@@ -62,6 +64,7 @@ class Trainable:
     training_model: keras.Model | None = None
     rate_scales: Sequence[np.ndarray] | None = None
     steps_per_call: int = 1
+    restarts: Sequence[int] = ()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -37,7 +37,7 @@ def read_pairs(
     # The label of each id, and the first workdir that holds it.
     known: dict[str, tuple[int, pathlib.Path]] = {}
     for compared, baseline in folders:
-        one, other = _read(compared, split), _read(baseline, split)
+        one, other = read(compared, split), read(baseline, split)
         names = f"{compared} and {baseline}"
         pairs.append((one, _align(one, other, names, split)))
         for example, label in zip(one.ids, one.labels.tolist(), strict=True):
@@ -51,7 +51,13 @@ def read_pairs(
     return pairs
 
 
-def _read(workdir: pathlib.Path, split: str) -> Predictions:
+def read(workdir: pathlib.Path, split: str) -> Predictions:
+    """Reads the predictions of a workdir.
+
+    Raises:
+      UserError: they are missing, damaged or older than their model, or an id
+        occurs twice.
+    """
     path = predictions_path(workdir, split)
     predictions = load(path)
     ((example, count),) = collections.Counter(predictions.ids).most_common(1)

@@ -122,6 +122,11 @@ def _make_context(
         "cases": cases.make_cases(session, trained, predictions, split),
         "reliability": measured,
         "reliability_chart": result_charts.reliability_chart(measured),
+        "extension": (
+            record.read_if_there(workdir / "extension.json")
+            if trained_here
+            else None
+        ),
         "audit": record.read_if_there(workdir / "audit.json"),
         "input": session.config.input,
         "seed": seed,

@@ -164,7 +164,11 @@ def test_the_earlier_run_s_flags_are_taken_over(tmp_path):
 @pytest.mark.parametrize(
     ("recorded", "flag", "expected"),
     [
-        ({}, "--workdir=new", "--extends goes with --dataset=folder:PATH; got"),
+        (
+            {},
+            "--workdir=new",
+            "--extends goes with --dataset=folder:PATH or csv:FILE; got",
+        ),
         ({"dataset": "folder:p"}, "--folds=5", "--extends goes with --folds=0"),
         ({"dataset": "folder:p"}, "", "--extends and --workdir must differ"),
         (None, "--workdir=new", "--extends must name the workdir of a trained"),

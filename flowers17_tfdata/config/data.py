@@ -76,8 +76,8 @@ class DataConfig:
     extends: str = Kind.RUN.option(
         "",
         "Workdir of an earlier run on this folder or table, to which images or "
-        "classes were added since: takes over its flags, splits and features, and "
-        "compares both models on its test images.",
+        "classes were added since: takes over its flags, splits and features, "
+        "and compares both models on its test images.",
         common=True,
     )
     folds: int = Kind.RUN.option(

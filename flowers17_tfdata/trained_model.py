@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+import re
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -44,7 +46,10 @@ class TrainedModel:
     def class_names(self) -> tuple[str, ...] | None:
         """The class names in the order of the logits, if they were saved."""
         names = self.extras.get("class_names")
-        return None if names is None else tuple(map(str, names))
+        if names is None:
+            return None
+        # Earlier versions took the form in which macOS stores names.
+        return tuple(unicodedata.normalize("NFC", str(n)) for n in names)
 
     @property
     def trained_splits(self) -> tuple[str, ...]:
@@ -112,19 +117,31 @@ def load_model_for(session: Session) -> TrainedModel:
         session.config.input.image_size,
         len(source.class_names),
     )
-    if trained.class_names not in (None, source.class_names):
+    names = trained.class_names
+    if names is not None and names != source.class_names:
         first = next(
             f"class {k} is {ours} in the model and {theirs} in the data set"
             for k, (ours, theirs) in enumerate(
-                zip(trained.class_names, source.class_names, strict=True)
+                zip(names, source.class_names, strict=True)
             )
             if ours != theirs
         )
         raise UserError(
             f"{trained.path} was trained on other classes than {source.name}: "
-            f"{first}"
+            f"{first}{_dropped_numbers(names, source.class_names)}"
         )
     return trained
+
+
+def _dropped_numbers(names: Sequence[str], folders: Sequence[str]) -> str:
+    """Explains classes that earlier versions named otherwise; '' if none."""
+    pairs = zip(names, folders, strict=True)
+    if all(re.fullmatch(rf"\d+_{re.escape(n)}", now) for n, now in pairs):
+        return (
+            " (an earlier version left such numbers out of the names): train "
+            "again in another --workdir"
+        )
+    return ""
 
 
 def _check_not_trained_on(session: Session, trained: TrainedModel) -> None:

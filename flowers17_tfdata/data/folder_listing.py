@@ -7,7 +7,8 @@ import contextlib
 import os
 import pathlib
 import re
-from collections.abc import Collection, Iterator
+import unicodedata
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from flowers17_tfdata import files
@@ -29,7 +30,9 @@ _SPLIT_NAMES = {
 # The file that marks class folders written by this package and describes them.
 MARK = ".flowers17_tfdata.json"
 
-_NUMBERED = re.compile(r"(\d+)_(.+)", re.DOTALL)
+# Unicode's categories of characters that no name may hold: control characters,
+# line breaks, and Python's stand-ins for bytes that aren't UTF-8.
+_FORBIDDEN = {"Cc", "Zl", "Zp", "Cs"}
 
 # Python's stand-ins for the bytes of a file name that isn't UTF-8.
 _NOT_UTF8 = re.compile("[\ud800-\udfff]")
@@ -39,22 +42,27 @@ class FolderListing(NamedTuple):
     """The images below a folder, sorted by id.
 
     Attributes:
-      class_names: in the order of the labels: folder names, sorted by code
-        points, without the numbers that `--phase=folders` puts before them.
-      ids: paths relative to the folder, with `/`, `[n]`.
+      class_names: in the order of the labels: folder names in Unicode's form
+        NFC, sorted by code points. Folders that `--phase=folders` wrote have
+        the names of their classes.
+      ids: paths relative to the folder, with `/`, in NFC, `[n]`.
+      paths: the files, `[n]`.
       labels: the class of each image, `[n]`.
       splits: the split folder of each image, `[n]`; all `train` if there are no
         split folders.
       split_folders: the splits that have folders of their own.
       skipped: which files are not used, one line; '' if all are used.
+      lookalikes: which two class names are easily confused, one line; ''.
     """
 
     class_names: tuple[str, ...]
     ids: list[str]
+    paths: list[pathlib.Path]
     labels: list[int]
     splits: list[str]
     split_folders: tuple[str, ...]
     skipped: str
+    lookalikes: str
 
     def first_empty(self, left_out: Collection[int] = ()) -> str:
         """Returns a class without images to train on, or a split without any.
@@ -96,22 +104,23 @@ def list_images(root: pathlib.Path) -> FolderListing:
         for name, folder in classes.items():
             paths, others = images_below(folder, root)
             skipped += others
-            for path in paths:
-                image_id = path.relative_to(root).as_posix()
-                found.append((image_id, label_of[name], split))
+            found += [(path, label_of[name], split) for path in paths]
     for folder in {root, *folder_of.values()}:
         for path in folder.iterdir():
             if path.is_file() and not _kind_if_no_image(path, root):
                 skipped["image(s) in no class folder"] += 1
-    found.sort()
+    ids = _make_ids([path.relative_to(root) for path, _, _ in found])
+    rows = sorted(zip(ids, found, strict=True))
     note = skipped_note(skipped)
     listing = FolderListing(
         _names_of(root, list(label_of)),
-        [image_id for image_id, _, _ in found],
-        [label for _, label, _ in found],
-        [split for _, _, split in found],
+        [image_id for image_id, _ in rows],
+        [path for _, (path, _, _) in rows],
+        [label for _, (_, label, _) in rows],
+        [split for _, (_, _, split) in rows],
         tuple(split_folders),
         note,
+        _lookalikes(label_of),
     )
     # An empty split folder must not be replaced by a part of train.
     empty = listing.first_empty()
@@ -122,6 +131,18 @@ def list_images(root: pathlib.Path) -> FolderListing:
             f"on, and every split folder images; {empty} holds none{why}"
         )
     return listing
+
+
+def _make_ids(paths: list[pathlib.Path]) -> list[str]:
+    """Returns names for files that are the same on every system.
+
+    macOS may write letters and their accents apart, as two characters.
+    """
+    names = [path.as_posix() for path in paths]
+    ids = [unicodedata.normalize("NFC", name) for name in names]
+    count = collections.Counter(ids)
+    # Two files may differ by just that.
+    return [i if count[i] == 1 else n for i, n in zip(ids, names, strict=True)]
 
 
 def images_below(
@@ -163,19 +184,38 @@ def _is_hidden(name: str) -> bool:
 
 
 def _folders_in(path: pathlib.Path) -> dict[str, pathlib.Path]:
-    """Returns the folders in a folder by name, sorted."""
-    folders = {}
-    for child in sorted(path.iterdir()):
+    """Returns the folders in a folder by name in NFC, sorted."""
+    folders: dict[str, pathlib.Path] = {}
+    for child in path.iterdir():
         if _is_hidden(child.name) or not child.is_dir():
             continue
-        # isprintable() is also False for bytes that aren't UTF-8.
-        if not child.name.isprintable():
+        if _FORBIDDEN & {unicodedata.category(c) for c in child.name}:
             raise ConfigError(
                 f"--dataset=folder:{path}: a class folder's name must be UTF-8 "
                 f"without control characters; got {os.fsencode(child.name)!r}"
             )
-        folders[child.name] = child
-    return folders
+        name = unicodedata.normalize("NFC", child.name)
+        other = folders.setdefault(name, child)
+        if other != child:
+            raise ConfigError(
+                f"--dataset=folder:{path}: {other.name!a} and "
+                f"{child.name!a} are two folders of one name, {name} "
+                "(Unicode writes it in two ways): merge them"
+            )
+    return dict(sorted(folders.items()))
+
+
+def _lookalikes(names: Iterable[str]) -> str:
+    """Names two classes that differ by case or blanks alone; '' if none do."""
+    seen: dict[str, str] = {}
+    for name in names:
+        other = seen.setdefault(name.strip().casefold(), name)
+        if other != name:
+            return (
+                f"two classes differ only by case or blanks: {other!r} and "
+                f"{name!r}; merge their folders if they are one class"
+            )
+    return ""
 
 
 def _split_folders(root: pathlib.Path) -> dict[str, pathlib.Path]:
@@ -222,7 +262,7 @@ def _check_classes(
             raise ConfigError(
                 f"--dataset=folder:{root} must hold the same class folders in "
                 f"each split (they may be empty); train and {split} differ in "
-                f"{min(differing)}"
+                f"{one_line(', '.join(sorted(differing)), 100)}"
             )
 
 
@@ -283,9 +323,8 @@ def read_mark(root: pathlib.Path) -> dict[str, Any]:
 def _names_of(root: pathlib.Path, folders: list[str]) -> tuple[str, ...]:
     """Returns the class names for which the folders were written."""
     name_of = read_mark(root).get("class_folders", {})
-    if isinstance(name_of, dict) and set(name_of) == set(folders):
-        return tuple(str(name_of[folder]) for folder in folders)
-    # Drop numbers that only keep the names in order.
-    matches = [_NUMBERED.fullmatch(folder) for folder in folders]
-    bare = [m[2] for k, m in enumerate(matches) if m and int(m[1]) == k]
-    return tuple(bare if len(set(bare)) == len(folders) else folders)
+    if not isinstance(name_of, dict):
+        return tuple(folders)
+    # Folders of other classes may have been added.
+    names = [str(name_of.get(folder, folder)) for folder in folders]
+    return tuple(names if len(set(names)) == len(names) else folders)

@@ -30,7 +30,8 @@ class FolderSource(Source):
     Images that can't be decoded are in no split; `scan` reports them.
     """
 
-    _root: pathlib.Path
+    # The files, in the order of the scan.
+    _paths: tuple[pathlib.Path, ...]
     _scan: Scan
     # The bytes of each file, as text.
     _file_sizes: tuple[str, ...]
@@ -42,7 +43,7 @@ class FolderSource(Source):
         chosen = self._positions(split)
         chosen.sort(key=lambda k: order_key(0, self._scan.ids[k]))
         ids = [self._scan.ids[k] for k in chosen]
-        paths = [os.fsencode(self._root / image_id) for image_id in ids]
+        paths = [os.fsencode(self._paths[k]) for k in chosen]
 
         def load(path, label, image_id):
             image = tf.io.read_file(path)
@@ -96,7 +97,7 @@ def open_folder(
         ) from error
     present = listing.split_folders or ("train",)
     fractions = splitting.fractions_of_train(config, present)
-    paths = {image_id: root / image_id for image_id in listing.ids}
+    paths = dict(zip(listing.ids, listing.paths, strict=True))
     states = {image_id: _state(path) for image_id, path in paths.items()}
     place = hashlib.sha256(os.fsencode(root)).hexdigest()[:12]
     cache = cache_dir / f"{root.name}-{place}.npz"
@@ -105,6 +106,8 @@ def open_folder(
     notes = splitting.notes(config, fractions)
     if listing.skipped:
         notes.append(listing.skipped)
+    if listing.lookalikes:
+        notes.append(listing.lookalikes)
     if images.errors:
         first, message = min(images.errors.items())
         problem = (
@@ -127,7 +130,7 @@ def open_folder(
         class_names=listing.class_names,
         split_sizes={name: splits.count(name) for name in names},
         notes=tuple(notes),
-        _root=root,
+        _paths=tuple(listing.paths),
         _scan=Scan(listing.ids, splits, labels, images),
         _file_sizes=tuple(sizes),
     )

@@ -89,6 +89,23 @@ def stop_on_signals(
         ours.close()
 
 
+@contextlib.contextmanager
+def sigterm_held() -> Iterator[None]:
+    """Holds SIGTERM back from this thread and from all that it starts.
+
+    In this thread it takes effect at the end of the block; other threads never
+    get it. Elsewhere than on Unix nothing changes.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _watch(
     wakeups: socket.socket,
     request: StopRequest,

@@ -237,10 +237,7 @@ def write_config(session: Session) -> None:
     flags = record["flags"]
     # Later phases may run in another current folder.
     for name in ("archive", "data_dir", "weights", "init_from"):
-        # A folder may happen to be called imagenet.
-        path = pathlib.Path(flags[name]).expanduser()
-        if flags[name] not in ("", "imagenet", "none") and path.exists():
-            flags[name] = str(path.resolve())
+        flags[name] = resume.absolute(flags[name])
     if session.config.data.folder is not None:
         path = pathlib.Path(session.config.data.folder).expanduser().resolve()
         flags["dataset"] = f"folder:{path}"

@@ -74,7 +74,7 @@ def load_model(config: Config) -> TrainedModel:
     Raises:
       UserError: there is no model, or the file isn't one of ours.
     """
-    path, flag = _find_model(config)
+    path, flag = find_model(config)
     model = folding.fold_batch_norm(saved_models.load_classifier(path, flag))
     return TrainedModel(
         path,
@@ -84,7 +84,12 @@ def load_model(config: Config) -> TrainedModel:
     )
 
 
-def _find_model(config: Config) -> tuple[pathlib.Path, str]:
+def find_model(config: Config) -> tuple[pathlib.Path, str]:
+    """Returns the file of the model to use, and the flag that names it.
+
+    Raises:
+      UserError: the workdir holds no model.
+    """
     if config.evaluation.model:
         return pathlib.Path(config.evaluation.model).expanduser(), "--model"
     workdir = pathlib.Path(config.workdir).expanduser()

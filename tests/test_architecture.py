@@ -16,10 +16,12 @@ IMPORTS = {
     "__main__": {"cli"},
     "cli": {
         "command_help",
+        "config",
         "flags",
         "launcher",
         "phases.cross_validation",
         "phases.runner",
+        "training",
     },
     "command_help": {"config", "phases.registry"},
     "data": {"config", "files", "machine"},
@@ -105,10 +107,12 @@ IMPORTS = {
     },
     "phases.runner": {
         "config",
+        "files",
         "phases.evaluate",
         "phases.registry",
         "session",
         "terminal",
+        "trained_model",
         "training",
     },
     "phases.train": {

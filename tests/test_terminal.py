@@ -306,3 +306,15 @@ def test_flags_of_a_run_come_from_its_workdir(tmp_path, capsys):
     path.write_text("{")
     with pytest.raises(ConfigError, match="can't be read"):
         parse("--phase=evaluate")
+
+
+@pytest.mark.skipif(
+    not os.path.exists("/dev/full"), reason="needs Linux's full device"
+)
+def test_a_full_standard_output_is_named(monkeypatch, capfd):
+    stream = open("/dev/full", "w")  # noqa: SIM115
+    monkeypatch.setattr(sys, "stdout", stream)
+    assert cli.main(["main.py", "--help"]) == 1
+    stream.close()
+    line = "error: standard output: [Errno 28] No space left on device\n"
+    assert capfd.readouterr().err == line

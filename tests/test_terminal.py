@@ -89,6 +89,15 @@ def test_a_long_name_takes_no_room_from_the_numbers(capsys, monkeypatch, width):
     assert "…" not in out
 
 
+def test_an_unknown_width_hides_nothing(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "0")
+    terminal.say("a line")
+    terminal.show_table("t", ["class"], [["rose"]])
+    out = capsys.readouterr().out
+    assert "a line" in out
+    assert "rose" in out
+
+
 def test_a_run_for_machines_prints_json_alone(
     tmp_path, data_dir, dummy_archive, tiny_backbone, capsys
 ):

@@ -104,10 +104,7 @@ def open_folder(
     keyed = {f"{i}\n{states[i]}": path for i, path in paths.items()}
     images = scan.scan_files(cache, keyed, on_scanned)
     notes = splitting.notes(config, fractions)
-    if listing.skipped:
-        notes.append(listing.skipped)
-    if listing.lookalikes:
-        notes.append(listing.lookalikes)
+    notes += filter(None, [listing.skipped, listing.lookalikes])
     if images.errors:
         first, message = min(images.errors.items())
         problem = (

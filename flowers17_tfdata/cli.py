@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import pathlib
@@ -54,7 +55,8 @@ def main(argv: list[str]) -> int:
     except OSError as error:
         # A full disk, a folder that vanished: the message names the file,
         # except for the one that the caller has opened.
-        where = "" if error.filename else "standard output: "
+        is_ours = error.filename or error.errno != errno.ENOSPC
+        where = "" if is_ours else "standard output: "
         print(f"error: {where}{one_line(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -95,8 +97,8 @@ def _run(program: str, argv: list[str]) -> int:
         os.environ.setdefault("KERAS_HOME", folder)
     with contextlib.ExitStack() as stack:
         if launcher.is_in_cluster():
-            # Also in the threads that the imports start.
-            stack.enter_context(preemption.sigterm_held())
+            # So that it can be held back while this worker waits for others.
+            stack.enter_context(preemption.sigterm_kept_from_new_threads())
         if not verbose:
             stack.enter_context(_without_notes())
         # Imported here: --help and a flag error must not wait for TensorFlow.

@@ -112,8 +112,10 @@ def full_disk(error: BaseException) -> tuple[str, str]:
     Two empty strings if the error is another one. Its class is that of errors
     for want of memory.
     """
+    # Before the file stand the operation and its device, in braces.
     match = re.search(
-        r"(/[^;\n]*); (No space left on device|Disk quota exceeded)", str(error)
+        r"(/[^;\n{}]*); (No space left on device|Disk quota exceeded)",
+        str(error),
     )
     return (match[1], match[2]) if match else ("", "")
 

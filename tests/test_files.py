@@ -108,7 +108,9 @@ def test_a_folder_that_tensorflow_can_not_fill_is_named(tmp_path):
     target = tmp_path / "export"
     with pytest.raises(UserError) as caught, files.whole_folder(target) as new:
         raise tf.errors.ResourceExhaustedError(
-            None, None, f"{{{{x}}}} {new}/part; No space left on device [Op:S]"
+            None,
+            None,
+            f"{{{{x /job:localhost}}}} {new}/part; No space left on device [Op:S]",
         )
     expected = f"{target} can't be written: No space left on device"
     assert str(caught.value) == expected

@@ -19,7 +19,7 @@ _FILES = {
     ),
     "labels": (("predict",), ("",)),
 }
-# The stage that needs a file no more once it has begun.
+# The stage that reads the file. A run that has begun it may outlive the file.
 _READ_BY = {"weights": "transfer", "init_from": "finetune"}
 
 
@@ -59,17 +59,11 @@ def check_files(config: Config) -> None:
       UserError: there is no such file; names the nearest one beside it.
     """
     values = to_values(config)
+    if config.model.weights in ("imagenet", "none"):
+        del values["weights"]
     for flag, (phases, suffixes) in _FILES.items():
-        value = values[flag]
-        is_path = value and (flag, value) not in (
-            ("weights", "imagenet"),
-            ("weights", "none"),
-        )
-        if (
-            not is_path
-            or config.phase not in phases
-            or _has_begun(config, flag)
-        ):
+        value = values.get(flag)
+        if not value or config.phase not in phases or _has_begun(config, flag):
             continue
         if not os.path.isfile(os.path.expanduser(value)):
             what = "imagenet, none or " if flag == "weights" else ""
@@ -92,7 +86,7 @@ def check_files(config: Config) -> None:
 
 
 def _has_begun(config: Config, flag: str) -> bool:
-    """Whether the stage that reads the flag's file has saved its own."""
+    """Whether the run has begun the stage that reads the flag's file."""
     folder = "fold_0" if config.data.runs_all_folds else ""
     workdir = os.path.join(os.path.expanduser(config.workdir), folder)
     stage = _READ_BY.get(flag)

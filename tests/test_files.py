@@ -110,7 +110,7 @@ def test_a_folder_that_tensorflow_can_not_fill_is_named(tmp_path):
         raise tf.errors.ResourceExhaustedError(
             None,
             None,
-            f"{{{{x /job:localhost}}}} {new}/part; No space left on device [Op:S]",
+            f"{{{{x /job:0}}}} {new}/part; No space left on device [Op:S]",
         )
     expected = f"{target} can't be written: No space left on device"
     assert str(caught.value) == expected

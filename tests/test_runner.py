@@ -30,7 +30,7 @@ def test_phases_for_one_worker_refuse_several(monkeypatch, phase):
     ("message", "expected"),
     [
         (
-            "{{x /job:localhost}} /w/tb/events.v2; No space left on device\n\tFailed [Op:F]",
+            "{{x /job:0}} /w/tb/events.v2; No space left on device\n\tFailed",
             "/w/tb/events.v2 can't be written: No space left on device; free",
         ),
         (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import pathlib
@@ -13,12 +14,14 @@ import tempfile
 from collections.abc import Iterator
 
 from flowers17_tfdata import __version__, command_help, flags, launcher
+from flowers17_tfdata.config import rules
 from flowers17_tfdata.errors import (
     DownloadFailed,
     Preempted,
     UserError,
     one_line,
 )
+from flowers17_tfdata.training import preemption
 
 
 def main(argv: list[str]) -> int:
@@ -40,7 +43,9 @@ def main(argv: list[str]) -> int:
         # A path may hold a line break.
         print(f"{kind}: {one_line(error, 2000)}", file=sys.stderr)
         if isinstance(error, DownloadFailed):
-            print(f"\n{command_help.offline_text(program)}", file=sys.stderr)
+            backbone = flags.FLAGS["backbone"].value
+            text = command_help.offline_text(program, backbone)
+            print(f"\n{text}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:
         # The reader of standard output (head, less) has closed it. Python
@@ -48,8 +53,11 @@ def main(argv: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 128 + signal.SIGPIPE
     except OSError as error:
-        # A full disk, a folder that vanished: the message names the file.
-        print(f"error: {one_line(error)}", file=sys.stderr)
+        # A full disk, a folder that vanished: the message names the file,
+        # except for the one that the caller has opened.
+        is_ours = error.filename or error.errno != errno.ENOSPC
+        where = "" if is_ours else "standard output: "
+        print(f"error: {where}{one_line(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(
@@ -70,6 +78,7 @@ def _run(program: str, argv: list[str]) -> int:
     except flags.VersionRequested:
         print(f"flowers17-tfdata {__version__}", flush=True)
         return 0
+    rules.check_files(config)
     if config.runtime.launch_local:
         return launcher.launch(arguments, config.runtime.launch_local)
     if config.data.runs_all_folds:
@@ -85,7 +94,16 @@ def _run(program: str, argv: list[str]) -> int:
     # TensorFlow turns it on by itself only on CPUs with AVX512; with AVX2
     # alone it was faster too (forward 9 %, step 17 %).
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-    with contextlib.nullcontext() if verbose else _without_notes():
+    if os.path.expanduser("~") == "~":
+        # Without a home folder Keras makes one of this name in the current one.
+        folder = os.path.join(tempfile.gettempdir(), "keras")
+        os.environ.setdefault("KERAS_HOME", folder)
+    with contextlib.ExitStack() as stack:
+        if launcher.is_in_cluster():
+            # So that it can be held back while this worker waits for others.
+            stack.enter_context(preemption.sigterm_kept_from_new_threads())
+        if not verbose:
+            stack.enter_context(_without_notes())
         # Imported here: --help and a flag error must not wait for TensorFlow.
         from flowers17_tfdata.phases import runner
 

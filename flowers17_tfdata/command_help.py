@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from flowers17_tfdata import flag_files
 from flowers17_tfdata.config.config import GROUPS
+from flowers17_tfdata.config.model import ModelConfig
 from flowers17_tfdata.config.option import Flag, flags_of
 from flowers17_tfdata.phases.registry import PHASES, Phase
 
@@ -30,24 +31,29 @@ Without a network:
   try everything on the synthetic data set:
       {program} --flagfile=quickstart
   train on the photographs from files that you bring along:
-      {program} --archive=17flowers.tgz --weights=inception_v3_notop.h5
-    which a machine with a network downloads from (60 and 88 MB)
+      {program} --archive=17flowers.tgz {flags}
+    which come from a machine with a network:
       https://www.robots.ox.ac.uk/~vgg/data/flowers/17/17flowers.tgz
-      {weights_url}
+      {weights}
   train on your own photographs, one folder per class:
-      {program} --dataset=folder:PATH --weights=inception_v3_notop.h5
+      {program} --dataset=folder:PATH {flags}
   or from random weights (slow and less accurate): --weights=none
   all flags: {program} --helpfull"""
 
-_WEIGHTS_URL = (
+_INCEPTION_V3_URL = (
     "https://storage.googleapis.com/tensorflow/keras-applications/inception_v3/"
     "inception_v3_weights_tf_dim_ordering_tf_kernels_notop.h5"
 )
 
 
-def offline_text(program: str) -> str:
+def offline_text(program: str, backbone: str) -> str:
     """Returns what to do where nothing can be downloaded."""
-    return _OFFLINE.format(program=program, weights_url=_WEIGHTS_URL)
+    flags = f"--weights={backbone}_notop.h5"
+    weights = _INCEPTION_V3_URL
+    if backbone != ModelConfig.backbone:
+        flags = f"--backbone={backbone}"
+        weights = f"~/.keras/models, where Keras keeps {backbone}'s weights"
+    return _OFFLINE.format(program=program, flags=flags, weights=weights)
 
 
 def help_text(program: str, phase: Phase | None, full: bool) -> str:

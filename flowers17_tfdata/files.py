@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import pathlib
+import re
 import tempfile
 from collections.abc import Iterator
 from typing import Any
@@ -97,6 +98,26 @@ def _writing(
         raise UserError(
             f"{what or path} can't be written: {one_line(error)}"
         ) from error
+    # TensorFlow's, which this module doesn't import.
+    except Exception as error:
+        file, reason = full_disk(error)
+        if not reason or not pathlib.Path(file).is_relative_to(temporary):
+            raise
+        raise UserError(f"{what or path} can't be written: {reason}") from error
+
+
+def full_disk(error: BaseException) -> tuple[str, str]:
+    """Returns the file that TensorFlow couldn't write, and why.
+
+    Two empty strings if the error is another one. Its class is that of errors
+    for want of memory.
+    """
+    # Before the file stand the operation and its device, in braces.
+    match = re.search(
+        r"(/[^;\n{}]*); (No space left on device|Disk quota exceeded)",
+        str(error),
+    )
+    return (match[1], match[2]) if match else ("", "")
 
 
 def write_text(path: pathlib.Path, text: str, what: str | None = None) -> None:
@@ -128,6 +149,24 @@ def write_arrays(
     """Writes an `.npz` file of named arrays; see `whole_file`."""
     with whole_file(path, what) as temporary:
         np.savez(temporary, **arrays)
+
+
+def append_json_line(path: pathlib.Path, line: dict[str, Any]) -> None:
+    """Appends a line to a JSON Lines file, whole or not at all.
+
+    Raises:
+      UserError: the file can't be written.
+    """
+    data = (json.dumps(line) + "\n").encode()
+    with _writing(path, path, None), open(path, "ab", buffering=0) as file:
+        start = file.tell()
+        try:
+            # A nearly full disk takes a part.
+            while data:
+                data = data[file.write(data) :]
+        except OSError:
+            file.truncate(start)
+            raise
 
 
 def read_json_lines(path: pathlib.Path) -> list[dict[str, Any]]:

@@ -26,6 +26,15 @@ _POLL_SECS = 0.1
 _SECS_AFTER_FAILURE = 60.0
 
 
+def is_in_cluster() -> bool:
+    """Whether the environment names other workers.
+
+    It reads the variables that `training.cluster` does, which needs TensorFlow.
+    """
+    tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
+    return bool(os.environ.get("TF_CONFIG")) or tasks != "1"
+
+
 def launch(arguments: Sequence[str], num_workers: int) -> int:
     """Runs a command line as the workers of one cluster on loopback.
 

@@ -253,10 +253,7 @@ def write_config(session: Session, more: Mapping[str, Any]) -> None:
     flags = record["flags"]
     # Later phases may run in another current folder.
     for name in ("archive", "data_dir", "weights", "init_from", "extends"):
-        # A folder may happen to be called imagenet.
-        path = pathlib.Path(flags[name]).expanduser()
-        if flags[name] not in ("", "imagenet", "none") and path.exists():
-            flags[name] = str(path.resolve())
+        flags[name] = resume.absolute(flags[name])
     own = session.config.data.own_images
     if own is not None:
         flags["dataset"] = f"{own.prefix}{own.absolute}"

@@ -75,12 +75,16 @@ def other_output_as_details() -> Iterator[None]:
 
 def _make_console() -> rich.console.Console:
     # Not kept: the streams may be redirected in the meantime.
-    return rich.console.Console(
+    console = rich.console.Console(
         highlight=False,
         soft_wrap=True,
         quiet=_mode == "quiet",
         stderr=_on_stderr,
     )
+    if not console.width:
+        # COLUMNS=0 says that it is unknown; rich would print nothing.
+        console.width = 80
+    return console
 
 
 def show_table(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import pathlib
 import time
 from collections.abc import Iterator
@@ -25,8 +24,7 @@ def measure(workdir: pathlib.Path, part: str) -> Iterator[None]:
     yield
     seconds = round(time.perf_counter() - start, 3)
     line = {"part": part, "seconds": seconds, "ended": round(time.time(), 3)}
-    with open(workdir / FILE_NAME, "a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+    files.append_json_line(workdir / FILE_NAME, line)
 
 
 def read(workdir: pathlib.Path) -> dict[str, float]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+import re
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -50,7 +52,10 @@ class TrainedModel:
     def class_names(self) -> tuple[str, ...] | None:
         """The class names in the order of the logits, if they were saved."""
         names = self.extras.get("class_names")
-        return None if names is None else tuple(map(str, names))
+        if names is None:
+            return None
+        # Earlier versions took the form in which macOS stores names.
+        return tuple(unicodedata.normalize("NFC", str(n)) for n in names)
 
     @property
     def trained_splits(self) -> tuple[str, ...]:
@@ -155,7 +160,7 @@ def load_model(
     Raises:
       UserError: there is no model, or the file isn't one of ours.
     """
-    path, flag = _find_model(config)
+    path, flag = find_model(config)
     with strategy.scope():
         model = saved_models.load_classifier(path, flag)
         model = folding.fold_batch_norm(model)
@@ -171,7 +176,12 @@ def load_model(
     )
 
 
-def _find_model(config: Config) -> tuple[pathlib.Path, str]:
+def find_model(config: Config) -> tuple[pathlib.Path, str]:
+    """Returns the file of the model to use, and the flag that names it.
+
+    Raises:
+      UserError: the workdir holds no model.
+    """
     if config.evaluation.model:
         return pathlib.Path(config.evaluation.model).expanduser(), "--model"
     workdir = pathlib.Path(config.workdir).expanduser()
@@ -203,19 +213,31 @@ def load_model_for(session: Session) -> TrainedModel:
         session.config.input.image_size,
         len(source.class_names),
     )
-    if trained.class_names not in (None, source.class_names):
+    names = trained.class_names
+    if names is not None and names != source.class_names:
         first = next(
             f"class {k} is {ours} in the model and {theirs} in the data set"
             for k, (ours, theirs) in enumerate(
-                zip(trained.class_names, source.class_names, strict=True)
+                zip(names, source.class_names, strict=True)
             )
             if ours != theirs
         )
         raise UserError(
             f"{trained.path} was trained on other classes than {source.name}: "
-            f"{first}"
+            f"{first}{_dropped_numbers(names, source.class_names)}"
         )
     return trained
+
+
+def _dropped_numbers(names: Sequence[str], folders: Sequence[str]) -> str:
+    """Explains classes that earlier versions named otherwise; '' if none."""
+    pairs = zip(names, folders, strict=True)
+    if all(re.fullmatch(rf"\d+_{re.escape(n)}", now) for n, now in pairs):
+        return (
+            " (an earlier version left such numbers out of the names): train "
+            "again in another --workdir"
+        )
+    return ""
 
 
 def _check_not_trained_on(session: Session, trained: TrainedModel) -> None:

@@ -17,10 +17,12 @@ IMPORTS = {
     "api": {"flags", "phases.registry", "phases.runner", "predictor"},
     "cli": {
         "command_help",
+        "config",
         "flags",
         "launcher",
         "phases.cross_validation",
         "phases.runner",
+        "training",
     },
     "command_help": {"config", "flag_files", "phases.registry"},
     "data": {"config", "files", "machine"},
@@ -111,10 +113,12 @@ IMPORTS = {
     },
     "phases.runner": {
         "config",
+        "files",
         "phases.evaluate",
         "phases.registry",
         "session",
         "terminal",
+        "trained_model",
         "training",
     },
     "phases.train": {

@@ -314,3 +314,20 @@ def test_data_dir_that_cannot_be_written(dummy_archive, tmp_path):
     with pytest.raises(UserError, match="--data_dir") as caught:
         open_source(config)
     assert "\n" not in str(caught.value)
+
+
+def test_a_full_disk_is_named(dummy_archive, tmp_path, monkeypatch):
+    def full(builder):
+        # TFDS puts it in the place of TensorFlow's ResourceExhaustedError.
+        raise RuntimeError(
+            "ResourceExhaustedError: Failed to finalize writing of split "
+            '"train": /d/incomplete/x.tfrecord; No space left on device'
+        )
+
+    monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", full)
+    config = DataConfig(archive=str(dummy_archive), data_dir=str(tmp_path))
+    with pytest.raises(UserError) as caught:
+        open_source(config)
+    message = str(caught.value)
+    assert f"--data_dir ({tmp_path}" in message
+    assert message.endswith(": No space left on device")

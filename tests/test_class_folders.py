@@ -129,6 +129,32 @@ def test_round_trip_of_own_images(tmp_path):
     assert again.split_sizes == source.split_sizes
 
 
+def test_numbers_are_left_out_of_the_names_of_folders_written_here(tmp_path):
+    root = write_classes(tmp_path / "own", {"ü": 12, "Z": 12, "z": 12})
+    config = DataConfig(
+        dataset=f"folder:{root}", data_dir=str(tmp_path / "data")
+    )
+    class_folders.write(open_source(config), tmp_path / "out")
+    written = DataConfig(
+        dataset=f"folder:{tmp_path / 'out'}", data_dir=str(tmp_path / "data")
+    )
+    assert open_source(written).class_names == ("Z", "z", "ü")
+    # A class of the user's own is added.
+    for split in ("train", "validation", "test"):
+        write_classes(tmp_path / "out" / split, {"3_new": 2})
+    assert open_source(written).class_names == ("Z", "z", "ü", "3_new")
+    # Without the mark, nothing says who wrote the numbers.
+    (tmp_path / "out" / folder_listing.MARK).unlink()
+    names = ("0_Z", "1_z", "2_ü", "3_new")
+    assert open_source(written).class_names == names
+
+
+def test_labels_are_the_names_as_they_are(tmp_path):
+    names = ["two  blanks", " before", "line\nbreak"]
+    text = class_folders.labels_text(names)
+    assert text == "two  blanks\n before\nline break\n"
+
+
 @pytest.mark.parametrize(
     ("names", "expected"),
     [

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import os
 import pathlib
 import subprocess
 import sys
 
 import pytest
+import tensorflow_datasets as tfds
 
 import flowers17_tfdata
 from flowers17_tfdata import cli, flags
+from flowers17_tfdata.config import rules
 from flowers17_tfdata.config.config import (
     GROUPS,
     Config,
@@ -19,8 +22,10 @@ from flowers17_tfdata.config.config import (
     from_values,
     to_values,
 )
+from flowers17_tfdata.config.data import DataConfig
 from flowers17_tfdata.config.option import Kind, flags_of
-from flowers17_tfdata.errors import ConfigError
+from flowers17_tfdata.data.source import open_source
+from flowers17_tfdata.errors import ConfigError, UserError
 from flowers17_tfdata.phases.registry import PHASES
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -300,3 +305,64 @@ def test_nothing_is_written_among_own_images(tmp_path, flag, inside, capsys):
     assert f"--{flag} must lie outside the folder of images" in (
         capsys.readouterr().err
     )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "expected"),
+    [
+        (
+            "--weights=nt.h5",
+            1,
+            "existing file; got 'nt.h5' (did you mean net.",
+        ),
+        ("--weights=folder", 1, "imagenet, none or an existing file; got 'fol"),
+        (
+            "--weights=a.txt",
+            2,
+            "--weights must be a file that ends in .h5",
+        ),
+        ("--phase=finetune --init_from=x.keras", 1, "--init_from must be an"),
+        ("--phase=evaluate --model=x.keras", 1, "--model must be an existing"),
+        ("--phase=export --model=a.txt", 2, "--model must be a file that ends"),
+        ("--phase=predict a.jpg --labels=b.txt", 1, "--labels must be an"),
+        ("--archive=17.tgz", 1, "--archive 17.tgz does not exist"),
+        ("--folds=3 --weights=x.h5", 1, "--weights must be imagenet, none or"),
+    ],
+)
+def test_missing_files_are_told_before_anything_is_read(
+    tmp_path, monkeypatch, capsys, arguments, code, expected
+):
+    monkeypatch.chdir(tmp_path)
+    for name in ("net.h5", "a.txt"):
+        (tmp_path / name).touch()
+    (tmp_path / "folder").mkdir()
+    monkeypatch.setattr("flowers17_tfdata.phases.runner.run", None)
+    assert cli.main(["main.py", *arguments.split()]) == code
+    err = capsys.readouterr().err
+    assert expected in err
+    assert err.count("\n") == 1
+
+
+def test_files_that_the_phase_does_not_read_may_be_missing(tmp_path):
+    """A flag file serves all phases, and a run outlives its weights file."""
+    arguments = [f"--workdir={tmp_path}", "--weights=no.h5"]
+    for phase in ("prepare", "evaluate", "folders"):
+        config = flags.parse(["main.py", *arguments, f"--phase={phase}"])
+        rules.check_files(config)
+    config = flags.parse(["main.py", *arguments])
+    with pytest.raises(UserError, match=r"got 'no\.h5'"):
+        rules.check_files(config)
+    (tmp_path / "checkpoints" / "transfer").mkdir(parents=True)
+    rules.check_files(config)
+
+
+def test_a_home_folder_that_is_not_there(tmp_path, monkeypatch, capsys):
+    """A container may run as a user without a name and without HOME."""
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    assert cli.main(["main.py", "--phase=evaluate", "--workdir=~/x"]) == 2
+    assert "--workdir: ~ has no home folder" in capsys.readouterr().err
+    default = "~/tensorflow_datasets"
+    monkeypatch.setattr(tfds.core.constants, "DATA_DIR", default)
+    config = DataConfig(dataset=f"folder:{tmp_path}")
+    with pytest.raises(ConfigError, match="--data_dir must be given"):
+        open_source(config)

@@ -55,7 +55,8 @@ def commands(text: str) -> list[list[str]]:
 def _help_commands() -> list[list[str]]:
     """Returns the commands that the help and the hints for offline use name."""
     text = command_help.help_text("python main.py", None, full=True) + "\n"
-    text += command_help.offline_text("python main.py")
+    for backbone in ("inception_v3", "resnet50"):
+        text += command_help.offline_text("python main.py", backbone) + "\n"
     return commands(text.replace("\n  python", "\n    python"))
 
 

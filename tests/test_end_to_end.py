@@ -191,7 +191,7 @@ def test_phases_one_by_one_and_from_another_model(run, tmp_path):
         (["--dataset=oxford_flowers17/none"], 2, "--dataset"),
         (["--workdir=/dev/null/x"], 1, "--workdir /dev/null/x can't be"),
         (["--phase=evaluate"], 1, "holds no model_finetune.keras"),
-        (["--phase=evaluate", "--model=no.keras"], 1, "--model no.keras"),
+        (["--phase=evaluate", "--model=no.keras"], 1, "--model must be an"),
         (["--phase=finetune", "--init_from=no.keras"], 1, "--init_from"),
     ],
 )

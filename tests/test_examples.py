@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import tempfile
 
 import cv2
@@ -285,6 +286,20 @@ def test_load_examples_decodes_resizes_and_caches():
     assert isinstance(
         _load([_png(image)], "auto").images, examples.DecodedImages
     )
+
+
+@pytest.mark.skipif(
+    not os.path.exists("/dev/full"), reason="needs Linux's full device"
+)
+def test_a_full_temporary_folder_is_named(monkeypatch):
+    monkeypatch.setattr(
+        tempfile,
+        "TemporaryFile",
+        lambda **_: open("/dev/full", "wb"),  # noqa: SIM115
+    )
+    image = _png(np.full([50, 70, 3], 90, np.uint8))
+    with pytest.raises(UserError, match=r"No space left.*: set TMPDIR"):
+        _load([image], "none")
 
 
 def test_both_caches_hold_the_split_in_its_order(monkeypatch, tmp_path):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import pathlib
+import resource
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from flowers17_tfdata import files
 from flowers17_tfdata.errors import UserError
@@ -100,3 +102,37 @@ def test_two_processes_may_write_the_same_folder(tmp_path):
         assert os.listdir(target) == ["b"]
     assert os.listdir(target) == ["a"]
     assert os.listdir(tmp_path) == ["export"]
+
+
+def test_a_folder_that_tensorflow_can_not_fill_is_named(tmp_path):
+    target = tmp_path / "export"
+    with pytest.raises(UserError) as caught, files.whole_folder(target) as new:
+        raise tf.errors.ResourceExhaustedError(
+            None,
+            None,
+            f"{{{{x /job:0}}}} {new}/part; No space left on device [Op:S]",
+        )
+    expected = f"{target} can't be written: No space left on device"
+    assert str(caught.value) == expected
+    assert os.listdir(tmp_path) == []
+    # Memory is another matter.
+    with (
+        pytest.raises(tf.errors.ResourceExhaustedError),
+        files.whole_folder(target),
+    ):
+        raise tf.errors.ResourceExhaustedError(None, None, "OOM when [Op:S]")
+
+
+def test_lines_are_appended_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "x.jsonl"
+    files.append_json_line(path, {"a": 1})
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # The file takes a part of the line, as on a disk that is nearly full.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (12, before[1]))
+    try:
+        with pytest.raises(UserError, match=r"x\.jsonl can't be written"):
+            files.append_json_line(path, {"a": 2})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    files.append_json_line(path, {"a": 3})
+    assert files.read_json_lines(path) == [{"a": 1}, {"a": 3}]

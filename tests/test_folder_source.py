@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import pathlib
+import unicodedata
 import zlib
 
 import cv2
@@ -327,6 +328,14 @@ MISTAKES = {
         lambda root: (root / "tulip").mkdir(),
         "tulip holds none",
     ),
+    "one name in two forms": (
+        lambda root: [(root / n).mkdir() for n in ("ros\xe9", "rose\u0301")],
+        "are two folders of one name",
+    ),
+    "another case in test": (
+        lambda root: _splits(root, train=TWO, test={"A": 2, "b": 2}),
+        "train and test differ in A, a",
+    ),
     "no class": (_remove_classes, "at least 2 classes; got 0"),
     "one level too high": (
         lambda root: _splits(root, photos=TWO),
@@ -345,6 +354,54 @@ def test_layout_mistakes_get_one_line(flat, open_folder, mistake):
     assert expected in message
     assert f"--dataset=folder:{flat}" in message
     assert "\n" not in message
+
+
+def test_both_forms_of_a_name_are_one_class(tmp_path, open_folder):
+    """macOS writes accents apart from their letters; other systems don't."""
+    sources = []
+    for place, forms in (("linux", ("NFC", "NFC")), ("mac", ("NFC", "NFD"))):
+        root = tmp_path / place / "x"
+        for split, form in zip(("train", "test"), forms, strict=True):
+            names = [unicodedata.normalize(form, n) for n in ("zé", "ü", "z")]
+            write_classes(root / split, dict.fromkeys(names, 10))
+            for name in names:
+                file = unicodedata.normalize(form, "ö.jpg")
+                (root / split / name / "000.jpg").rename(
+                    root / split / name / file
+                )
+        sources.append(open_folder(root))
+    linux, mac = sources
+    assert mac.class_names == linux.class_names == ("z", "zé", "ü")
+    assert mac.name == linux.name
+    for split in linux.split_sizes:
+        assert mac.fingerprints(split) == linux.fingerprints(split)
+        for a, b in zip(_rows(mac, split), _rows(linux, split), strict=True):
+            assert a == b
+
+
+def test_files_that_differ_by_the_form_alone_are_two_images(flat, open_folder):
+    for seed, name in enumerate(("\xe9.jpg", "e\u0301.jpg")):
+        write_picture(flat / "rose" / name, seed)
+    assert len(_split_of(open_folder(flat))) == 32
+
+
+def test_names_that_are_easily_confused_get_a_hint(flat, open_folder):
+    write_classes(flat, {"Rose ": 3})
+    source = open_folder(flat)
+    assert source.class_names == ("Rose ", "lily", "rose")
+    assert "blanks: 'Rose ' and 'rose'" in source.notes[-1]
+
+
+def test_class_names_of_any_language_are_kept(tmp_path, open_folder):
+    # A narrow no-break space, Persian and emoji joiners: all are letters' own.
+    names = ["50\u202f%", "گل\u200cسرخ", "👩\u200d🌾", "a, b", "[x]", "-"]
+    root = write_classes(tmp_path / "x", dict.fromkeys(names, 4))
+    assert open_folder(root).class_names == tuple(sorted(names))
+
+
+def test_numbers_before_names_belong_to_the_names(tmp_path, open_folder):
+    root = write_classes(tmp_path / "x", {"0_rose": 4, "1_lily": 4})
+    assert open_folder(root).class_names == ("0_rose", "1_lily")
 
 
 def test_the_reason_for_an_empty_class_is_reported(flat, open_folder):

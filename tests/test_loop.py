@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import pathlib
 
 import keras
 import numpy as np
@@ -279,6 +280,23 @@ def test_damaged_checkpoint_is_named_and_the_one_before_used(
         damage(path)
     with pytest.raises(UserError, match=r"every checkpoint in .* is damaged"):
         _stage(workdir).run()
+
+
+def test_a_full_disk_leaves_no_part_of_a_checkpoint(tmp_path, monkeypatch):
+    folder = tmp_path / "checkpoints" / "transfer"
+
+    def full(manager, **_):
+        (pathlib.Path(manager.directory) / "ckpt-1_temp").mkdir(parents=True)
+        raise tf.errors.ResourceExhaustedError(
+            None, None, f"{{{{x}}}} {folder}/a; No space left on device [Op:S]"
+        )
+
+    monkeypatch.setattr(tf.train.CheckpointManager, "save", full)
+    with pytest.raises(UserError) as caught:
+        _stage(tmp_path).run()
+    expected = f"a checkpoint can't be written to {folder}: No space left"
+    assert str(caught.value).startswith(expected)
+    assert not list(tmp_path.rglob("*_temp"))
 
 
 def test_lost_list_of_checkpoints_loses_nothing(tmp_path, capsys):
@@ -611,6 +629,25 @@ def test_resume_with_a_changed_flag_is_refused(tmp_path):
     # The other stage's flags may change.
     key = _key("transfer", finetune_epochs=9)
     resume.check_key(folder, key, tmp_path)
+
+
+def test_a_weights_file_is_the_same_from_another_current_folder(
+    tmp_path, monkeypatch
+):
+    for name in ("checkpoints/transfer", "elsewhere"):
+        (tmp_path / name).mkdir(parents=True)
+    folder = tmp_path / "checkpoints" / "transfer"
+    (folder / "done.json").touch()
+    for name in ("a.h5", "b.h5"):
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+    resume.write_key(folder, _key("transfer", weights="a.h5"))
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    key = _key("transfer", weights="../a.h5")
+    resume.check_key(folder, key, tmp_path)
+    with pytest.raises(ConfigError, match=r"--weights: .* got .*b\.h5"):
+        changed = _key("transfer", weights="../b.h5")
+        resume.check_key(folder, changed, tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["folder", "csv"])

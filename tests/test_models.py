@@ -134,11 +134,6 @@ def test_too_small_images_are_refused():
     assert "\n" not in str(error.value)
 
 
-def test_missing_weights_file_is_refused(tiny_backbone):
-    with pytest.raises(UserError, match=r"--weights .* got 'no\.h5'"):
-        backbones.build_backbone(tiny_backbone, 32, "no.h5")
-
-
 def test_unreachable_imagenet_weights_name_the_way_out(monkeypatch):
     def offline(*args, **kwargs):
         raise Exception("URL fetch failure on https://...: no network")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pathlib
 import re
@@ -242,3 +243,35 @@ def test_a_worker_that_never_comes(tmp_path, tiny_command):
     assert error.startswith("error: the workers are not complete after 3 s")
     assert re.search(r"missing: \S+:\d+", error)
     assert "Thread" not in result.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("index", [0, 1])
+def test_signals_end_the_wait_for_workers(tmp_path, number, index):
+    ports = launcher._free_ports(2)
+    addresses = [f"localhost:{port}" for port in ports]
+    task = {"type": "worker", "index": index}
+    tf_config = {"cluster": {"worker": addresses}, "task": task}
+    with subprocess.Popen(
+        [
+            *launcher.PROGRAM,
+            "--phase=prepare",
+            "--dataset=oxford_flowers17/synthetic",
+            f"--workdir={tmp_path}",
+            f"--data_dir={tmp_path}",
+        ],
+        env=_environment() | {"TF_CONFIG": json.dumps(tf_config)},
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert "waiting for all 2 workers" in process.stderr.readline()
+        # TensorFlow takes the signal for itself when it begins to wait.
+        time.sleep(3)
+        process.send_signal(number)
+        try:
+            assert process.wait(15) == -signal.SIGINT
+        finally:
+            process.kill()
+        lines = process.stderr.read().splitlines()
+    expected = ["interrupted: SIGTERM in the wait for workers"]
+    assert lines == (expected if number is signal.SIGTERM else [])

@@ -264,8 +264,16 @@ def test_tensorflow_adds_nothing_to_standard_error(tmp_path):
     [
         ([], 2, "--images must be given for --phase=predict"),
         (["--images=no/*.jpg"], 2, "--images: a pattern must match files"),
-        (["--images=x.jpg", "--model=no.keras"], 1, "--model no.keras"),
-        (["--images=x.jpg", "--labels=no.txt"], 1, "--labels no.txt can't"),
+        (
+            ["--images=x.jpg", "--model=no.keras"],
+            1,
+            "--model must be an existing",
+        ),
+        (
+            ["--images=x.jpg", "--labels=no.txt"],
+            1,
+            "--labels must be an existing",
+        ),
         (["--images=x.jpg", "--output=/dev/null/x"], 1, "--output /dev/null/x"),
         (["--images=x.jpg", "--format=xml"], 2, "--format must be one of"),
         (["--images=x.jpg", "--launch_local=2"], 2, "--launch_local does not"),

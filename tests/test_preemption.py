@@ -126,6 +126,44 @@ def test_steps_that_stall_end_the_process(end, code):
     assert (line in result.stderr) == (end == "hang")
 
 
+_STARTING = """
+import signal, threading, time
+from flowers17_tfdata.training import preemption
+def show():
+    held = signal.SIGTERM in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    print("held" if held else "taken", flush=True)
+with preemption.sigterm_kept_from_new_threads():
+    thread = threading.Thread(target=lambda: (show(), time.sleep(60)))
+    thread.start()
+    time.sleep(60)
+"""
+
+
+@pytest.mark.slow
+def test_new_threads_do_not_take_sigterm_and_it_works_all_the_same():
+    with subprocess.Popen(
+        [sys.executable, "-c", _STARTING],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout.readline() == "held\n"
+        process.terminate()
+        assert process.wait(30) == -signal.SIGTERM
+
+
+def test_held_sigterm_takes_effect_at_the_end():
+    received = []
+    before = signal.signal(signal.SIGTERM, lambda *_: received.append(1))
+    try:
+        with preemption.sigterm_held():
+            signal.raise_signal(signal.SIGTERM)
+            assert not received
+        assert received
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def test_all_workers_stop_if_one_is_asked_to():
     request = preemption.StopRequest(agree=lambda mine: True)
     assert not request.requested

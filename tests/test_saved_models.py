@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from flowers17_tfdata import trained_model
 from flowers17_tfdata.config.model import ModelConfig
 from flowers17_tfdata.errors import UserError
 from flowers17_tfdata.models import (
@@ -170,3 +171,19 @@ def test_the_validation_is_saved_with_the_model(tmp_path):
     plain = tmp_path / "plain.keras"
     keras.Model(inputs, keras.layers.Dense(2)(inputs)).save(plain)
     assert saved_models.validation_of(plain) is None
+
+
+@pytest.mark.parametrize(
+    ("now", "explained"),
+    [(("0_rose", "1_lily"), True), (("0_rose", "lily"), False)],
+)
+def test_a_model_of_names_without_numbers_is_explained(now, explained):
+    """An earlier version left the numbers out of the names."""
+    text = trained_model._dropped_numbers(("rose", "lily"), now)
+    assert bool(text) is explained
+
+
+def test_class_names_of_a_model_are_in_one_form():
+    extras = {"class_names": ["rose\u0301"]}
+    model = trained_model.TrainedModel(None, None, extras, None)
+    assert model.class_names == ("ros\u00e9",)

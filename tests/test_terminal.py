@@ -89,6 +89,15 @@ def test_a_long_name_takes_no_room_from_the_numbers(capsys, monkeypatch, width):
     assert "…" not in out
 
 
+def test_an_unknown_width_hides_nothing(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "0")
+    terminal.say("a line")
+    terminal.show_table("t", ["class"], [["rose"]])
+    out = capsys.readouterr().out
+    assert "a line" in out
+    assert "rose" in out
+
+
 def test_a_run_for_machines_prints_json_alone(
     tmp_path, data_dir, dummy_archive, tiny_backbone, capsys
 ):
@@ -306,3 +315,15 @@ def test_flags_of_a_run_come_from_its_workdir(tmp_path, capsys):
     path.write_text("{")
     with pytest.raises(ConfigError, match="can't be read"):
         parse("--phase=evaluate")
+
+
+@pytest.mark.skipif(
+    not os.path.exists("/dev/full"), reason="needs Linux's full device"
+)
+def test_a_full_standard_output_is_named(monkeypatch, capfd):
+    stream = open("/dev/full", "w")  # noqa: SIM115
+    monkeypatch.setattr(sys, "stdout", stream)
+    assert cli.main(["main.py", "--help"]) == 1
+    stream.close()
+    line = "error: standard output: [Errno 28] No space left on device\n"
+    assert capfd.readouterr().err == line

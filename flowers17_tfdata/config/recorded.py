@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 from typing import Any
 
@@ -22,7 +23,8 @@ def recorded_values(workdir: str, with_training: bool) -> dict[str, Any]:
     Raises:
       ConfigError: the workdir's config.json is damaged.
     """
-    path = pathlib.Path(workdir).expanduser() / "config.json"
+    # Unlike pathlib's, it leaves ~ as it is where there is no home folder.
+    path = pathlib.Path(os.path.expanduser(workdir)) / "config.json"
     if not path.exists():
         return {}
     try:

@@ -8,7 +8,20 @@ from flowers17_tfdata.config.config import Config, all_flags, to_values
 from flowers17_tfdata.config.data import OWN_PREFIXES
 from flowers17_tfdata.config.optimization import OPTIMIZERS, SOLVER
 from flowers17_tfdata.config.option import check as check_flag
-from flowers17_tfdata.errors import ConfigError
+from flowers17_tfdata.errors import ConfigError, UserError, did_you_mean
+
+# The flags that name a file: the phases that read it, and its suffixes.
+_FILES = {
+    "weights": (("train", "transfer", "find_lr", "benchmark"), (".h5",)),
+    "init_from": (("finetune", "find_lr"), (".keras", ".h5", ".hdf5")),
+    "model": (
+        ("evaluate", "predict", "export", "report"),
+        (".keras", ".h5", ".hdf5"),
+    ),
+    "labels": (("predict",), ("",)),
+}
+# The stage that reads the file. A run that has begun it may outlive the file.
+_READ_BY = {"weights": "transfer", "init_from": "finetune"}
 
 
 def check(config: Config) -> None:
@@ -38,6 +51,60 @@ def check(config: Config) -> None:
     _check_extends(config)
     _check_stages(config)
     check_batch_size(config, config.runtime.num_virtual_devices or 1)
+
+
+def check_files(config: Config) -> None:
+    """Checks the files that the phase will read, before minutes of work.
+
+    Raises:
+      ConfigError: a file's name has another suffix.
+      UserError: there is no such file; names the nearest one beside it.
+    """
+    values = to_values(config)
+    if config.model.weights in ("imagenet", "none"):
+        del values["weights"]
+    for flag, (phases, suffixes) in _FILES.items():
+        value = values.get(flag)
+        if not value or config.phase not in phases or _has_begun(config, flag):
+            continue
+        if not os.path.isfile(os.path.expanduser(value)):
+            what = "imagenet, none or " if flag == "weights" else ""
+            raise UserError(
+                f"--{flag} must be {what}an existing file; got {value!r}"
+                f"{_beside(value)}"
+            )
+        if not value.endswith(suffixes):
+            raise ConfigError(
+                f"--{flag} must be a file that ends in {' or '.join(suffixes)};"
+                f" got {value!r}"
+            )
+    archive = config.data.archive
+    if (
+        archive
+        and config.phase not in ("predict", "compare")
+        and not os.path.exists(os.path.expanduser(archive))
+    ):
+        raise UserError(f"--archive {archive} does not exist{_beside(archive)}")
+
+
+def _has_begun(config: Config, flag: str) -> bool:
+    """Whether the run has begun the stage that reads the flag's file."""
+    folder = "fold_0" if config.data.runs_all_folds else ""
+    workdir = os.path.join(os.path.expanduser(config.workdir), folder)
+    stage = _READ_BY.get(flag)
+    return stage is not None and os.path.isdir(
+        os.path.join(workdir, "checkpoints", stage)
+    )
+
+
+def _beside(value: str) -> str:
+    """Returns ` (did you mean ...?)` with files of the same folder, or ''."""
+    folder, name = os.path.split(os.path.expanduser(value))
+    try:
+        others = {*os.listdir(folder or os.curdir)} - {name}
+    except OSError:
+        return ""
+    return did_you_mean(name, others)
 
 
 def check_batch_size(config: Config, num_replicas: int) -> None:

@@ -135,7 +135,7 @@ def _write_images(source: Source, root: pathlib.Path) -> None:
                 file = folders[label] / f"{stem}_{number}{suffix}"
             taken.add(str(file).lower())
             file.write_bytes(data)
-    text = "".join(f"{one_line(name)}\n" for name in source.class_names)
+    text = labels_text(source.class_names)
     (root / "labels.txt").write_text(text, encoding="utf-8")
     mark = {
         "dataset": source.name,
@@ -143,6 +143,12 @@ def _write_images(source: Source, root: pathlib.Path) -> None:
         "listing": _listing(root),
     }
     (root / folder_listing.MARK).write_text(json.dumps(mark))
+
+
+def labels_text(class_names: Sequence[str]) -> str:
+    """Returns the contents of a `labels.txt`: one name a line, as it is."""
+    # A TFDS data set's name may hold a line break.
+    return "".join(f"{' '.join(n.splitlines())}\n" for n in class_names)
 
 
 def write_splits(

@@ -185,7 +185,7 @@ def _make_row(
         raise _Mistake(
             f"the path must name a file (download the images); got {path}"
         )
-    if not label.isprintable():
+    if not folder_listing.may_be_a_name(label):
         raise _Mistake(
             f"a label must be without control characters; got {label!r}"
         )
@@ -257,10 +257,16 @@ def _to_listing(rows: Sequence[_Row], root: pathlib.Path) -> Listing:
         else:
             kept.append((row, path))
     _check_found(kept, root)
+    ids = folder_listing.make_ids([row.path for row, _ in kept])
+    order = sorted(range(len(ids)), key=ids.__getitem__)
+    kept = [kept[k] for k in order]
     class_names = sorted({row.label for row in rows})
     label_of = {name: label for label, name in enumerate(class_names)}
     groups = collections.Counter(row.group for row, _ in kept if row.group)
     notes = [folder_listing.skipped_note(skipped)] if skipped else []
+    lookalikes = folder_listing.lookalikes(class_names)
+    if lookalikes:
+        notes.append(lookalikes)
     if groups:
         notes.append(
             f"{groups.total()} images in {len(groups)} groups, each kept in "
@@ -268,7 +274,7 @@ def _to_listing(rows: Sequence[_Row], root: pathlib.Path) -> Listing:
         )
     return Listing(
         tuple(class_names),
-        [row.path for row, _ in kept],
+        sorted(ids),
         [path for _, path in kept],
         [label_of[row.label] for row, _ in kept],
         [row.split or "train" for row, _ in kept],

@@ -7,7 +7,8 @@ import contextlib
 import os
 import pathlib
 import re
-from collections.abc import Iterator
+import unicodedata
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from flowers17_tfdata import files
@@ -18,7 +19,9 @@ from flowers17_tfdata.errors import ConfigError, UserError, one_line
 # The file that marks class folders written by this package and describes them.
 MARK = ".flowers17_tfdata.json"
 
-_NUMBERED = re.compile(r"(\d+)_(.+)", re.DOTALL)
+# Unicode's categories of characters that no name may hold: control characters,
+# line breaks, and Python's stand-ins for bytes that aren't UTF-8.
+_FORBIDDEN = {"Cc", "Zl", "Zp", "Cs"}
 
 # Python's stand-ins for the bytes of a file name that isn't UTF-8.
 _NOT_UTF8 = re.compile("[\ud800-\udfff]")
@@ -28,8 +31,8 @@ def list_images(root: pathlib.Path) -> Listing:
     """Lists PATH/CLASS/*.jpg, or PATH/{train,validation,test}/CLASS/*.jpg.
 
     Classes may have folders inside. Hidden files and folders are skipped. The
-    class names are folder names, sorted by code points, without the numbers
-    that `--phase=folders` puts before them.
+    class names are folder names in Unicode's form NFC, sorted by code points,
+    and in folders that `--phase=folders` wrote the names of their classes.
 
     Raises:
       ConfigError: there is no such folder, or its layout is neither of these.
@@ -43,29 +46,45 @@ def list_images(root: pathlib.Path) -> Listing:
     _check_classes(root, classes_of)
     label_of = {name: label for label, name in enumerate(classes_of["train"])}
     skipped: collections.Counter[str] = collections.Counter()
-    found: list[tuple[str, pathlib.Path, int, str]] = []
+    found: list[tuple[pathlib.Path, int, str]] = []
     for split, classes in classes_of.items():
         for name, folder in classes.items():
             paths, others = images_below(folder, root)
             skipped += others
-            for path in paths:
-                image_id = path.relative_to(root).as_posix()
-                found.append((image_id, path, label_of[name], split))
+            found += [(path, label_of[name], split) for path in paths]
     for folder in {root, *folder_of.values()}:
         for path in folder.iterdir():
             if path.is_file() and not _kind_if_no_image(path, root):
                 skipped["image(s) in no class folder"] += 1
-    found.sort()
+    names = [path.relative_to(root).as_posix() for path, _, _ in found]
+    ids = make_ids(names)
+    rows = sorted(zip(ids, found, strict=True))
     note = skipped_note(skipped)
     return Listing(
         _names_of(root, list(label_of)),
-        [image_id for image_id, _, _, _ in found],
-        [path for _, path, _, _ in found],
-        [label for _, _, label, _ in found],
-        [split for _, _, _, split in found],
+        [image_id for image_id, _ in rows],
+        [path for _, (path, _, _) in rows],
+        [label for _, (_, label, _) in rows],
+        [split for _, (_, _, split) in rows],
         tuple(split_folders),
-        [note] if note else [],
+        [text for text in (note, lookalikes(label_of)) if text],
     )
+
+
+def make_ids(names: list[str]) -> list[str]:
+    """Returns names for files that are the same on every system.
+
+    macOS may write letters and their accents apart, as two characters.
+    """
+    ids = [unicodedata.normalize("NFC", name) for name in names]
+    count = collections.Counter(ids)
+    # Two files may differ by just that.
+    return [i if count[i] == 1 else n for i, n in zip(ids, names, strict=True)]
+
+
+def may_be_a_name(text: str) -> bool:
+    """Whether a class may be called so."""
+    return not _FORBIDDEN & {unicodedata.category(c) for c in text}
 
 
 def images_below(
@@ -107,19 +126,38 @@ def _is_hidden(name: str) -> bool:
 
 
 def _folders_in(path: pathlib.Path) -> dict[str, pathlib.Path]:
-    """Returns the folders in a folder by name, sorted."""
-    folders = {}
-    for child in sorted(path.iterdir()):
+    """Returns the folders in a folder by name in NFC, sorted."""
+    folders: dict[str, pathlib.Path] = {}
+    for child in path.iterdir():
         if _is_hidden(child.name) or not child.is_dir():
             continue
-        # isprintable() is also False for bytes that aren't UTF-8.
-        if not child.name.isprintable():
+        if not may_be_a_name(child.name):
             raise ConfigError(
                 f"--dataset=folder:{path}: a class folder's name must be UTF-8 "
                 f"without control characters; got {os.fsencode(child.name)!r}"
             )
-        folders[child.name] = child
-    return folders
+        name = unicodedata.normalize("NFC", child.name)
+        other = folders.setdefault(name, child)
+        if other != child:
+            raise ConfigError(
+                f"--dataset=folder:{path}: {other.name!a} and "
+                f"{child.name!a} are two folders of one name, {name} "
+                "(Unicode writes it in two ways): merge them"
+            )
+    return dict(sorted(folders.items()))
+
+
+def lookalikes(names: Iterable[str]) -> str:
+    """Names two classes that differ by case or blanks alone; '' if none do."""
+    seen: dict[str, str] = {}
+    for name in names:
+        other = seen.setdefault(name.strip().casefold(), name)
+        if other != name:
+            return (
+                f"two classes differ only by case or blanks: {other!r} and "
+                f"{name!r}; merge them if they are one"
+            )
+    return ""
 
 
 def _split_folders(root: pathlib.Path) -> dict[str, pathlib.Path]:
@@ -166,7 +204,7 @@ def _check_classes(
             raise ConfigError(
                 f"--dataset=folder:{root} must hold the same class folders in "
                 f"each split (they may be empty); train and {split} differ in "
-                f"{min(differing)}"
+                f"{one_line(', '.join(sorted(differing)), 100)}"
             )
 
 
@@ -227,9 +265,8 @@ def read_mark(root: pathlib.Path) -> dict[str, Any]:
 def _names_of(root: pathlib.Path, folders: list[str]) -> tuple[str, ...]:
     """Returns the class names for which the folders were written."""
     name_of = read_mark(root).get("class_folders", {})
-    if isinstance(name_of, dict) and set(name_of) == set(folders):
-        return tuple(str(name_of[folder]) for folder in folders)
-    # Drop numbers that only keep the names in order.
-    matches = [_NUMBERED.fullmatch(folder) for folder in folders]
-    bare = [m[2] for k, m in enumerate(matches) if m and int(m[1]) == k]
-    return tuple(bare if len(set(bare)) == len(folders) else folders)
+    if not isinstance(name_of, dict):
+        return tuple(folders)
+    # Folders of other classes may have been added.
+    names = [str(name_of.get(folder, folder)) for folder in folders]
+    return tuple(names if len(set(names)) == len(names) else folders)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 import pathlib
 from collections.abc import Iterator, Mapping
 
@@ -13,7 +14,7 @@ import tensorflow_datasets as tfds
 
 from flowers17_tfdata.config.data import DataConfig
 from flowers17_tfdata.data.scan import OnScanned, Scan, scan_images
-from flowers17_tfdata.errors import UserError, did_you_mean
+from flowers17_tfdata.errors import ConfigError, UserError, did_you_mean
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -104,15 +105,22 @@ def open_source(
         splits where a folder is divided here.
 
     Raises:
-      ConfigError: there is no such data set, it has no labelled images, or a
-        flag would divide a data set that comes with its splits.
+      ConfigError: there is no such data set, it has no labelled images, a flag
+        would divide a data set that comes with its splits, or there is no home
+        folder for the default of `--data_dir`.
       UserError: the data set can't be read, downloaded or divided.
     """
     # Imported here because both build on this module.
     from flowers17_tfdata.data import file_source, tfds_source
 
-    data_dir = pathlib.Path(config.data_dir or tfds.core.constants.DATA_DIR)
-    cache_dir = data_dir.expanduser() / "folders"
+    default = tfds.core.constants.DATA_DIR
+    data_dir = os.path.expanduser(config.data_dir or default)
+    if data_dir.startswith("~"):
+        raise ConfigError(
+            f"--data_dir must be given: its default {default} needs a home "
+            "folder, which this user has not"
+        )
+    cache_dir = pathlib.Path(data_dir, "folders")
     own = config.own_images
     if own is not None:
         return file_source.open_files(config, own, cache_dir, on_scanned, known)

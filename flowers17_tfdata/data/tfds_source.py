@@ -13,7 +13,7 @@ import filelock
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from flowers17_tfdata import errors
+from flowers17_tfdata import errors, files
 from flowers17_tfdata.config.data import DataConfig
 from flowers17_tfdata.data import scan, splitting
 from flowers17_tfdata.data.oxford_flowers17 import archive, splits
@@ -253,10 +253,15 @@ def _prepare(
             builder = _make_builder(config)
             builder.download_and_prepare()
             return builder
-    except (OSError, tfds.download.DownloadError, AssertionError) as error:
+    except (
+        *(OSError, tfds.download.DownloadError, AssertionError),
+        # TFDS raises the second in the place of the first.
+        *(tf.errors.OpError, RuntimeError),
+    ) as error:
+        reason = files.full_disk(error)[1] or errors.one_line(error)
         raise errors.UserError(
             f"{builder.name} can't be prepared in --data_dir "
-            f"({builder.data_path}): {errors.one_line(error)}"
+            f"({builder.data_path}): {reason}"
         ) from error
 
 

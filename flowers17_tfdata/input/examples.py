@@ -19,7 +19,7 @@ from flowers17_tfdata import machine
 from flowers17_tfdata.config.input import InputConfig
 from flowers17_tfdata.data import decode, pillow_reader
 from flowers17_tfdata.data.source import Source
-from flowers17_tfdata.errors import UserError
+from flowers17_tfdata.errors import UserError, one_line
 from flowers17_tfdata.input import augmentation
 
 # The share of the free memory that the image cache may take. The activations of
@@ -440,15 +440,26 @@ def _spool(
     Args:
       images: the shape, int32 `[3]`, and the bytes of each image.
       image_size: height and width of the images when they are read, pixels.
+
+    Raises:
+      UserError: the disk is full.
     """
     ends, ratios = [], []
-    with tempfile.TemporaryFile(prefix="flowers17_tfdata_") as file:
-        for (height, width, _), encoded in images:
-            file.write(encoded)
-            ends.append(file.tell())
-            ratios.append(decode.reduction(height, width, image_size))
-        file.flush()
-        # The mapping outlives the closed file. Its pages are page cache, which
-        # the kernel drops when memory runs short.
-        data = np.memmap(file, np.uint8, "r")
+    try:
+        with tempfile.TemporaryFile(prefix="flowers17_tfdata_") as file:
+            for (height, width, _), encoded in images:
+                file.write(encoded)
+                ends.append(file.tell())
+                ratios.append(decode.reduction(height, width, image_size))
+            file.flush()
+            # The mapping outlives the closed file. Its pages are page cache,
+            # which the kernel drops when memory runs short.
+            data = np.memmap(file, np.uint8, "r")
+    except OSError as error:
+        if error.filename:
+            raise
+        raise UserError(
+            f"the images can't be written to {tempfile.gettempdir()} "
+            f"({one_line(error)}): set TMPDIR to a folder with more space"
+        ) from error
     return EncodedImages(data, np.array(ends), np.array(ratios), image_size)

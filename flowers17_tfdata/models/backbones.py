@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import inspect
 import os
-import pathlib
 import sys
 import warnings
 from collections.abc import Callable
@@ -165,15 +164,6 @@ def _load_weights(backbone: keras.Model, name: str, path: str) -> None:
             "--weights must be imagenet or none for efficientnetb0 to b7 "
             "(Keras scales their inputs differently without its own download);"
             f" got {path!r}"
-        )
-    if not pathlib.Path(path).is_file():
-        raise UserError(
-            "--weights must be imagenet, none or an existing file; got "
-            f"{path!r}"
-        )
-    if not path.endswith(".h5"):
-        raise ConfigError(
-            f"--weights file must end in .weights.h5 or .h5; got {path!r}"
         )
     try:
         with warnings.catch_warnings():

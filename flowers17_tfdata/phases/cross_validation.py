@@ -6,7 +6,6 @@ another. This one only starts them and waits, without TensorFlow.
 
 from __future__ import annotations
 
-import os
 import pathlib
 from collections.abc import Iterator, Sequence
 
@@ -31,9 +30,7 @@ def run_folds(arguments: Sequence[str], config: Config) -> int:
     Raises:
       ConfigError: this process is one of several workers.
     """
-    # The variables that `cluster.find_cluster` reads, which needs TensorFlow.
-    tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
-    if os.environ.get("TF_CONFIG") or tasks != "1":
+    if launcher.is_in_cluster():
         raise ConfigError(
             "--folds without --fold=N goes with one worker (TF_CONFIG or a "
             "SLURM step of several tasks is set): pass --fold=0, then 1, ..., "

@@ -30,6 +30,7 @@ class Phase:
         the same workdir would write at the same time.
       reads_run: whether it takes flags that are not given from the workdir's
         config.json.
+      reads_model: whether it needs a trained model.
       recalls_training: whether these include the flags of the training.
       one_worker: whether it refuses to run with several workers.
     """
@@ -42,6 +43,7 @@ class Phase:
     trains: bool = False
     writes_run: bool = False
     reads_run: bool = False
+    reads_model: bool = False
     recalls_training: bool = False
     one_worker: bool = False
 
@@ -85,6 +87,7 @@ _PHASES = (
         "evaluate any saved model on any split",
         ("data", "evaluation"),
         reads_run=True,
+        reads_model=True,
     ),
     Phase(
         "predict",
@@ -100,6 +103,7 @@ _PHASES = (
         "write a SavedModel (which takes JPEGs), TFLite, Keras, ONNX",
         ("data", "evaluation", "export"),
         reads_run=True,
+        reads_model=True,
         one_worker=True,
     ),
     Phase(
@@ -108,6 +112,7 @@ _PHASES = (
         "write one HTML page about a run",
         ("data", "evaluation"),
         reads_run=True,
+        reads_model=True,
     ),
     Phase(
         "folders",

@@ -10,7 +10,7 @@ import filelock
 import keras
 import tensorflow as tf
 
-from flowers17_tfdata import terminal
+from flowers17_tfdata import files, terminal, trained_model
 from flowers17_tfdata.config.config import Config
 from flowers17_tfdata.errors import (
     ConfigError,
@@ -66,6 +66,9 @@ def _run_without_data(phase: Phase, config: Config) -> None:
 
 
 def _run_on_data(phase: Phase, config: Config) -> None:
+    if phase.reads_model:
+        # Before the data set is opened, which may take minutes.
+        trained_model.find_model(config)
     with open_session(config, phase.trains, phase.writes_run) as session:
         workers = session.workers.count
         if phase.one_worker and workers > 1:
@@ -92,6 +95,12 @@ def _errors_in_one_line(config: Config) -> Iterator[None]:
             "workers again"
         ) from error
     except (tf.errors.ResourceExhaustedError, MemoryError) as error:
+        file, reason = files.full_disk(error)
+        if reason:
+            raise UserError(
+                f"{file} can't be written: {reason}; free some, and start the "
+                "same command again"
+            ) from error
         raise UserError(
             "out of memory: lower --global_batch_size or --image_size, or "
             f"pass --cache=none ({one_line(error, 120)})"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pathlib
+import shutil
 import tempfile
 from collections.abc import Sequence
 
@@ -164,6 +165,8 @@ class StageCheckpoints:
         except tf.errors.OpError as error:
             # The operating system's reason, without the op and the file.
             reason = error.message.rpartition("; ")[2].split(" [Op:")[0]
+            for left in self._output.rglob("ckpt-*_temp"):
+                shutil.rmtree(left, ignore_errors=True)
             raise UserError(
                 "a checkpoint can't be written to "
                 f"{self._output}: {one_line(reason)}"

@@ -36,8 +36,7 @@ class MetricsWriter:
 
     def write(self, line: dict[str, Any]) -> None:
         """Appends one epoch; `line["step"]` is TensorBoard's step."""
-        with open(self._path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        files.append_json_line(self._path, line)
         with self._summaries.as_default(step=line["step"]):
             for name, value in line.items():
                 if isinstance(value, float):

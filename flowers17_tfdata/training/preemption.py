@@ -89,6 +89,39 @@ def stop_on_signals(
         ours.close()
 
 
+@contextlib.contextmanager
+def sigterm_held() -> Iterator[None]:
+    """Holds SIGTERM back from this thread and from all that it starts.
+
+    In this thread it takes effect at the end of the block; other threads never
+    get it. Elsewhere than on Unix nothing changes.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
+def sigterm_kept_from_new_threads() -> Iterator[None]:
+    """Lets no thread that starts in the block take SIGTERM.
+
+    `sigterm_held` works only if no other thread takes it. SIGTERM itself works
+    as before meanwhile, by a thread that does nothing else.
+    """
+    done = threading.Event()
+    threading.Thread(target=done.wait, daemon=True).start()
+    try:
+        with sigterm_held():
+            yield
+    finally:
+        done.set()
+
+
 def _watch(
     wakeups: socket.socket,
     request: StopRequest,

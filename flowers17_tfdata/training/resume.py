@@ -37,7 +37,23 @@ def resume_key(
         # Batch-norm's statistics depend on how a batch is divided.
         names |= {"strategy", "num_virtual_devices"}
     key = {n: v for n, v in to_values(config).items() if n in names}
+    for name in ("weights", "init_from"):
+        if name in key:
+            key[name] = absolute(key[name])
     return key | {"dataset": dataset, "precision": precision}
+
+
+def absolute(path: str) -> str:
+    """Returns a flag's path, for a process in another current folder.
+
+    A value that names no file or folder stays as it is: `imagenet`, `none`, or
+    a file that is gone.
+    """
+    if path in ("", "imagenet", "none"):
+        # A folder may happen to be called imagenet.
+        return path
+    found = pathlib.Path(path).expanduser()
+    return str(found.resolve()) if found.exists() else path
 
 
 def write_key(folder: pathlib.Path, key: dict[str, Any]) -> None:
@@ -74,6 +90,9 @@ def check_key(
             continue
         if name in may_grow and key[name] > old:
             continue
+        if name in ("weights", "init_from"):
+            # An earlier version recorded it as it was given.
+            old = absolute(old)
         if _unnamed(key[name]) != _unnamed(old):
             raise ConfigError(
                 f"--{name}: {workdir} was started with {old!r}, got "

@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from flowers17_tfdata.config.runtime import RuntimeConfig
 from flowers17_tfdata.errors import ConfigError, one_line
-from flowers17_tfdata.training import cluster
+from flowers17_tfdata.training import cluster, preemption
 
 # The memory of each logical GPU when one GPU is split to try replicas on it.
 _LOGICAL_GPU_MEMORY_MB = 4096
@@ -78,7 +78,6 @@ def _multi_worker(
             "--num_virtual_devices goes with one worker; got "
             f"{config.num_virtual_devices} with --strategy=multi_worker"
         )
-    _grow_memory(tf.config.list_physical_devices("GPU"))
     count, index = cluster.place(resolver)
     seconds = config.stall_timeout_secs
     jobs = one_line(str(resolver.cluster_spec().as_dict()))
@@ -88,13 +87,9 @@ def _multi_worker(
         file=sys.stderr,
         flush=True,
     )
-    with _ended_by_ctrl_c(), _ended_after(seconds, _addresses(resolver)):
-        strategy = tf.distribute.MultiWorkerMirroredStrategy(resolver)
-    if threading.current_thread() is threading.main_thread():
-        # TensorFlow takes SIGTERM for its preemption handler, which this
-        # program doesn't use.
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    return strategy
+    with _ended_by_signals(), _ended_after(seconds, _addresses(resolver)):
+        _grow_memory(tf.config.list_physical_devices("GPU"))
+        return tf.distribute.MultiWorkerMirroredStrategy(resolver)
 
 
 def _addresses(
@@ -105,29 +100,53 @@ def _addresses(
 
 
 @contextlib.contextmanager
-def _ended_by_ctrl_c() -> Iterator[None]:
-    """Lets Ctrl-C end the process at once.
+def _ended_by_signals() -> Iterator[None]:
+    """Lets Ctrl-C and SIGTERM end the process while TensorFlow waits.
 
-    While TensorFlow waits for other workers it holds Python's global lock, so
-    that a handler in Python would never run. SIGTERM goes to TensorFlow's own
-    handler meanwhile, which ignores it.
+    It holds Python's global lock meanwhile, so that a handler in Python would
+    never run, and takes SIGTERM for a handler of its own, which only sets a
+    flag. So Ctrl-C keeps the system's handler, and SIGTERM is held back: the
+    process of `_ended_after` sees it and sends Ctrl-C instead.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
+    with preemption.sigterm_held():
+        before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+            # This program doesn't use TensorFlow's.
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-# Waits for its standard input to close. If that takes too long, it names the
+# Waits for its standard input to close. If SIGTERM is pending in its parent, it
+# ends that; only Linux shows it. If the wait takes too long, it names the
 # addresses where nobody listens.
 _WATCH = """
-import select, socket, sys
-seconds, *addresses = sys.argv[1:]
-if not select.select([sys.stdin], [], [], float(seconds))[0]:
+import os, select, signal, socket, sys, time
+parent, seconds, *addresses = sys.argv[1:]
+until = time.monotonic() + float(seconds)
+
+def is_terminated():
+    try:
+        lines = open(f"/proc/{parent}/status").read().splitlines()
+    except OSError:
+        return False
+    pending = [line.split()[1] for line in lines if line.startswith("ShdPnd")]
+    return any(int(p, 16) >> (signal.SIGTERM - 1) & 1 for p in pending)
+
+def left():
+    return max(0.0, until - time.monotonic())
+
+while not select.select([sys.stdin], [], [], min(0.2, left()))[0]:
+    if is_terminated():
+        print("interrupted: SIGTERM in the wait for workers", file=sys.stderr)
+        os.kill(int(parent), signal.SIGINT)
+        break
+    if left():
+        continue
     missing = []
     for address in addresses:
         host, _, port = address.rpartition(":")
@@ -141,6 +160,7 @@ if not select.select([sys.stdin], [], [], float(seconds))[0]:
         f"(--stall_timeout_secs); missing: {names}",
         file=sys.stderr,
     )
+    break
 """
 
 
@@ -152,10 +172,13 @@ def _ended_after(seconds: float, addresses: Sequence[str]) -> Iterator[None]:
       seconds: the time to wait for the other workers.
       addresses: `host:port` of each worker.
     """
-    # No Python thread could do either; see `_ended_by_ctrl_c`.
+    # No Python thread could do either; see `_ended_by_signals`.
+    process = str(os.getpid()), f"{seconds:g}"
     watch = subprocess.Popen(
-        [sys.executable, "-I", "-c", _WATCH, f"{seconds:g}", *addresses],
+        [sys.executable, "-I", "-c", _WATCH, *process, *addresses],
         stdin=subprocess.PIPE,
+        # Ctrl-C in a terminal is for this process alone.
+        start_new_session=True,
     )
     assert watch.stdin is not None
     # The process that watches needs a second per worker, and more to find the

@@ -13,8 +13,8 @@ import tensorflow as tf
 
 import flowers17_tfdata
 from flowers17_tfdata import files, machine, terminal, timings, trained_model
-from flowers17_tfdata.data import image_formats, pillow_reader
-from flowers17_tfdata.errors import UserError, one_line
+from flowers17_tfdata.data import class_folders, image_formats, pillow_reader
+from flowers17_tfdata.errors import UserError
 from flowers17_tfdata.input.examples import load_examples
 from flowers17_tfdata.models import saved_models
 from flowers17_tfdata.phases.export import (
@@ -227,5 +227,5 @@ def _describe(
     evaluation = scores.summarize(predictions, split, names)
     card = model_card.make_card(session, trained, evaluation, report)
     files.write_text(output / "README.md", card)
-    labels = "".join(f"{one_line(name)}\n" for name in names)
+    labels = class_folders.labels_text(names)
     files.write_text(output / "labels.txt", labels)

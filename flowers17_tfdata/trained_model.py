@@ -228,10 +228,9 @@ def stream_logits(
         transforms = np.tile(views, [examples.num_examples, 1])
     num_rows = examples.num_examples * num_views
     replicas = strategy.num_replicas_in_sync
-    outputs = inference.outputs_of(
+    outputs = inference.ImageInference(
         trained.model,
         strategy,
-        examples,
         options,
         trained.preprocess,
         # A few images must not be padded to a whole batch.
@@ -239,8 +238,7 @@ def stream_logits(
             config.optimization.global_batch_size,
             -(-num_rows // replicas) * replicas,
         ),
-        transforms=transforms,
-    )
+    ).outputs(examples, transforms)
     if num_views == 1:
         yield from outputs
         return

@@ -50,14 +50,13 @@ def test_padding_examples_do_not_count():
 def test_outputs_are_in_order_and_complete(strategy, num_examples):
     examples = fakes.make_noise_examples(num_examples)
     model = _model(strategy)
-    outputs = inference.outputs_of(
+    outputs = inference.ImageInference(
         model,
         strategy,
-        examples,
         InputConfig(image_size=fakes.IMAGE_SIZE),
         fakes.preprocess_input,
         global_batch_size=BATCH,
-    )
+    ).outputs(examples)
     found = inference.collect(outputs, "test", -(-num_examples // BATCH))
     images = examples.images.pixels.astype(np.float32)
     expected = model(fakes.preprocess_input(images))
@@ -71,17 +70,15 @@ def test_views_of_an_image_follow_each_other():
     mirror = [-1, 0, fakes.IMAGE_SIZE - 1, 0, 1, 0, 0, 0]
     views = np.array([[1, 0, 0, 0, 1, 0, 0, 0], mirror], np.float32)
     found = inference.collect(
-        inference.outputs_of(
+        inference.ImageInference(
             keras.Sequential(
                 [keras.Input([32, 32, 3]), keras.layers.Flatten()]
             ),
             strategy,
-            examples,
             InputConfig(image_size=fakes.IMAGE_SIZE, augment_on="host"),
             lambda images: images,
             global_batch_size=4,
-            transforms=np.tile(views, [5, 1]),
-        ),
+        ).outputs(examples, np.tile(views, [5, 1])),
         "test",
         3,
     ).reshape(5, 2, 32, 32, 3)
@@ -89,6 +86,28 @@ def test_views_of_an_image_follow_each_other():
     np.testing.assert_array_equal(
         found[:, 1], examples.images.pixels[:, :, ::-1]
     )
+
+
+def test_many_passes_trace_the_model_once():
+    """TensorFlow warns of a function that is traced again and again."""
+    traced = []
+
+    def preprocess(images):
+        if not tf.executing_eagerly():
+            traced.append(images)
+        return fakes.preprocess_input(images)
+
+    run = inference.ImageInference(
+        fakes.make_model(),
+        tf.distribute.get_strategy(),
+        # Where the model's function normalizes the images.
+        InputConfig(image_size=fakes.IMAGE_SIZE, augment_on="device"),
+        preprocess,
+        global_batch_size=BATCH,
+    )
+    for num_examples in (7, 9, 12):
+        list(run.outputs(fakes.make_noise_examples(num_examples)))
+    assert len(traced) == 1
 
 
 def test_device_stage_makes_the_inputs(strategy):

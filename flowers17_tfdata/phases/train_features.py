@@ -78,6 +78,13 @@ class _Extractor:
         extractor = classifier.get_feature_extractor(model)
         with session.strategy.scope():
             self._model = folding.fold_batch_norm(extractor)
+        self._inference = inference.ImageInference(
+            self._model,
+            session.strategy,
+            self._options,
+            backbones.get_preprocess(session.config.model.backbone),
+            global_batch_size=session.config.optimization.global_batch_size,
+        )
         self._weights_digest = inference.weights_digest(self._model)
 
     def extract(
@@ -133,21 +140,17 @@ class _Extractor:
     ) -> np.ndarray:
         """Returns the features of one view, float32 `[n, channels]`."""
         config = self._session.config
-        size = config.optimization.global_batch_size
-        outputs = inference.outputs_of(
-            self._model,
-            self._session.strategy,
+        outputs = self._inference.outputs(
             examples,
-            self._options,
-            backbones.get_preprocess(config.model.backbone),
-            global_batch_size=size,
-            transforms=augmentation.view_transforms(
+            augmentation.view_transforms(
                 self._options, config.runtime.seed, view, examples.num_examples
             ),
         )
         return inference.collect(
             outputs,
             f"features of {name}, view {view + 1}/{num_views}",
-            input_pipeline.steps_per_epoch(examples.num_examples, size),
+            input_pipeline.steps_per_epoch(
+                examples.num_examples, config.optimization.global_batch_size
+            ),
             self._stop,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 
@@ -113,46 +114,62 @@ class Inference:
         )
 
 
-def outputs_of(
-    model: keras.Model,
-    strategy: tf.distribute.Strategy,
-    examples: Examples,
-    config: InputConfig,
-    preprocess: Callable[[tf.Tensor], tf.Tensor],
-    *,
-    global_batch_size: int,
-    transforms: np.ndarray | tf.Tensor | None = None,
-) -> Iterator[np.ndarray]:
-    """Runs a model on examples, from their pixels to its outputs.
+class ImageInference:
+    """Runs a model on images, from their pixels to its outputs.
+
+    One object can run any number of passes; TensorFlow traces the model once.
 
     Args:
       model: from preprocessed images to `[batch, channels]`, built in the
         strategy's scope.
       strategy: the current strategy.
-      examples: the examples.
       config: the options of the input pipeline.
       preprocess: from float32 in [0, 255] to the backbone's range.
       global_batch_size: images per step over all replicas.
-      transforms: the views of the examples; see
-        `input_pipeline.make_eval_dataset`.
-
-    Yields:
-      The outputs of each batch, in order; see `Inference.outputs`.
     """
-    dtype = keras.config.dtype_policy().compute_dtype
-    batches = strategy.distribute_datasets_from_function(
-        lambda context: input_pipeline.make_eval_dataset(
-            examples,
-            config,
-            preprocess,
+
+    def __init__(
+        self,
+        model: keras.Model,
+        strategy: tf.distribute.Strategy,
+        config: InputConfig,
+        preprocess: Callable[[tf.Tensor], tf.Tensor],
+        *,
+        global_batch_size: int,
+    ):
+        dtype = keras.config.dtype_policy().compute_dtype
+        self._strategy = strategy
+        self._inference = Inference(
+            model,
+            strategy,
+            input_pipeline.make_device_stage(config, preprocess, dtype),
+        )
+        self._make_dataset = functools.partial(
+            input_pipeline.make_eval_dataset,
+            config=config,
+            preprocess=preprocess,
             global_batch_size=global_batch_size,
             compute_dtype=dtype,
-            transforms=transforms,
-            input_context=context,
         )
-    )
-    device_stage = input_pipeline.make_device_stage(config, preprocess, dtype)
-    return Inference(model, strategy, device_stage).outputs(batches)
+
+    def outputs(
+        self,
+        examples: Examples,
+        transforms: np.ndarray | tf.Tensor | None = None,
+    ) -> Iterator[np.ndarray]:
+        """Yields the outputs of each batch, in order; see `Inference.outputs`.
+
+        Args:
+          examples: the examples.
+          transforms: the views of the examples; see
+            `input_pipeline.make_eval_dataset`.
+        """
+        batches = self._strategy.distribute_datasets_from_function(
+            lambda context: self._make_dataset(
+                examples, transforms=transforms, input_context=context
+            )
+        )
+        return self._inference.outputs(batches)
 
 
 def collect(

@@ -28,25 +28,32 @@ _OFFLINE = """\
 Without a network:
   try everything on the synthetic data set:
       {program} --flagfile=configs/quickstart.flags
-  train on the photographs from files that you bring along:
-      {program} --archive=17flowers.tgz --weights=inception_v3_notop.h5
-    which a machine with a network downloads from (60 and 88 MB)
+  train on the Oxford flowers from a file that you bring along:
+      {program} --archive=17flowers.tgz
+    which a machine with a network downloads from (60 MB)
       https://www.robots.ox.ac.uk/~vgg/data/flowers/17/17flowers.tgz
-      {weights_url}
   train on your own photographs, one folder per class:
-      {program} --dataset=folder:PATH --weights=inception_v3_notop.h5
-  or from random weights (slow and less accurate): --weights=none
+      {program} --dataset=folder:PATH
+{weights}  start from random weights (slow and less accurate): --weights=none
   all flags: {program} --helpfull"""
 
-_WEIGHTS_URL = (
-    "https://storage.googleapis.com/tensorflow/keras-applications/inception_v3/"
-    "inception_v3_weights_tf_dim_ordering_tf_kernels_notop.h5"
-)
+_OFFLINE_WEIGHTS = """\
+  bring the weights of {name} along: on a machine with a network,
+      python -c "import keras; keras.applications.{name}(include_top=False)"
+    writes them to ~/.keras/models; copy the file to that folder here
+"""
 
 
-def offline_text(program: str) -> str:
-    """Returns what to do where nothing can be downloaded."""
-    return _OFFLINE.format(program=program, weights_url=_WEIGHTS_URL)
+def offline_text(program: str, constructor: str = "") -> str:
+    """Returns what to do where nothing can be downloaded.
+
+    Args:
+      program: how the program was called.
+      constructor: the function of keras.applications whose weights are missing;
+        '': none.
+    """
+    weights = _OFFLINE_WEIGHTS.format(name=constructor) if constructor else ""
+    return _OFFLINE.format(program=program, weights=weights)
 
 
 def help_text(program: str, phase: Phase | None, full: bool) -> str:

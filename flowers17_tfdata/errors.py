@@ -26,7 +26,15 @@ class DownloadFailed(UserError):
     """A data set or weights can't be downloaded.
 
     The command line adds what can be done without a network.
+
+    Attributes:
+      constructor: the function of keras.applications whose weights are missing;
+        '' if something else is.
     """
+
+    def __init__(self, message: str, constructor: str = ""):
+        super().__init__(message)
+        self.constructor = constructor
 
 
 class AccuracyGateMissed(UserError):

@@ -271,6 +271,14 @@ def test_unknown_dataset(tmp_path, dataset):
     assert "\n" not in message
 
 
+def test_a_folder_without_its_prefix_gets_a_hint(tmp_path, monkeypatch):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    with pytest.raises(ConfigError, match=r"mean --dataset=folder:\.\./photo"):
+        open_source(DataConfig(dataset="../photos", data_dir=str(tmp_path)))
+
+
 def test_another_archive_than_prepared(config, dummy_archive, tmp_path):
     for name, data in archive.read_archive(dummy_archive).items():
         (tmp_path / name).write_bytes(data)

@@ -25,7 +25,14 @@ class EvaluationConfig:
         "Saved .keras classifier ('': the workdir's model_refit.keras, else "
         "the better of the other two on validation).",
         common=True,
-        needs=(Needs("phase", ("train",), never=True),),
+        needs=(
+            Needs(
+                "phase",
+                ("train",),
+                never=True,
+                hint="--backbone names the network to train",
+            ),
+        ),
     )
     split: str = Kind.FREE.option(
         "test",

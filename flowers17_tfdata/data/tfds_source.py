@@ -14,7 +14,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from flowers17_tfdata import errors
-from flowers17_tfdata.config.data import DataConfig
+from flowers17_tfdata.config.data import FOLDER_PREFIX, DataConfig
 from flowers17_tfdata.data import scan, splitting
 from flowers17_tfdata.data.oxford_flowers17 import archive, splits
 from flowers17_tfdata.data.oxford_flowers17 import errors as builder_errors
@@ -232,10 +232,16 @@ def _make_builder(config: DataConfig) -> tfds.core.DatasetBuilder:
         return tfds.builder(config.dataset, data_dir=data_dir, **kwargs)
     # TFDS raises any of these for an unknown name, config or version.
     except (ValueError, KeyError, AssertionError) as error:
+        if pathlib.Path(config.dataset).expanduser().is_dir():
+            raise errors.ConfigError(
+                f"--dataset={config.dataset} names a folder (did you mean "
+                f"--dataset={FOLDER_PREFIX}{config.dataset}?)"
+            ) from error
         names = ", ".join(c.name for c in flowers17.Builder.BUILDER_CONFIGS)
         raise errors.ConfigError(
-            "--dataset must name a TFDS data set (of oxford_flowers17: "
-            f"{names}); got {config.dataset!r}: {errors.one_line(error, 120)}"
+            f"--dataset must be {FOLDER_PREFIX}PATH or name a TFDS data set "
+            f"(oxford_flowers17 has {names}); got {config.dataset!r}: "
+            f"{errors.one_line(error, 120)}"
         ) from error
 
 

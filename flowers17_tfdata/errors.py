@@ -59,6 +59,11 @@ def one_line(error: BaseException | str, limit: int = 300) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
+def counted(number: int, noun: str) -> str:
+    """Returns e.g. `1 image`, `2 images`."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def did_you_mean(value: str, choices: Iterable[str]) -> str:
     """Returns ` (did you mean ...?)` with the nearest choices, or ''."""
     near = {choice.lower(): choice for choice in choices}

@@ -21,7 +21,7 @@ from flowers17_tfdata.config.input import InputConfig
 from flowers17_tfdata.config.option import Kind
 from flowers17_tfdata.data import class_folders
 from flowers17_tfdata.data.source import Source, open_source
-from flowers17_tfdata.errors import UserError, one_line
+from flowers17_tfdata.errors import UserError, counted, one_line
 from flowers17_tfdata.input import examples, input_pipeline
 from flowers17_tfdata.models import backbones, saved_models, summary
 from flowers17_tfdata.training import precision, resume
@@ -125,8 +125,8 @@ def open_devices(
         terminal.configure("quiet")
     policy = precision.set_precision(config.runtime.precision)
     terminal.detail(
-        f"{strategy.num_replicas_in_sync} replica(s) on {workers.count} "
-        f"worker(s), precision {policy}"
+        f"{counted(strategy.num_replicas_in_sync, 'replica')} on "
+        f"{counted(workers.count, 'worker')}, precision {policy}"
     )
     return strategy, workers, policy
 
@@ -176,9 +176,25 @@ def _open_source(config: Config, output: pathlib.Path) -> Source:
         terminal.ScanProgress(None) as bar,
     ):
         source = open_source(config.data, bar.scanned)
+    told = _told_before(config, output)
     for note in source.notes:
-        terminal.say(note)
+        if note not in told:
+            terminal.say(note)
     return source
+
+
+def _told_before(config: Config, workdir: pathlib.Path) -> list[str]:
+    """Returns the notes that the audit of this run has shown already."""
+    # To audit again is to ask again.
+    audits = [] if config.phase == "prepare" else [workdir / "audit.json"]
+    if config.data.folds:
+        audits.append(workdir.parent / "fold_0" / "audit.json")
+    told = []
+    for path in audits:
+        # Without an audit, or with a damaged one, they are shown again.
+        with contextlib.suppress(UserError):
+            told += files.read_json(path).get("notes", [])
+    return told
 
 
 def _settle_input(

@@ -100,3 +100,21 @@ def test_two_processes_may_write_the_same_folder(tmp_path):
         assert os.listdir(target) == ["b"]
     assert os.listdir(target) == ["a"]
     assert os.listdir(tmp_path) == ["export"]
+
+
+def test_a_failed_start_leaves_no_empty_folder(tmp_path):
+    new, old = tmp_path / "runs" / "new", tmp_path / "old"
+    old.mkdir()
+    for folder in (new, old):
+        with pytest.raises(KeyError), files.removed_if_empty(folder, "log"):
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "log").touch()
+            raise KeyError
+    assert (old / "log").exists() and not (tmp_path / "runs").exists()
+    with pytest.raises(KeyError), files.removed_if_empty(new, "log"):
+        new.mkdir(parents=True)
+        (new / "audit").touch()
+        raise KeyError
+    with files.removed_if_empty(tmp_path / "kept", "log"):
+        (tmp_path / "kept").mkdir()
+    assert (new / "audit").exists() and (tmp_path / "kept").is_dir()

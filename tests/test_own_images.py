@@ -47,7 +47,7 @@ def _splits(path) -> dict[str, tuple[str, str]]:
 def test_own_images_from_folders_to_evaluation(run, tmp_path, photos):
     code, out, err = run("work", "--phase=train", "--class_weights=balanced")
     assert code == 0, err
-    assert "1 of 71 images can't be decoded" in out
+    assert "1 of 71 files can't be decoded" in out
     assert "consider --class_weights=balanced" in out
     work = tmp_path / "work"
     splits = _splits(work / "splits.csv")

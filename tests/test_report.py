@@ -215,7 +215,11 @@ def test_it_evaluates_only_what_is_due(workdir, command, capsys):
     assert evaluates()
     model = workdir / "model_transfer.keras"
     assert evaluates(f"--model={model}")
-    assert str(model) in _Page(workdir / "report.html").text
+    # The run keeps the fine-tuned model, so it stays in its own files.
+    assert str(model) in _Page(workdir / "report_model_transfer.html").text
+    assert str(model) not in _Page(workdir / "report.html").text
+    assert not evaluates(f"--model={model}")
+    assert not evaluates()
     assert command(workdir, "--phase=report", "--split=tset") == 1
     assert "--split must be one of" in capsys.readouterr().err
 

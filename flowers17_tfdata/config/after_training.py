@@ -155,7 +155,7 @@ class CompareConfig:
     )
     baseline: str = Kind.FREE.option(
         "",
-        "As many workdirs to compare them with, in the same order.",
+        "Workdirs to compare them with: as many, in the same order.",
         common=True,
         required_by="compare",
     )

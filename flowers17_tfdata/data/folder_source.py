@@ -108,7 +108,7 @@ def open_folder(
     if images.errors:
         first, message = min(images.errors.items())
         problem = (
-            f"{len(images.errors)} of {len(paths)} images can't be decoded, "
+            f"{len(images.errors)} of {len(paths)} files can't be decoded, "
             f"first {listing.ids[first]} ({message})"
         )
         empty = listing.first_empty(images.errors)

@@ -13,7 +13,7 @@ from flowers17_tfdata.session import Session
 
 
 def evaluate(session: Session) -> None:
-    """Evaluates a saved model on `--split`; writes `evaluation.json`.
+    """Evaluates a saved model on `--split`; see `evaluate_split`.
 
     Raises:
       AccuracyGateMissed: below `--assert_accuracy_at_least`.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import pathlib
 import re
 from collections.abc import Iterator
 
@@ -10,7 +11,7 @@ import filelock
 import keras
 import tensorflow as tf
 
-from flowers17_tfdata import terminal
+from flowers17_tfdata import files, terminal, timings
 from flowers17_tfdata.config.config import Config
 from flowers17_tfdata.errors import (
     ConfigError,
@@ -66,7 +67,11 @@ def _run_without_data(phase: Phase, config: Config) -> None:
 
 
 def _run_on_data(phase: Phase, config: Config) -> None:
-    with open_session(config, phase.trains, phase.writes_run) as session:
+    workdir = pathlib.Path(config.workdir).expanduser()
+    with (
+        files.removed_if_empty(workdir, timings.FILE_NAME),
+        open_session(config, phase.trains, phase.writes_run) as session,
+    ):
         workers = session.workers.count
         if phase.one_worker and workers > 1:
             raise ConfigError(

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 
 from flowers17_tfdata import files, machine, terminal, timings
+from flowers17_tfdata.errors import counted
 from flowers17_tfdata.input import augmentation, feature_cache, input_pipeline
 from flowers17_tfdata.input.examples import Examples
 from flowers17_tfdata.input.feature_cache import Features
@@ -107,7 +108,7 @@ class _Extractor:
                 session.output / file, arrays, f"the feature cache {path}"
             )
         terminal.say(
-            f"features of {name}, {num_views} view(s), "
+            f"features of {name}, {counted(num_views, 'view')}, "
             f"{'from' if found else 'saved to'} {path}, "
             f"{time.perf_counter() - start:.1f} s"
         )

@@ -41,7 +41,7 @@ class StopRequest:
         All workers call it at the same place.
         """
         if self._agree(self.requested):
-            raise Preempted(f"{where}: the same command goes on from there")
+            raise Preempted(f"{where}: run the same command to continue")
 
 
 @contextlib.contextmanager

@@ -7,14 +7,14 @@ import dataclasses
 import itertools
 import pathlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TextIO
 
 import numpy as np
 
 from flowers17_tfdata import files, terminal, trained_model
 from flowers17_tfdata.config.config import Config
-from flowers17_tfdata.errors import UserError, one_line
+from flowers17_tfdata.errors import UserError, counted, one_line
 from flowers17_tfdata.input.examples import Examples, FileImages
 from flowers17_tfdata.phases.predict import formats, image_files
 from flowers17_tfdata.phases.predict.formats import Prediction
@@ -68,8 +68,12 @@ def predict(config: Config) -> None:
             error = images.errors.get(k, "")
             write(Prediction(path, () if error else top, error))
             progress.advance()
-    errors = sorted(images.errors.items())
-    _report_unreadable([(paths[k], error) for k, error in errors], len(paths))
+    if images.errors:
+        raise UserError(
+            f"{len(images.errors)} of {counted(len(paths), 'file')} can't be "
+            "read, and their rows say why; the first is "
+            f"{one_line(paths[min(images.errors)], 500)}"
+        )
 
 
 @contextlib.contextmanager
@@ -86,18 +90,3 @@ def _open_output(config: Config) -> Iterator[TextIO]:
     ):
         yield stream
     terminal.say(f"predictions written to {path}")
-
-
-def _report_unreadable(
-    unreadable: Sequence[tuple[str, str]], num_images: int
-) -> None:
-    """Reports `(file, error)` of each unreadable image."""
-    for file, error in unreadable:
-        text = f"can't be read: {one_line(file, 500)}: {error}"
-        terminal.say(text, file=file, error=error)
-    if unreadable:
-        file, error = unreadable[0]
-        raise UserError(
-            f"{len(unreadable)} of {num_images} images can't be read, first "
-            f"{file} ({error})"
-        )

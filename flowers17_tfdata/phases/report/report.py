@@ -35,6 +35,9 @@ _VIEW_SIDE = 160
 def write_report(session: Session) -> None:
     """Writes `report.html`; evaluates the model first if necessary.
 
+    Another model than the run's own has a page of its own, see
+    `TrainedModel.suffix_in`.
+
     Raises:
       UserError: there is no model or no such split, or a file in the workdir
         is damaged.
@@ -48,7 +51,8 @@ def write_report(session: Session) -> None:
         terminal.say(f"report: evaluating {trained.path} on {split}")
         found = trained_model.evaluate_split(session, trained, split)
     if session.workers.is_chief:
-        path = session.output / "report.html"
+        suffix = trained.suffix_in(session.workdir)
+        path = session.output / f"report{suffix}.html"
         context = _make_context(session, trained, *found)
         files.write_text(path, page.render(context))
         size = path.stat().st_size / 1e6
@@ -64,8 +68,9 @@ def _load_evaluation(
     Returns None if they are missing, older than the model, or made with
     another model, data set, split or number of views.
     """
-    scored = session.workdir / "evaluation.json"
-    predicted = predictions_path(session.workdir, split)
+    suffix = trained.suffix_in(session.workdir)
+    scored = session.workdir / f"evaluation{suffix}.json"
+    predicted = predictions_path(session.workdir, split, suffix)
     if not (scored.exists() and predicted.exists()):
         return None
     evaluation = files.read_json(scored)

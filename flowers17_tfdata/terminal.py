@@ -18,7 +18,7 @@ import rich.text
 from flowers17_tfdata.errors import counted
 
 # From this imbalance on, a good accuracy can hide failures in small classes.
-_IMBALANCED = 3.0
+IMBALANCED = 3.0
 
 # The most files that an audit lists.
 _MOST_FILES = 20
@@ -229,7 +229,7 @@ def show_audit(audit: Mapping[str, Any]) -> None:
                 f"({second}): one of the two labels is wrong"
             )
             break
-    if audit["imbalance"] >= _IMBALANCED:
+    if audit["imbalance"] >= IMBALANCED:
         say(
             f"train's largest class has {audit['imbalance']:.1f} times the "
             "images of its smallest: consider --class_weights=balanced"

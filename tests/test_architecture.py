@@ -51,8 +51,6 @@ IMPORTS = {
     "phases.cross_validation": {"config", "launcher", "terminal"},
     "phases.evaluate": {
         "config",
-        "files",
-        "scoring",
         "session",
         "terminal",
         "timings",
@@ -105,10 +103,13 @@ IMPORTS = {
     },
     "phases.runner": {
         "config",
+        "files",
         "phases.evaluate",
         "phases.registry",
+        "phases.report",
         "session",
         "terminal",
+        "timings",
         "training",
     },
     "phases.train": {
@@ -164,6 +165,7 @@ IMPORTS = {
         "models",
         "scoring",
         "session",
+        "terminal",
         "training",
     },
     "training": {"config", "files", "input", "models", "terminal"},

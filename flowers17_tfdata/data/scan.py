@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import hashlib
 import itertools
+import os
 import pathlib
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -139,11 +142,29 @@ def _scan(
     # TensorFlow decodes without holding Python's lock.
     with concurrent.futures.ThreadPoolExecutor(machine.num_cores()) as threads:
         while chunk := list(itertools.islice(remaining, _CHUNK)):
-            rows = list(threads.map(_scan_image, chunk))
+            with _without_decoders_lines():
+                rows = list(threads.map(_scan_image, chunk))
             done += len(rows)
             if on_scanned:
                 on_scanned(done)
             yield from rows
+
+
+@contextlib.contextmanager
+def _without_decoders_lines() -> Iterator[None]:
+    """Drops what the decoders' libraries print to standard error.
+
+    A line about a broken image names no file; ours does.
+    """
+    sys.stderr.flush()
+    kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(null)
 
 
 def _scan_image(image: Image) -> _Row:

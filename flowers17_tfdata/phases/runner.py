@@ -21,6 +21,7 @@ from flowers17_tfdata.errors import (
 )
 from flowers17_tfdata.phases import evaluate
 from flowers17_tfdata.phases.registry import PHASES, Phase
+from flowers17_tfdata.phases.report import folds
 from flowers17_tfdata.session import Session, open_session
 from flowers17_tfdata.training import cluster, resume
 
@@ -53,7 +54,7 @@ def run(config: Config) -> None:
             _run_without_data(phase, config)
         elif config.data.runs_all_folds:
             # A process of its own has run each fold.
-            evaluate.pool_folds(config)
+            evaluate.check_gate(config, folds.pool_folds(config))
         else:
             _run_on_data(phase, config)
 

@@ -6,8 +6,9 @@ import pathlib
 from typing import Any
 
 from flowers17_tfdata import files, terminal, timings, trained_model
-from flowers17_tfdata.models import classifier
+from flowers17_tfdata.models import classifier, saved_models
 from flowers17_tfdata.phases.report import (
+    audit_findings,
     augmented_views,
     cases,
     page,
@@ -107,6 +108,7 @@ def _make_context(
     flags = config["flags"] if config else {}
     seed = flags.get("seed", session.config.runtime.seed)
     changed = reproduce.changed_flags(flags)
+    audit = record.read_if_there(workdir / "audit.json")
     measured = reliability.measure(
         predictions.probabilities.max(axis=1),
         predictions.predicted == predictions.labels,
@@ -119,6 +121,9 @@ def _make_context(
         "backbone": classifier.get_backbone(trained.model).name,
         "evaluation": evaluation,
         "stages": stages,
+        "fine_tuning": (
+            saved_models.fine_tuning_outcome(workdir) if stages else ""
+        ),
         "learning_charts": learning_charts(stages),
         "label_smoothing": flags.get("label_smoothing", 0.0),
         "confusion_chart": result_charts.confusion_chart(evaluation),
@@ -127,8 +132,16 @@ def _make_context(
         "cases": cases.make_cases(session, trained, predictions, split),
         "reliability": measured,
         "reliability_chart": result_charts.reliability_chart(measured),
-        "audit": record.read_if_there(workdir / "audit.json"),
+        "audit": audit,
+        "findings": (
+            audit_findings.show_near_duplicates(audit, session.source)
+            if audit
+            else None
+        ),
+        "is_imbalanced": bool(audit)
+        and audit["imbalance"] >= terminal.IMBALANCED,
         "input": session.config.input,
+        "augmentation": augmented_views.describe(session.config.input),
         "seed": seed,
         "views": _augmented_views(session, seed),
         "times": timings.read(workdir) if trained_here else {},

@@ -256,7 +256,7 @@ def show_evaluation(evaluation: Mapping[str, Any]) -> None:
     say(
         f"{split}: accuracy {evaluation['accuracy']:.4f} "
         f"(95 % interval {low:.4f} to {high:.4f}, "
-        f"{evaluation['num_examples']} images{views}), "
+        f"{counted(evaluation['num_examples'], 'image')}{views}), "
         f"{top_5}loss {evaluation['loss']:.4f}",
         split=split,
         **{name: evaluation[name] for name in _SCORES},

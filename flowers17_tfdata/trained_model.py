@@ -350,5 +350,8 @@ def evaluate_split(
     path = session.output / f"evaluation{suffix}.json"
     files.write_json(path, evaluation)
     if suffix:
-        terminal.say(f"{path}: of {trained.path}, not of the run's own model")
+        terminal.say(
+            f"{trained.path} is not the run's own model: its results are in "
+            f"{path}"
+        )
     return evaluation, predicted

@@ -140,10 +140,8 @@ def test_unreadable_files_come_at_the_end_and_in_the_exit_code(
     assert rows[2]["error"] == "No such file or directory"
     assert rows[3]["label"]
     assert not rows[1]["label"]
-    # The rows have said why.
     assert err.splitlines() == [
-        "error: 2 of 4 files can't be read, and their rows say why; the first "
-        f"is {broken}"
+        f"error: 2 of 4 files can't be read (each row says why), first {broken}"
     ]
 
 

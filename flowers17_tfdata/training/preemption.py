@@ -109,8 +109,8 @@ def _watch(
         return
     request.requested = True
     _say(
-        f"{name}: saving a checkpoint and stopping after this step; at the "
-        f"latest, or at a second signal, without one in {grace_secs:g} s"
+        f"{name}: saving a checkpoint and stopping after this step; a second "
+        f"signal, or {grace_secs:g} s without one, ends the run at once"
     )
     name = _next_signal(wakeups, grace_secs)
     if name is None:

@@ -71,7 +71,7 @@ def predict(config: Config) -> None:
     if images.errors:
         raise UserError(
             f"{len(images.errors)} of {counted(len(paths), 'file')} can't be "
-            "read, and their rows say why; the first is "
+            "read (each row says why), first "
             f"{one_line(paths[min(images.errors)], 500)}"
         )
 

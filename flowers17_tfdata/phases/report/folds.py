@@ -43,7 +43,7 @@ def pool_folds(config: Config) -> dict[str, Any]:
     files.write_text(html, page.render(context, "cross_validation.html"))
     terminal.say(f"cross-validation: {html}", report=str(html))
     terminal.say(
-        "the folds have measured the recipe; train a model to use with: "
+        "the folds have measured the recipe; to train one model for use, run: "
         + " ".join(command.split(" \\\n    "))
     )
     return result

@@ -388,7 +388,7 @@ def test_names_that_are_not_utf8_are_reported(flat, open_folder):
     source = open_folder(flat)
     assert sum(source.split_sizes.values()) == 30
     assert any(
-        "1 image(s) whose names are not UTF-8" in n for n in source.notes
+        "1 image with a name that is not UTF-8" in n for n in source.notes
     )
 
 
@@ -496,5 +496,5 @@ def test_images_in_a_folder_whose_name_is_not_utf8_are_skipped(
     with open(os.path.join(folder, b"x.jpg"), "wb") as file:
         file.write(picture)
     source = open_folder(flat)
-    assert any("names are not UTF-8" in note for note in source.notes)
+    assert any("a name that is not UTF-8" in note for note in source.notes)
     assert sum(source.split_sizes.values()) == 30

@@ -185,8 +185,10 @@ def _open_source(config: Config, output: pathlib.Path) -> Source:
 
 def _told_before(config: Config, workdir: pathlib.Path) -> list[str]:
     """Returns the notes that the audit of this run has shown already."""
-    # To audit again is to ask again.
-    audits = [] if config.phase == "prepare" else [workdir / "audit.json"]
+    if config.phase == "prepare":
+        # To audit again is to ask again.
+        return []
+    audits = [workdir / "audit.json"]
     if config.data.folds:
         audits.append(workdir.parent / "fold_0" / "audit.json")
     told = []

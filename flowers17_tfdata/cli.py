@@ -41,11 +41,12 @@ def main(argv: list[str]) -> int:
     except UserError as error:
         kind = "stopped" if isinstance(error, Preempted) else "error"
         # A path may hold a line break.
-        print(f"{kind}: {one_line(error, 2000)}", file=sys.stderr)
+        text = one_line(error, 2000)
+        origin = flags.describe_origin(text)
+        print(f"{kind}: {text}{origin}", file=sys.stderr)
         if isinstance(error, DownloadFailed):
-            backbone = flags.FLAGS["backbone"].value
-            text = command_help.offline_text(program, backbone)
-            print(f"\n{text}", file=sys.stderr)
+            hint = command_help.offline_text(program, error.constructor)
+            print(f"\n{hint}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:
         # The reader of standard output (head, less) has closed it. Python
@@ -89,8 +90,10 @@ def _run(program: str, argv: list[str]) -> int:
         if code:
             return code
     verbose = config.runtime.console == "verbose"
-    # TensorFlow's C++ start-up notes would bury our own lines.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "0" if verbose else "2")
+    # TensorFlow's C++ lines would bury our own. Its errors are raised, too; the
+    # printed ones matter only where a GPU may fail to start.
+    level = "0" if verbose else "2" if _has_driver() else "3"
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", level)
     # TensorFlow turns it on by itself only on CPUs with AVX512; with AVX2
     # alone it was faster too (forward 9 %, step 17 %).
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
@@ -137,10 +140,16 @@ def _program(path: str) -> str:
     return f"python {name}" if name.endswith(".py") else name
 
 
-# What TensorFlow's C++ code prints before its log level takes effect: notes and
-# warnings, and an error on machines without an NVIDIA driver.
+def _has_driver() -> bool:
+    return pathlib.Path("/proc/driver/nvidia/version").exists()
+
+
+# What TensorFlow's C++ code prints before its log level takes effect: notes,
+# warnings, errors about parts that another library has registered already, and
+# an error on machines without an NVIDIA driver.
 _NOTES = re.compile(
     rb"[IW]\d{4} .*|WARNING: All log messages before absl::InitializeLog.*"
+    rb"|E\d{4} .*Unable to register \w+ factory.*"
 )
 _NO_DRIVER = re.compile(rb"E\d{4} .*failed call to cuInit.*")
 
@@ -153,7 +162,6 @@ def _without_notes() -> Iterator[None]:
     TF_CPP_MIN_LOG_LEVEL says, while it is imported and lists the devices. All
     other lines are printed at the end.
     """
-    has_driver = pathlib.Path("/proc/driver/nvidia/version").exists()
     sys.stderr.flush()
     kept = os.dup(2)
     with tempfile.TemporaryFile() as file:
@@ -170,7 +178,7 @@ def _without_notes() -> Iterator[None]:
             file.seek(0)
             for line in file:
                 quiet = _NOTES.match(line) or (
-                    not has_driver and _NO_DRIVER.match(line)
+                    not _has_driver() and _NO_DRIVER.match(line)
                 )
                 if not quiet:
                     os.write(2, line)

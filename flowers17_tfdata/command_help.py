@@ -7,7 +7,6 @@ from collections.abc import Iterator
 
 from flowers17_tfdata import flag_files
 from flowers17_tfdata.config.config import GROUPS
-from flowers17_tfdata.config.model import ModelConfig
 from flowers17_tfdata.config.option import Flag, flags_of
 from flowers17_tfdata.phases.registry import PHASES, Phase
 
@@ -30,30 +29,32 @@ _OFFLINE = """\
 Without a network:
   try everything on the synthetic data set:
       {program} --flagfile=quickstart
-  train on the photographs from files that you bring along:
-      {program} --archive=17flowers.tgz {flags}
-    which come from a machine with a network:
+  train on the Oxford flowers from a file that you bring along:
+      {program} --archive=17flowers.tgz
+    which a machine with a network downloads from (60 MB)
       https://www.robots.ox.ac.uk/~vgg/data/flowers/17/17flowers.tgz
-      {weights}
   train on your own photographs, one folder per class:
-      {program} --dataset=folder:PATH {flags}
-  or from random weights (slow and less accurate): --weights=none
+      {program} --dataset=folder:PATH
+{weights}  start from random weights (slow and less accurate): --weights=none
   all flags: {program} --helpfull"""
 
-_INCEPTION_V3_URL = (
-    "https://storage.googleapis.com/tensorflow/keras-applications/inception_v3/"
-    "inception_v3_weights_tf_dim_ordering_tf_kernels_notop.h5"
-)
+_OFFLINE_WEIGHTS = """\
+  bring the weights of {name} along: on a machine with a network,
+      python -c "import keras; keras.applications.{name}(include_top=False)"
+    writes them to ~/.keras/models; pass the file here as --weights=PATH
+"""
 
 
-def offline_text(program: str, backbone: str) -> str:
-    """Returns what to do where nothing can be downloaded."""
-    flags = f"--weights={backbone}_notop.h5"
-    weights = _INCEPTION_V3_URL
-    if backbone != ModelConfig.backbone:
-        flags = f"--backbone={backbone}"
-        weights = f"~/.keras/models, where Keras keeps {backbone}'s weights"
-    return _OFFLINE.format(program=program, flags=flags, weights=weights)
+def offline_text(program: str, constructor: str = "") -> str:
+    """Returns what to do where nothing can be downloaded.
+
+    Args:
+      program: how the program was called.
+      constructor: the function of keras.applications whose weights are missing;
+        '': none.
+    """
+    weights = _OFFLINE_WEIGHTS.format(name=constructor) if constructor else ""
+    return _OFFLINE.format(program=program, weights=weights)
 
 
 def help_text(program: str, phase: Phase | None, full: bool) -> str:

@@ -26,7 +26,15 @@ class DownloadFailed(UserError):
     """A data set or weights can't be downloaded.
 
     The command line adds what can be done without a network.
+
+    Attributes:
+      constructor: the function of keras.applications whose weights are missing;
+        '' if something else is.
     """
+
+    def __init__(self, message: str, constructor: str = ""):
+        super().__init__(message)
+        self.constructor = constructor
 
 
 class AccuracyGateMissed(UserError):
@@ -49,6 +57,11 @@ def one_line(error: BaseException | str, limit: int = 300) -> str:
     """Returns the message on one line of at most `limit` characters."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def counted(number: int, noun: str) -> str:
+    """Returns e.g. `1 image`, `2 images`."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def did_you_mean(value: str, choices: Iterable[str]) -> str:

@@ -47,6 +47,28 @@ def whole_file(
 
 
 @contextlib.contextmanager
+def removed_if_empty(path: pathlib.Path, log: str) -> Iterator[None]:
+    """Removes a folder that the block made, if it fails and leaves no result.
+
+    The folders above it that the block made go, too.
+
+    Args:
+      path: the folder.
+      log: the name of a file in it that is no result.
+    """
+    missing = [p for p in (path, *path.parents) if not p.exists()]
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            if path in missing and os.listdir(path) == [log]:
+                (path / log).unlink()
+            for folder in missing:
+                folder.rmdir()
+        raise
+
+
+@contextlib.contextmanager
 def whole_folder(
     path: pathlib.Path, what: str | None = None
 ) -> Iterator[pathlib.Path]:

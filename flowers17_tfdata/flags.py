@@ -5,6 +5,10 @@ Only this module uses `absl.flags`.
 
 from __future__ import annotations
 
+import os
+import re
+from collections.abc import Sequence
+
 from absl import flags
 
 from flowers17_tfdata import flag_files
@@ -15,6 +19,42 @@ from flowers17_tfdata.errors import ConfigError, did_you_mean
 from flowers17_tfdata.phases.registry import PHASES, Phase
 
 FLAGS = flags.FLAGS
+
+# What other programs call our flags, with `_` for `-`.
+_KNOWN_ELSEWHERE = {
+    ("transfer_epochs", "finetune_epochs"): (
+        "epochs num_epochs n_epochs max_epochs"
+    ),
+    ("transfer_learning_rate", "finetune_learning_rate"): (
+        "lr learning_rate base_lr max_lr"
+    ),
+    ("transfer_optimizer", "finetune_optimizer"): "opt optim optimizer",
+    ("global_batch_size",): "batch_size bs batch",
+    ("backbone",): "model_name arch architecture network base_model encoder",
+    ("dataset=folder:PATH",): (
+        "data data_path data_root dataset_dir train_dir path root folder"
+    ),
+    ("image_size",): "img_size imgsz input_size input_shape size resolution",
+    ("workdir",): "output_dir out_dir save_dir log_dir logdir model_dir",
+    ("weight_decay",): "wd",
+    ("dropout",): "drop drop_rate",
+    ("label_smoothing",): "smoothing",
+    ("weights",): "pretrained",
+    ("unfreeze_from",): "freeze unfreeze freeze_epochs trainable",
+    ("schedule",): "sched scheduler lr_scheduler",
+    ("split_fractions",): "val_split validation_split test_size valid_pct",
+    ("folds",): "cv kfold num_folds n_splits",
+    ("seed",): "random_state random_seed",
+    ("model", "init_from"): "checkpoint ckpt initial_checkpoint resume",
+    ("phase",): "mode task command",
+    ("precision",): "amp fp16 bf16 mixed_precision",
+    ("strategy",): "device devices gpus num_gpus",
+    ("images",): "image file files input",
+    ("top_k",): "topk",
+}
+
+# The flag file that a flag's value comes from, if it does, by the flag's name.
+_file_of: dict[str, str] = {}
 
 _DEFINE = {
     bool: flags.DEFINE_bool,
@@ -63,10 +103,13 @@ def parse(argv: list[str]) -> Config:
     define_flags()
     # Tests parse several command lines in one process.
     FLAGS.unparse_flags()
+    _file_of.clear()
     try:
         rest = FLAGS(_flag_files_first(argv))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--flagfile can't be read: {error}") from error
+    except flags.UnrecognizedFlagError as error:
+        raise ConfigError(_unknown_flag(error)) from error
     # ValueError comes from flags that absl and TensorFlow define.
     except (flags.Error, ValueError) as error:
         raise ConfigError(" ".join(str(error).split())) from error
@@ -88,6 +131,7 @@ def parse(argv: list[str]) -> Config:
         if phase.name != "predict":
             raise ConfigError(
                 f"every argument must be a --flag=value; got {rest[1]!r}"
+                f"{_meaning(rest[1:])}"
             )
         named = filter(None, [*values["images"].split(","), *rest[1:]])
         # In a list with line breaks, commas belong to the names.
@@ -115,6 +159,47 @@ def parse(argv: list[str]) -> Config:
     return config
 
 
+def describe_origin(message: str) -> str:
+    """Returns which flags in a message come from a flag file; '' for none.
+
+    The user has not typed these.
+    """
+    named = dict.fromkeys(re.findall(r"--(\w+)", message))
+    origins = [f"--{n} is from {_file_of[n]}" for n in named if n in _file_of]
+    return f" ({', '.join(origins)})" if origins else ""
+
+
+def _unknown_flag(error: flags.UnrecognizedFlagError) -> str:
+    name = error.flagname.replace("-", "_")
+    # absl's message ends with the flags that are spelled alike.
+    alike = str(error).partition("Did you mean: ")[2].rstrip(" ?")
+    meant = tuple(filter(None, alike.split(", ")))
+    for ours, others in _KNOWN_ELSEWHERE.items():
+        if name in others.split():
+            meant = ours
+    hint = ", ".join(f"--{ours}" for ours in meant)
+    hint = f" (did you mean {hint}?)" if hint else ""
+    return f"there is no flag --{error.flagname}{hint}"
+
+
+def _meaning(words: Sequence[str]) -> str:
+    """Returns a hint at the flags that words without dashes may stand for."""
+    word, *others = words
+    meant = ""
+    if word == "predict":
+        named = others[0] if len(others) == 1 else "FILES"
+        meant = f"--phase=predict --images={named}"
+    elif word in PHASES:
+        meant = f"--phase={word}"
+    elif os.path.isdir(word):
+        meant = f"--dataset=folder:{word}"
+    elif word.endswith(".flags"):
+        meant = f"--flagfile={word}"
+    elif os.path.isfile(word):
+        meant = f"--phase=predict --images={word}"
+    return f" (did you mean {meant}?)" if meant else ""
+
+
 def _flag_files_first(argv: list[str]) -> list[str]:
     """Puts what flag files hold first: other flags win, wherever they stand."""
     read, others, arguments = list[str](), list[str](), iter(argv[1:])
@@ -123,9 +208,19 @@ def _flag_files_first(argv: list[str]) -> list[str]:
         if argument == "--":
             others += [argument, *arguments]
         elif option in flag_files.OPTIONS:
-            read += flag_files.read_arguments(
-                name if equals else next(arguments, "")
-            )
+            file = name if equals else next(arguments, "")
+            lines = list(flag_files.read_arguments(file))
+            read += lines
+            _file_of.update({_name_of(line): file for line in lines})
         else:
             others.append(argument)
+    for argument in others:
+        _file_of.pop(_name_of(argument), None)
     return [argv[0], *read, *others]
+
+
+def _name_of(argument: str) -> str:
+    """Returns the name of the flag that `--NAME=VALUE` or `--noNAME` sets."""
+    name = argument.lstrip("-").partition("=")[0]
+    negated = name.removeprefix("no")
+    return negated if negated in FLAGS else name

@@ -76,8 +76,8 @@ def run_in_turn(commands: Iterable[Sequence[str]]) -> int:
         for command in commands:
             if received:
                 _say(
-                    f"stopped: {received[-1].name}, between two runs: the same "
-                    "command goes on from there"
+                    f"stopped by {received[-1].name} between two runs: run "
+                    "the same command to continue"
                 )
                 return Preempted.exit_code
             # Otherwise a line of ours may appear after those of the process.

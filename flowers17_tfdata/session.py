@@ -20,7 +20,7 @@ from flowers17_tfdata.config.input import InputConfig
 from flowers17_tfdata.config.option import Kind
 from flowers17_tfdata.data import class_folders, extension
 from flowers17_tfdata.data.source import Source, open_source
-from flowers17_tfdata.errors import UserError, one_line
+from flowers17_tfdata.errors import UserError, counted, one_line
 from flowers17_tfdata.input import examples, input_pipeline
 from flowers17_tfdata.models import backbones, saved_models, summary
 from flowers17_tfdata.training import precision, resume
@@ -124,8 +124,8 @@ def open_devices(
         terminal.configure("quiet")
     policy = precision.set_precision(config.runtime.precision)
     terminal.detail(
-        f"{strategy.num_replicas_in_sync} replica(s) on {workers.count} "
-        f"worker(s), precision {policy}"
+        f"{counted(strategy.num_replicas_in_sync, 'replica')} on "
+        f"{counted(workers.count, 'worker')}, precision {policy}"
     )
     return strategy, workers, policy
 
@@ -187,14 +187,32 @@ def _open_source(
     ):
         known = {file: split for file, _, split in before}
         source = open_source(config.data, bar.scanned, known)
+    told = _told_before(config, output)
     for note in source.notes:
-        terminal.say(note)
+        if note not in told:
+            terminal.say(note)
     if before and writes:
         changes = extension.find_changes(
             before, source.class_names, source.scan()
         )
         terminal.say(extension.describe(str(earlier), changes), **changes)
     return source
+
+
+def _told_before(config: Config, workdir: pathlib.Path) -> list[str]:
+    """Returns the notes that the audit of this run has shown already."""
+    if config.phase == "prepare":
+        # To audit again is to ask again.
+        return []
+    audits = [workdir / "audit.json"]
+    if config.data.folds:
+        audits.append(workdir.parent / "fold_0" / "audit.json")
+    told = []
+    for path in audits:
+        # Without an audit, or with a damaged one, they are shown again.
+        with contextlib.suppress(UserError):
+            told += files.read_json(path).get("notes", [])
+    return told
 
 
 def _settle_input(

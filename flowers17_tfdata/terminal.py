@@ -15,8 +15,13 @@ import rich.progress
 import rich.table
 import rich.text
 
+from flowers17_tfdata.errors import counted
+
 # From this imbalance on, a good accuracy can hide failures in small classes.
-_IMBALANCED = 3.0
+IMBALANCED = 3.0
+
+# The most files that an audit lists.
+_MOST_FILES = 20
 
 # The least width of a table's column of text, characters.
 _LEAST_WIDTH = 12
@@ -214,31 +219,38 @@ def show_audit(audit: Mapping[str, Any]) -> None:
         )
     duplicates = audit["near_duplicates"]
     say(
-        f"near-duplicates: {duplicates['num_pairs']} pairs in "
-        f"{duplicates['num_groups']} groups; "
-        f"{duplicates['num_pairs_across_splits']} pairs across splits"
+        f"near-duplicates: {counted(duplicates['num_pairs'], 'pair')} in "
+        f"{counted(duplicates['num_groups'], 'group')}; "
+        f"{counted(duplicates['num_pairs_across_splits'], 'pair')} across "
+        "splits"
     )
     for pair in duplicates["pairs"]:
         (one, other), (label, second) = pair["ids"], pair["classes"]
         if label != second:
+            across = counted(duplicates["num_pairs_across_classes"], "pair")
             say(
-                f"{duplicates['num_pairs_across_classes']} of them are in two "
-                f"classes, first {one} ({label}) and {other} ({second}): one "
-                "label is wrong"
+                f"{across} across classes, first {one} ({label}) and {other} "
+                f"({second}): one of the two labels is wrong"
             )
             break
-    if audit["imbalance"] >= _IMBALANCED:
+    if audit["imbalance"] >= IMBALANCED:
         say(
             f"train's largest class has {audit['imbalance']:.1f} times the "
             "images of its smallest: consider --class_weights=balanced"
         )
-    say(f"undecodable files: {len(audit['undecodable'])}")
-    for file in audit["undecodable"]:
+    undecodable = audit["undecodable"]
+    say(f"files that can't be decoded: {len(undecodable)}")
+    for file in undecodable[:_MOST_FILES]:
         say(f"  {file['split'] or 'left out:'} {file['id']}: {file['error']}")
-    if audit["damaged"]:
-        say(f"damaged files, used all the same: {len(audit['damaged'])}")
-    for file in audit["damaged"]:
+    if len(undecodable) > _MOST_FILES:
+        say(f"  and {len(undecodable) - _MOST_FILES} more, in audit.json")
+    damaged = audit["damaged"]
+    if damaged:
+        say(f"damaged files, used all the same: {len(damaged)}")
+    for file in damaged[:_MOST_FILES]:
         say(f"  {file['split']} {file['id']}: {file['error']}")
+    if len(damaged) > _MOST_FILES:
+        say(f"  and {len(damaged) - _MOST_FILES} more, in audit.json")
 
 
 def show_evaluation(evaluation: Mapping[str, Any]) -> None:
@@ -255,7 +267,7 @@ def show_evaluation(evaluation: Mapping[str, Any]) -> None:
     say(
         f"{split}: accuracy {evaluation['accuracy']:.4f} "
         f"(95 % interval {low:.4f} to {high:.4f}, "
-        f"{evaluation['num_examples']} images{views}), "
+        f"{counted(evaluation['num_examples'], 'image')}{views}), "
         f"{top_5}loss {evaluation['loss']:.4f}",
         split=split,
         **{name: evaluation[name] for name in _SCORES},

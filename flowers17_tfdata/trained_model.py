@@ -14,7 +14,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from flowers17_tfdata import files
+from flowers17_tfdata import files, terminal
 from flowers17_tfdata.config.config import Config
 from flowers17_tfdata.config.input import InputConfig
 from flowers17_tfdata.errors import UserError, one_line
@@ -65,6 +65,25 @@ class TrainedModel:
     def was_trained_in(self, workdir: pathlib.Path) -> bool:
         """Whether the workdir records the training of this model."""
         return self.path.resolve().parent == workdir.resolve()
+
+    def suffix_in(self, workdir: pathlib.Path) -> str:
+        """Returns what the names of this model's results end with.
+
+        '', except for another model than the one that the workdir's run kept,
+        whose results must stay.
+        """
+        kept = saved_models.kept_stage(workdir)
+        if kept is None:
+            return ""
+        path, own = (
+            p.resolve()
+            for p in (self.path, saved_models.model_path(workdir, kept))
+        )
+        if path == own:
+            return ""
+        if path.parent == own.parent:
+            return f"_{path.stem}"
+        return f"_{path.parent.name}_{path.stem}"
 
     @property
     def image_size(self) -> int:
@@ -360,7 +379,8 @@ def evaluate_split(
     """Evaluates a model on a split of the session's data set.
 
     It writes `evaluation.json`, and the logits of every example to
-    `predictions_SPLIT.npz`.
+    `predictions_SPLIT.npz`; for another model than the run's own, with
+    `TrainedModel.suffix_in` in their names.
 
     Returns:
       The contents of the two files.
@@ -369,8 +389,9 @@ def evaluate_split(
       UserError: there is no such split, or an image can't be decoded.
     """
     predicted = predict_split(session, trained, split)
+    suffix = trained.suffix_in(session.workdir)
     predictions.save(
-        predictions.predictions_path(session.output, split), predicted
+        predictions.predictions_path(session.output, split, suffix), predicted
     )
     evaluation = scores.summarize(predicted, split, session.source.class_names)
     evaluation |= {
@@ -378,5 +399,11 @@ def evaluate_split(
         "dataset": session.source.name,
         "views": predicted.num_views,
     }
-    files.write_json(session.output / "evaluation.json", evaluation)
+    path = session.output / f"evaluation{suffix}.json"
+    files.write_json(path, evaluation)
+    if suffix:
+        terminal.say(
+            f"{trained.path} is not the run's own model: its results are in "
+            f"{path}"
+        )
     return evaluation, predicted

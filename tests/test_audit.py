@@ -67,7 +67,8 @@ def report() -> dict:
 
 def test_audit_counts(report):
     assert report["dataset"] == "fake/config/1.0.0"
-    assert report["num_examples"] == 6
+    # Without the one that cannot be decoded.
+    assert report["num_examples"] == 5
     assert report["splits"] == {
         "train": {
             "num_examples": 4,
@@ -286,6 +287,14 @@ def test_unknown_dataset(tmp_path, dataset):
     assert repr(dataset) in message
     assert "seeded, official_1" in message
     assert "\n" not in message
+
+
+def test_a_folder_without_its_prefix_gets_a_hint(tmp_path, monkeypatch):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    with pytest.raises(ConfigError, match=r"mean --dataset=folder:\.\./photo"):
+        open_source(DataConfig(dataset="../photos", data_dir=str(tmp_path)))
 
 
 def test_another_archive_than_prepared(config, dummy_archive, tmp_path):

@@ -301,8 +301,8 @@ def test_what_is_compared_is_told(compare, runs):
     _write(runs / "b", ids, [True] * 10, model="b/model_transfer.keras")
     code, out, err = compare("--compare=runs/a", "--baseline=runs/b")
     assert code == 0, err
-    assert "compare: model_refit.keras, 8 view(s)" in out
-    assert "baseline: model_transfer.keras, 1 view(s)" in out
+    assert "compare: model_refit.keras, 8 views" in out
+    assert "baseline: model_transfer.keras, 1 view" in out
     written = json.loads((runs / "comparison" / "comparison.json").read_text())
     pair = written["pairs"][0]
     assert pair["compare_model"] == "elsewhere/model_refit.keras"
@@ -412,7 +412,7 @@ def test_lists_and_other_splits(compare, runs):
         (
             (_BOTH[0], "--baseline=runs/notebook_0"),
             2,
-            "--compare and --baseline must name as many workdirs; got 2 "
+            "--compare and --baseline must name equally many workdirs; got 2 "
             "(runs/ours_*) and 1 (runs/notebook_0)",
         ),
         (

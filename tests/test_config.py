@@ -34,7 +34,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 @pytest.mark.parametrize(
     ("argument", "expected"),
     [
-        ("--phas=train", "'phas'. Did you mean: phase"),
+        ("--phas=train", "there is no flag --phas (did you mean --phase?)"),
         ("--phase=trian", "--phase must be one of prepare, "),
         ("--image_size=big", "--image_size"),
         ("--image_size=8", "--image_size must be at least 32; got 8"),
@@ -67,9 +67,20 @@ ROOT = pathlib.Path(__file__).parents[1]
         ("--feature_views=0", "--feature_views below 1 goes with --transfer_"),
         ("--finetune_epochs=-1", "--finetune_epochs must be at least 0; got"),
         ("stray", "every argument must be a --flag=value; got 'stray'"),
+        ("--epochs=5", "--transfer_epochs, --finetune_epochs?"),
+        ("--batch-size=5", "did you mean --global_batch_size?"),
+        ("--data=x", "did you mean --dataset=folder:PATH?"),
+        ("--model=resnet50", "--backbone names the network"),
+        ("evaluate", "did you mean --phase=evaluate?"),
+        ("tests", "did you mean --dataset=folder:tests?"),
+        ("main.py", "did you mean --phase=predict --images=main.py?"),
+        ("x.flags", "did you mean --flagfile=x.flags?"),
     ],
 )
-def test_bad_flags_exit_2_with_one_line(argument, expected, capsys):
+def test_bad_flags_exit_2_with_one_line(
+    argument, expected, capsys, monkeypatch
+):
+    monkeypatch.chdir(ROOT)
     assert cli.main(["main.py", argument]) == 2
     out, err = capsys.readouterr()
     assert out == ""
@@ -366,3 +377,51 @@ def test_a_home_folder_that_is_not_there(tmp_path, monkeypatch, capsys):
     config = DataConfig(dataset=f"folder:{tmp_path}")
     with pytest.raises(ConfigError, match="--data_dir must be given"):
         open_source(config)
+
+
+def test_names_of_other_programs_lead_to_flags_that_exist():
+    names = {flag.name for flag in all_flags()}
+    for ours, others in flags._KNOWN_ELSEWHERE.items():
+        assert {name.partition("=")[0] for name in ours} <= names
+        # They would never be looked up.
+        assert not set(others.split()) & names
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (["predict", "x.jpg"], "--phase=predict --images=x.jpg"),
+        (["predict", "x.jpg", "y.jpg"], "--phase=predict --images=FILES"),
+    ],
+)
+def test_words_without_dashes_get_a_hint(words, meant):
+    with pytest.raises(ConfigError) as caught:
+        flags.parse(["main.py", *words])
+    assert f"did you mean {meant}?" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("--seed=x", "(--seed is from "),
+        ("--epochs=3", "(--epochs is from "),
+        ("--dropout=3", "(--dropout is from "),
+        ("--feature_views=3", "(--feature_views is from "),
+        ("--seed=3", ""),
+    ],
+)
+def test_a_flag_that_was_not_typed_is_traced_to_its_file(
+    line, expected, tmp_path, capsys
+):
+    path = tmp_path / "a.flags"
+    path.write_text(f"{line}\n--workdir={tmp_path}\n--nohorizontal_flip\n")
+    argv = ["main.py", "--augmentation=none", "--crop=0.5"]
+    if line != "--seed=3":
+        argv.pop()
+    assert cli.main([*argv, "--flagfile", str(path)]) == 2
+    err = capsys.readouterr().err
+    assert err.count(" is from ") == bool(expected)
+    assert (f"{expected}{path})" if expected else "--crop") in err
+    # What was typed wins, and is no longer the file's.
+    assert cli.main([*argv, line, f"--flagfile={path}"]) == 2
+    assert " is from " not in capsys.readouterr().err

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import json
 import pathlib
+import shlex
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from flowers17_tfdata.data.oxford_flowers17 import (
 )
 from flowers17_tfdata.data.source import open_source
 from flowers17_tfdata.errors import ConfigError, UserError
+from flowers17_tfdata.phases.report import folds
 from flowers17_tfdata.scoring import pooling, predictions, scores
 from flowers17_tfdata.scoring.predictions import Predictions
 from tests.test_folder_source import write_classes
@@ -361,6 +363,27 @@ def test_folds_of_different_images_are_not_pooled(tmp_path):
     with pytest.raises(UserError, match="fold_2 divides 4 images") as caught:
         pooling.pool(tmp_path, 3)
     assert "\n" not in str(caught.value)
+
+
+def test_pooled_result_becomes_a_page_and_a_command(tmp_path, capsys):
+    for k, logits in enumerate(([2.0, 0.0], [0.0, 2.0], [2.0, 0.0])):
+        _write_fold(tmp_path / f"fold_{k}", [0, 1], [logits, logits], 6)
+    given = ["--folds=3", "--dropout=0.1", f"--workdir={tmp_path}"]
+    config = flags.parse(["main.py", *given, "--dataset=folder:my photos"])
+    result = folds.pool_folds(config)
+    assert files.read_json(tmp_path / "cross_validation.json") == result
+    page = (tmp_path / "cross_validation.html").read_text(encoding="utf-8")
+    assert "3 of 6 images are correct" in page
+    assert 'href="fold_2/report.html"' in page
+    out = capsys.readouterr().out
+    assert str(tmp_path / "cross_validation.html") in out
+    # The command trains one model by the same recipe, elsewhere.
+    words = shlex.split(out.splitlines()[-1].partition("python main.py ")[2])
+    final = flags.parse(["main.py", *words])
+    assert final.workdir == str(tmp_path / "final")
+    assert final.model.dropout == 0.1
+    assert final.data.dataset == "folder:my photos"
+    assert (final.data.folds, final.optimization.refit) == (0, True)
 
 
 @pytest.fixture

@@ -195,10 +195,13 @@ def test_phases_one_by_one_and_from_another_model(run, tmp_path):
         (["--phase=finetune", "--init_from=no.keras"], 1, "--init_from"),
     ],
 )
-def test_mistakes_get_one_line(run, flags, code, expected):
+def test_mistakes_get_one_line(run, tmp_path, flags, code, expected):
     got, _, err = run("work", "--phase=transfer", *flags)
     assert got == code, err
     assert expected in _one_line(err)
+    # A start that failed leaves no folder behind, or one with a result.
+    left = tmp_path / "work"
+    assert not left.exists() or (left / "config.json").exists()
 
 
 def test_wrong_archive_gets_one_line(run, tmp_path):
@@ -257,7 +260,7 @@ def test_terminated_run_exits_with_42_and_goes_on(tmp_path, tiny_command):
     assert process.returncode == 42, err
     last = err.splitlines()[-1]
     assert last.startswith("stopped: transfer"), err
-    assert last.endswith("the same command goes on from there")
+    assert last.endswith("run the same command to continue")
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, **arguments
     ) as process:

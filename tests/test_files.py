@@ -136,3 +136,21 @@ def test_lines_are_appended_whole_or_not_at_all(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     files.append_json_line(path, {"a": 3})
     assert files.read_json_lines(path) == [{"a": 1}, {"a": 3}]
+
+
+def test_a_failed_start_leaves_no_empty_folder(tmp_path):
+    new, old = tmp_path / "runs" / "new", tmp_path / "old"
+    old.mkdir()
+    for folder in (new, old):
+        with pytest.raises(KeyError), files.removed_if_empty(folder, "log"):
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "log").touch()
+            raise KeyError
+    assert (old / "log").exists() and not (tmp_path / "runs").exists()
+    with pytest.raises(KeyError), files.removed_if_empty(new, "log"):
+        new.mkdir(parents=True)
+        (new / "audit").touch()
+        raise KeyError
+    with files.removed_if_empty(tmp_path / "kept", "log"):
+        (tmp_path / "kept").mkdir()
+    assert (new / "audit").exists() and (tmp_path / "kept").is_dir()

@@ -184,7 +184,8 @@ def try_rates(monkeypatch):
 
 def _files(workdir: pathlib.Path) -> dict[str, str]:
     """Returns the digest of each file but those of the test, and the log."""
-    own = {"find_lr.json", "find_lr.html", "timings.jsonl"}
+    own = {"find_lr_finetune.json", "find_lr_finetune.html", "timings.jsonl"}
+    own |= {name.replace("finetune", "transfer") for name in own}
     return {
         str(path.relative_to(workdir)): hashlib.sha256(
             path.read_bytes()
@@ -206,7 +207,7 @@ def test_finetune_of_a_run_is_tried_and_nothing_else_changes(
     code, out, err = run("a", "--phase=find_lr")
     assert code == 0, err
     assert _files(tmp_path / "a") == before
-    result = json.loads((tmp_path / "a" / "find_lr.json").read_text())
+    result = _result(tmp_path / "a", "finetune")
     assert result["stage"] == "finetune"
     assert result["flags"]["global_batch_size"] == 32
     assert result["flags"]["backbone"] == "tiny_net"
@@ -219,9 +220,9 @@ def test_finetune_of_a_run_is_tried_and_nothing_else_changes(
     )
     assert rates[0] < result["suggestion"] < rates[-1]
     assert f"find_lr: {result['flag']}, from " in out
-    assert str(tmp_path / "a" / "find_lr.html") in out
+    assert str(tmp_path / "a" / "find_lr_finetune.html") in out
 
-    text = (tmp_path / "a" / "find_lr.html").read_text()
+    text = (tmp_path / "a" / "find_lr_finetune.html").read_text()
     assert result["flag"] in text
     assert "default-src 'none'" in text
     assert not re.search(r"<link|<script[^>]+src=|<img", text)
@@ -252,7 +253,7 @@ def test_the_losses_are_the_stages_own(run, tiny, tmp_path, stage, try_rates):
         "a", "--phase=find_lr", f"--find_lr_stage={stage}", *flags
     )
     assert code in (0, 1), err
-    losses = _result(tmp_path / "a")["losses"]
+    losses = _result(tmp_path / "a", stage)["losses"]
     rate = f"--{stage}_learning_rate=1e-9"
     code, _, err = run("a", f"--phase={stage}", *flags, rate)
     assert code == 0, err
@@ -261,8 +262,9 @@ def test_the_losses_are_the_stages_own(run, tiny, tmp_path, stage, try_rates):
     assert np.mean(losses) == pytest.approx(expected, rel=1e-5)
 
 
-def _result(workdir: pathlib.Path) -> dict:
-    return json.loads((workdir / "find_lr.json").read_text())
+def _result(workdir: pathlib.Path, stage: str = "transfer") -> dict:
+    path = workdir / f"find_lr_{stage}.json"
+    return json.loads(path.read_text())
 
 
 @pytest.mark.slow
@@ -317,7 +319,7 @@ def test_a_missing_transfer_model_is_named(run, tiny, tmp_path):
     path = tmp_path / "a" / "model_transfer.keras"
     assert f"error: --phase=find_lr needs {path}: run --phase=transfer" in err
     assert err.count("\n") == 1
-    assert not (tmp_path / "a" / "find_lr.json").exists()
+    assert not list((tmp_path / "a").glob("find_lr*"))
 
 
 def test_a_run_that_trains_keeps_it_out(run, tiny, tmp_path):
@@ -339,7 +341,10 @@ def test_rates_too_high_from_the_start_are_told(run, tiny, tmp_path, try_rates):
     assert "rates from 10000 to 100000 (" in err
     assert err.count("\n") == 1
     assert _result(tmp_path / "a")["suggestion"] is None
-    assert "falls at none" in (tmp_path / "a" / "find_lr.html").read_text()
+    assert (
+        "falls at none"
+        in (tmp_path / "a" / "find_lr_transfer.html").read_text()
+    )
 
 
 def test_the_workdir_tells_what_the_stage_was_made_of(tmp_path):

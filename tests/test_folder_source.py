@@ -128,10 +128,10 @@ def test_kinds_of_files(tmp_path, open_folder):
     assert source.class_names == ("a", "b")
     assert sum(source.split_sizes.values()) == 28
     assert "a/deep/er/alpha.PNG" in _split_of(source)
-    assert source.notes[1].startswith("skipped: 2 .mp4, 1 ")
+    assert source.notes[1].startswith("skipped: 2 .mp4 files, 1 ")
     for kind in (
-        *(".txt", "(none)"),
-        *("hidden file(s)", "image(s) in no class folder"),
+        *(".txt file,", "file without a suffix"),
+        *("hidden file", "image in no class folder"),
     ):
         assert f"1 {kind}" in source.notes[1]
 
@@ -234,7 +234,7 @@ def test_undecodable_images_are_left_out_and_reported(flat, open_folder):
         "lily/text.png",
         "rose/cut.jpg",
     }
-    assert "3 of 33 images can't be decoded" in source.notes[-1]
+    assert "3 of 33 files can't be decoded" in source.notes[-1]
     listed = audit_lib.audit(source, source.scan())["undecodable"]
     assert [(f["id"], f["split"]) for f in listed] == [
         ("lily/gone.jpg", ""),
@@ -422,7 +422,7 @@ def test_a_class_of_which_nothing_decodes(flat, open_folder):
 def test_mostly_undecodable_is_an_error(flat, open_folder):
     for k in range(31):
         (flat / "rose" / f"bad{k}.jpg").write_bytes(b"x")
-    with pytest.raises(UserError, match=r"31 of 61 images can't be decoded"):
+    with pytest.raises(UserError, match=r"31 of 61 files can't be decoded"):
         open_folder(flat)
 
 
@@ -441,7 +441,7 @@ def test_no_such_folder(tmp_path, open_folder):
 def test_a_pipe_is_not_waited_for(flat, open_folder):
     os.mkfifo(flat / "rose" / "pipe.jpg")
     notes = "\n".join(open_folder(flat).notes)
-    assert "1 (no regular file)" in notes
+    assert "1 pipe or device" in notes
 
 
 def test_links_are_followed_but_not_in_circles(tmp_path, open_folder):
@@ -459,7 +459,7 @@ def test_names_that_are_not_utf8_are_reported(flat, open_folder):
     source = open_folder(flat)
     assert sum(source.split_sizes.values()) == 30
     assert any(
-        "1 image(s) whose names are not UTF-8" in n for n in source.notes
+        "1 image with a name that is not UTF-8" in n for n in source.notes
     )
 
 
@@ -567,5 +567,5 @@ def test_images_in_a_folder_whose_name_is_not_utf8_are_skipped(
     with open(os.path.join(folder, b"x.jpg"), "wb") as file:
         file.write(picture)
     source = open_folder(flat)
-    assert any("names are not UTF-8" in note for note in source.notes)
+    assert any("a name that is not UTF-8" in note for note in source.notes)
     assert sum(source.split_sizes.values()) == 30

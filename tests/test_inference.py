@@ -86,6 +86,28 @@ def test_views_of_an_image_follow_each_other():
     )
 
 
+def test_many_passes_trace_the_model_once():
+    """TensorFlow warns of a function that is traced again and again."""
+    traced = []
+
+    def preprocess(images):
+        if not tf.executing_eagerly():
+            traced.append(images)
+        return fakes.preprocess_input(images)
+
+    run = inference.ImageInference(
+        fakes.make_model(),
+        tf.distribute.get_strategy(),
+        # Where the model's function normalizes the images.
+        InputConfig(image_size=fakes.IMAGE_SIZE, augment_on="device"),
+        preprocess,
+        global_batch_size=BATCH,
+    )
+    for num_examples in (7, 9, 12):
+        list(run.outputs(fakes.make_noise_examples(num_examples)))
+    assert len(traced) == 1
+
+
 def test_device_stage_makes_the_inputs(strategy):
     batch = fakes.make_batch(BATCH, 2)
     raw = batch._replace(

@@ -172,7 +172,7 @@ def test_without_fine_tuning_the_head_is_refitted(run, workdir):
             "work", "--phase=evaluate", f"--split={split}", model
         )
         assert code == 0, err
-        path = workdir / f"predictions_{split}.npz"
+        path = workdir / f"predictions_{split}_model_transfer.npz"
         labels.append(predictions.load(path).labels)
     both = Features(
         np.concatenate([file, more], axis=1), np.concatenate(labels)

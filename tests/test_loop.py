@@ -273,7 +273,7 @@ def test_damaged_checkpoint_is_named_and_the_one_before_used(
     stage = _stage(workdir)
     stage.run()
     out = capsys.readouterr().out
-    assert f"{folder / 'ckpt-3'} is damaged and passed over" in out
+    assert f"{folder / 'ckpt-3'} is damaged and skipped" in out
     assert "resuming after epoch 2" in out
 
     for path in folder.glob("ckpt-*.data*"):

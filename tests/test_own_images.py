@@ -5,7 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import os
+import pathlib
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -47,7 +50,7 @@ def _splits(path) -> dict[str, tuple[str, str]]:
 def test_own_images_from_folders_to_evaluation(run, tmp_path, photos):
     code, out, err = run("work", "--phase=train", "--class_weights=balanced")
     assert code == 0, err
-    assert "1 of 71 images can't be decoded" in out
+    assert "1 of 71 files can't be decoded" in out
     assert "consider --class_weights=balanced" in out
     work = tmp_path / "work"
     splits = _splits(work / "splits.csv")
@@ -61,6 +64,8 @@ def test_own_images_from_folders_to_evaluation(run, tmp_path, photos):
     }
     audit = json.loads((work / "audit.json").read_text())
     assert audit["imbalance"] >= 3
+    # A file that can't be decoded is no image.
+    assert audit["num_examples"] == 70
     evaluation = json.loads((work / "evaluation.json").read_text())
     assert evaluation["class_names"] == ["lily", "rose", "x"]
     assert evaluation["num_examples"] == sum(
@@ -88,6 +93,51 @@ def test_own_images_from_folders_to_evaluation(run, tmp_path, photos):
     code, out, err = run("work", "--phase=train", "--class_weights=balanced")
     assert code == 0, err
     assert "finetune: already done" in out
+
+
+def test_what_is_left_out_is_told_once_a_run(run, tmp_path, photos):
+    def notes(*flags) -> list[str]:
+        code, out, err = run("work", *flags)
+        assert code == 0, err
+        return [
+            x for x in out.splitlines() if "of 71 files" in x or "skip" in x
+        ]
+
+    assert len(notes("--phase=prepare")) == 1
+    assert notes("--phase=folders", f"--folders_dir={tmp_path / 'a'}") == []
+    # What has changed since then is told.
+    (photos / "rose" / "notes.txt").touch()
+    changed = notes("--phase=folders", f"--folders_dir={tmp_path / 'b'}")
+    assert [line[:20] for line in changed] == ["skipped: 1 .txt file"]
+    # To audit again is to ask again.
+    assert len(notes("--phase=prepare")) == 2
+    # The folds share their images; the first has told of them.
+    (tmp_path / "work").rename(tmp_path / "fold_0")
+    one = ["--folds=3", "--fold=1", "--phase=transfer"]
+    code, out, err = run("fold_1", *one)
+    assert code == 0, err
+    assert "skipped" not in out and "fold 1 is test" in out
+
+
+@pytest.mark.slow
+def test_a_jpeg_that_is_cut_short_is_told_in_our_words_alone(tmp_path, photos):
+    path = photos / "rose" / "000.jpg"
+    path.write_bytes(path.read_bytes()[:-200])
+    command = [sys.executable, "main.py", "--phase=prepare"]
+    command += [f"--dataset=folder:{photos}", f"--data_dir={tmp_path}"]
+    environment = dict(os.environ)
+    del environment["TF_CPP_MIN_LOG_LEVEL"]
+    done = subprocess.run(
+        [*command, f"--workdir={tmp_path / 'work'}"],
+        cwd=pathlib.Path(__file__).parents[1],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert "000.jpg" in done.stdout
 
 
 def test_class_weights_are_part_of_what_is_resumed(run):

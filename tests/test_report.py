@@ -21,11 +21,13 @@ import tensorflow as tf
 from flowers17_tfdata import cli, flags, session
 from flowers17_tfdata.config.data import DataConfig
 from flowers17_tfdata.config.input import InputConfig
+from flowers17_tfdata.config.option import Kind, flags_of
 from flowers17_tfdata.input.examples import load_examples
 from flowers17_tfdata.input.input_pipeline import make_eval_dataset
 from flowers17_tfdata.models import saved_models
 from flowers17_tfdata.phases import report
 from flowers17_tfdata.phases.report import (
+    audit_findings,
     augmented_views,
     grad_cam,
     mistakes,
@@ -215,7 +217,11 @@ def test_it_evaluates_only_what_is_due(workdir, command, capsys):
     assert evaluates()
     model = workdir / "model_transfer.keras"
     assert evaluates(f"--model={model}")
-    assert str(model) in _Page(workdir / "report.html").text
+    # The run keeps the fine-tuned model, so it stays in its own files.
+    assert str(model) in _Page(workdir / "report_model_transfer.html").text
+    assert str(model) not in _Page(workdir / "report.html").text
+    assert not evaluates(f"--model={model}")
+    assert not evaluates()
     assert command(workdir, "--phase=report", "--split=tset") == 1
     assert "--split must be one of" in capsys.readouterr().err
 
@@ -279,8 +285,105 @@ def test_pairs_across_splits_are_warned_of(workdir, command):
     assert command(workdir, "--phase=report") == 0
     shown = _Page(workdir / "report.html")
     assert ("div", "role", "alert") in shown.attributes
-    assert "1 near-duplicate pairs across splits" in shown.text
+    assert "1 pair of near-duplicates across splits" in shown.text
     assert found["pairs"][0]["ids"][0] in shown.text
+
+
+def _add_findings(path: pathlib.Path) -> None:
+    """Changes an audit.json to one that has found all kinds of faults."""
+    audit = json.loads(path.read_text())
+    audit["imbalance"] = 4.0
+    audit["notes"] = ["skipped: 1 .txt file"]
+    audit["near_duplicates"]["pairs"][0]["classes"] = ["Tulip", "Iris"]
+    audit["near_duplicates"]["num_pairs_across_classes"] = 1
+    audit["undecodable"] = [
+        {"split": "", "id": f"broken{k}.jpg", "error": "no image"}
+        for k in range(23)
+    ]
+    audit["damaged"] = [{"split": "test", "id": "cut.jpg", "error": "half"}]
+    path.write_text(json.dumps(audit))
+
+
+@pytest.mark.slow
+def test_what_the_audit_found_is_shown(workdir, command):
+    _add_findings(workdir / "audit.json")
+    before = (workdir / "report.html").stat().st_size
+    assert command(workdir, "--phase=report") == 0
+    shown = _Page(workdir / "report.html")
+    for text in (
+        "skipped: 1 .txt file",
+        "1 pair of near-duplicates across classes",
+        "23 files can’t be decoded",
+        "broken19.jpg : no image",
+        "And 3 more, in audit.json",
+        "1 damaged image used all the same",
+        "cut.jpg : half",
+        "4.0 times the images of its smallest",
+        "131 pairs of near-duplicates within a class and a split",
+        "And 125 more, in audit.json",
+    ):
+        assert text in shown.text, text
+    assert "broken20.jpg" not in shown.text
+    alts = [v for tag, name, v in shown.attributes if name == "alt"]
+    assert sum(", Tulip" in alt or ", Iris" in alt for alt in alts) >= 2
+    # The pictures are few and small.
+    assert (workdir / "report.html").stat().st_size - before < 400_000
+
+
+def _picture(seed: int) -> bytes:
+    pixels = fakes.make_smooth_image(60, 80, seed)
+    return tf.io.encode_jpeg(pixels).numpy()
+
+
+def _audit_of(pairs, dataset="fake/config/1.0.0") -> dict:
+    keys = ("ids", "splits", "classes")
+    found = [dict(zip(keys, pair, strict=True)) for pair in pairs]
+    return {"dataset": dataset, "near_duplicates": {"pairs": found}}
+
+
+def test_near_duplicates_are_shown_by_kind_and_bounded():
+    source = fakes.FakeSource(
+        ["rose", "lily"],
+        {
+            "train": [(f"{k}", k % 2, _picture(k)) for k in range(9)],
+            "test": [("0", 0, _picture(0)), ("bad", 0, b"no image")],
+        },
+    )
+    ours = ["rose", "rose"]
+    audit = _audit_of(
+        [
+            *(([f"{k}", "8"], ["train", "train"], ours) for k in range(8)),
+            (["0", "0"], ["train", "test"], ours),
+            (["1", "bad"], ["train", "test"], ["lily", "rose"]),
+        ]
+    )
+    found = audit_findings.show_near_duplicates(audit, source)
+    assert found.others.num_more == 2
+    assert [p[0].file_name for p in found.others.shown] == list("012345")
+    ((one, other),) = found.across_classes.shown
+    assert (one.label, other.label, other.split) == ("lily", "rose", "test")
+    assert one.picture.startswith("data:image/jpeg")
+    # An image that can't be read any more is named all the same.
+    assert (other.file_name, other.picture) == ("bad", "")
+    # Another data set may hold other images of the same names.
+    audit["dataset"] = "fake/other/1.0.0"
+    found = audit_findings.show_near_duplicates(audit, source)
+    assert {c.picture for p in found.others.shown for c in p} == {""}
+
+
+def test_every_augmentation_is_described():
+    """Each flag that changes the images changes what the page says."""
+    plain = augmented_views.describe(InputConfig(rotation=5.0))
+    for flag in flags_of(InputConfig):
+        if flag.kind is not Kind.RUN or flag.name == "image_size":
+            continue
+        value = {bool: False, float: 0.05, str: flag.choices[-1:]}
+        changed = value[type(flag.default)]
+        changed = changed[0] if isinstance(changed, tuple) else changed
+        config = InputConfig(**{"rotation": 5.0, flag.name: changed})
+        assert augmented_views.describe(config) != plain, flag.name
+    nothing = InputConfig(augmentation="none")
+    assert augmented_views.describe(nothing) == "nothing is changed"
 
 
 @pytest.mark.slow
@@ -336,9 +439,14 @@ def test_choice_of_mistakes():
         tuple("abcde"), np.array([0, 0, 1, 1, 0]), np.log(probabilities)
     )
     choice = mistakes.choose(predictions, most=2)
+    # The model was sure of one.
+    assert choice.worst == [2]
+    assert choice.least_certain == [3, 1]
+    assert choice.exemplars == {0: 0}
+    unsure = predictions._replace(logits=predictions.logits / 10)
+    choice = mistakes.choose(unsure, most=2)
     assert choice.worst == [2, 1]
     assert choice.least_certain == [3]
-    assert choice.exemplars == {0: 0}
 
 
 def test_a_single_class_has_no_mistakes():
@@ -569,6 +677,10 @@ addEventListener("load", () => setTimeout(() => {
     ascending, descending: column(), at_first, in_all: visible(),
     plots: plots.length,
     drawn: plots.filter((plot) => plot.querySelector("svg.main-svg")).length,
+    gap: Math.min(...[...document.querySelectorAll(
+      "section > .card + :is(.card, .grid)")].map((card) =>
+      card.getBoundingClientRect().top
+        - card.previousElementSibling.getBoundingClientRect().bottom)),
     width: innerWidth, scroll_width: document.documentElement.scrollWidth,
     requests: performance.getEntriesByType("resource")
       .map((entry) => entry.name).filter((name) => !name.startsWith("data:")),
@@ -641,6 +753,16 @@ def test_in_a_browser(trained, tmp_path, width, dark):
     assert (sum(map(int, channels)) < 3 * 128) == dark
     assert seen["ascending"] == sorted(seen["ascending"])
     assert seen["descending"] == sorted(seen["ascending"], reverse=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [PHONE_WIDTH, 1280])
+def test_no_two_boxes_touch(workdir, command, tmp_path, width):
+    _add_findings(workdir / "audit.json")
+    assert command(workdir, "--phase=report") == 0
+    seen = _look(workdir / "report.html", tmp_path, width, dark=False)
+    assert seen["gap"] >= 8
+    assert seen["scroll_width"] <= width
 
 
 @pytest.mark.slow

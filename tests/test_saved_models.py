@@ -18,6 +18,8 @@ from flowers17_tfdata.models import (
     saved_models,
 )
 from flowers17_tfdata.models.saved_models import Validation, kept_stage
+from flowers17_tfdata.trained_model import TrainedModel
+from tests import fakes
 
 
 def test_saved_classifier_loads_equal(tmp_path, tiny_backbone):
@@ -187,3 +189,21 @@ def test_class_names_of_a_model_are_in_one_form():
     extras = {"class_names": ["rose\u0301"]}
     model = trained_model.TrainedModel(None, None, extras, None)
     assert model.class_names == ("ros\u00e9",)
+
+
+def test_another_model_s_results_have_names_of_their_own(tmp_path):
+    work, other = tmp_path / "work", tmp_path / "other"
+    for folder in (work, other):
+        folder.mkdir()
+        (folder / "model_transfer.keras").touch()
+
+    def suffix(path, workdir=work):
+        model = fakes.make_model()
+        return TrainedModel(path, model, {}, lambda x: x).suffix_in(workdir)
+
+    assert suffix(work / "model_transfer.keras") == ""
+    assert suffix(other / ".." / "work" / "model_transfer.keras") == ""
+    assert suffix(work / "older.keras") == "_older"
+    assert suffix(other / "model_transfer.keras") == "_other_model_transfer"
+    # A workdir without a model has no results to keep.
+    assert suffix(work / "older.keras", tmp_path) == ""

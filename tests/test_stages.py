@@ -90,7 +90,7 @@ def test_features_are_computed_once_and_kept(run, tmp_path):
             files[arrays["values"].shape] = file, arrays["values"]
     assert set(files) == {(3, 800, 16), (1, 260, 16)}
     file, train = files[3, 800, 16]
-    assert f"features of train, 3 view(s), saved to {file}" in out
+    assert f"features of train, 3 views, saved to {file}" in out
     # The second view is mirrored, the third one random.
     assert not np.allclose(train[0], train[1])
     assert not np.allclose(train[1], train[2])
@@ -99,7 +99,7 @@ def test_features_are_computed_once_and_kept(run, tmp_path):
     (tmp_path / "a" / "features").rename(tmp_path / "b" / "features")
     out = run("b", "--phase=transfer", "--feature_views=3")
     kept = tmp_path / "b" / "features" / file.name
-    assert f"features of train, 3 view(s), from {kept}" in out
+    assert f"features of train, 3 views, from {kept}" in out
     _assert_equal(
         tmp_path / "a" / "model_transfer.keras",
         tmp_path / "b" / "model_transfer.keras",
@@ -256,7 +256,9 @@ def test_refit_trains_on_validation_too(run, tmp_path, monkeypatch, capsys):
     with pytest.raises(AssertionError, match=r"--split=validation: .*memory"):
         run("a", *flags)
     run("a", *flags, f"--model={workdir / 'model_finetune.keras'}")
-    evaluation = files.read_json(workdir / "evaluation.json")
+    # The run's own result stays what it was.
+    assert files.read_json(workdir / "evaluation.json") == evaluation
+    evaluation = files.read_json(workdir / "evaluation_model_finetune.json")
     accuracies = (
         x["validation_accuracy"] for x in lines if x["phase"] == "finetune"
     )

@@ -13,9 +13,14 @@ import sys
 import keras
 import pytest
 
-from flowers17_tfdata import cli, flags, terminal
+from flowers17_tfdata import cli, command_help, flags, terminal
 from flowers17_tfdata.config.model import ModelConfig
-from flowers17_tfdata.errors import ConfigError, UserError, did_you_mean
+from flowers17_tfdata.errors import (
+    ConfigError,
+    DownloadFailed,
+    UserError,
+    did_you_mean,
+)
 from flowers17_tfdata.models import backbones, summary
 from flowers17_tfdata.phases.registry import PHASES
 from tests import fakes
@@ -152,7 +157,7 @@ def test_misspelt_values_get_a_suggestion():
 
 def test_a_misspelt_flag_gets_a_suggestion(capsys):
     assert cli.main(["main.py", "--fintune_epochs=3"]) == 2
-    assert "Did you mean: finetune_epochs" in capsys.readouterr().err
+    assert "did you mean --finetune_epochs?" in capsys.readouterr().err
 
 
 def test_a_failed_download_tells_what_to_do(
@@ -185,8 +190,23 @@ def test_a_failed_download_tells_what_to_do(
     text = "\n".join(hint)
     for part in ("--flagfile=quickstart", "--archive=", "--weights="):
         assert part in text
+    # A network of one's own has no weights that Keras could download.
+    assert "keras.applications" not in text
     # One screen.
     assert len(hint) < 20
+
+
+def test_missing_weights_are_named_by_their_own_network(monkeypatch):
+    def no_network(*args, **kwargs):
+        raise Exception("URL fetch failure on https://example.org: None")
+
+    module = sys.modules[keras.applications.MobileNetV2.__module__]
+    monkeypatch.setattr(module.file_utils, "get_file", no_network)
+    with pytest.raises(DownloadFailed) as caught:
+        backbones.build_backbone("mobilenet_v2", 96, "imagenet")
+    text = command_help.offline_text("main.py", caught.value.constructor)
+    assert "keras.applications.MobileNetV2(include_top=False)" in text
+    assert "inception" not in text
 
 
 def _downloading_net(input_shape, weights):

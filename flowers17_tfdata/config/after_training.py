@@ -25,7 +25,14 @@ class EvaluationConfig:
         "Saved .keras classifier ('': the workdir's model_refit.keras, else "
         "the better of the other two on validation).",
         common=True,
-        needs=(Needs("phase", ("train",), never=True),),
+        needs=(
+            Needs(
+                "phase",
+                ("train",),
+                never=True,
+                hint="--backbone names the network to train",
+            ),
+        ),
     )
     split: str = Kind.FREE.option(
         "test",
@@ -148,7 +155,7 @@ class CompareConfig:
     )
     baseline: str = Kind.FREE.option(
         "",
-        "As many workdirs to compare them with, in the same order.",
+        "Workdirs to compare them with: as many, in the same order.",
         common=True,
         required_by="compare",
     )

@@ -82,8 +82,8 @@ class DataConfig:
     )
     folds: int = Kind.RUN.option(
         0,
-        "Cross-validate on K folds (3 to 20), each in turn the test split and "
-        "the next one validation (0: do not).",
+        "Cross-validate on K folds (3 to 20): each is the test split once, the "
+        "next one validation (0: do not).",
         common=True,
         bounds=(0, 20),
     )

@@ -53,6 +53,7 @@ class Needs:
       above: the rule holds only where the first flag is above this.
       below: the rule holds only where the first flag is below this. Without
         either bound, it holds where the flag has not its default value.
+      hint: what to do instead, for the message.
     """
 
     flag: str
@@ -60,6 +61,7 @@ class Needs:
     never: bool = False
     above: float | None = None
     below: float | None = None
+    hint: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,4 +156,5 @@ def _check_needs(flag: Flag, needs: Needs, values: Mapping[str, Any]) -> None:
     raise ConfigError(
         f"--{flag.name}{bound} {verb} --{needs.flag}={allowed}; got "
         f"--{flag.name}={value} and --{needs.flag}={other}"
+        + (f" ({needs.hint})" if needs.hint else "")
     )

@@ -14,7 +14,7 @@ class RuntimeConfig:
 
     console: str = Kind.FREE.option(
         "normal",
-        "quiet prints errors alone; verbose adds details and TensorFlow's "
+        "quiet prints only errors; verbose adds details and TensorFlow's "
         "notes; json prints one object per line.",
         choices=("quiet", "normal", "verbose", "json"),
     )
@@ -81,7 +81,7 @@ class RuntimeConfig:
     )
     seed: int = Kind.TRAINING.option(
         0,
-        "Seed of all that is drawn at random, but for the splits.",
+        "Seed of everything that is drawn at random, except the splits.",
         common=True,
         bounds=(0, 2**31 - 1),
     )

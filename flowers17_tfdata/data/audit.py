@@ -23,7 +23,8 @@ def audit(source: Source, scan: Scan) -> dict[str, Any]:
 
     Returns:
       A JSON-serializable summary:
-        `dataset`, `num_examples`;
+        `dataset`; `num_examples`, without those that can't be decoded;
+        `notes`: what to show the user about how it was read;
         `splits`: `{split: {"num_examples", "per_class": {name: count}}}`;
         `imbalance`: the number of train's images in its largest class over
         that in its smallest class that has any;
@@ -42,7 +43,8 @@ def audit(source: Source, scan: Scan) -> dict[str, Any]:
     readable = np.delete(scan.images.sizes, list(scan.images.errors), axis=0)
     return {
         "dataset": source.name,
-        "num_examples": len(scan.ids),
+        "num_examples": len(scan.ids) - len(scan.images.errors),
+        "notes": list(source.notes),
         "splits": {
             split: {
                 "num_examples": size,

@@ -55,7 +55,7 @@ def list_images(root: pathlib.Path) -> Listing:
     for folder in {root, *folder_of.values()}:
         for path in folder.iterdir():
             if path.is_file() and not _kind_if_no_image(path, root):
-                skipped["image(s) in no class folder"] += 1
+                skipped["image{s} in no class folder"] += 1
     names = [path.relative_to(root).as_posix() for path, _, _ in found]
     ids = make_ids(names)
     rows = sorted(zip(ids, found, strict=True))
@@ -97,7 +97,8 @@ def images_below(
       root: a folder above it, from which names are taken.
 
     Returns:
-      The images, and the number of other files of each kind.
+      The images, and the number of other files of each kind, in which `{s}`
+      is the ending of the plural.
     """
     images, skipped = [], collections.Counter[str]()
     for path in _files_below(folder):
@@ -113,7 +114,10 @@ def skipped_note(skipped: collections.Counter[str]) -> str:
     """Says in one line which kinds of files are skipped; '' for none."""
     if not skipped:
         return ""
-    kinds = ", ".join(f"{n} {kind}" for kind, n in skipped.most_common())
+    kinds = ", ".join(
+        f"{n} {kind.replace('{s}', '' if n == 1 else 's')}"
+        for kind, n in skipped.most_common()
+    )
     return (
         f"skipped: {kinds}; only {', '.join(image_formats.FORMATS)} are read: "
         "convert other images to use them"
@@ -228,20 +232,20 @@ def _files_below(folder: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def _kind_if_no_image(path: pathlib.Path, root: pathlib.Path) -> str:
-    """Returns what kind of file is skipped; '' for an image."""
+    """Returns what kind of file is skipped, see `images_below`, or ''."""
     if _is_hidden(path.name):
-        return "hidden file(s)"
+        return "hidden file{s}"
     # A pipe, for example: reading it would wait for ever. A dangling link is
     # reported with the images that can't be decoded.
     if path.exists() and not path.is_file():
-        return "(no regular file)"
+        return "pipe{s} or device{s}"
     suffix = path.suffix.lower()
     is_raw = suffix in image_formats.RAW_SUFFIXES
     is_named = suffix in image_formats.SUFFIXES
     if is_raw or not (is_named or _begins_as_image(path)):
-        return suffix or "(none)"
+        return f"{suffix} file{{s}}" if suffix else "file{s} without a suffix"
     if _NOT_UTF8.search(str(path.relative_to(root))):
-        return "image(s) whose names are not UTF-8"
+        return "image{s} with a name that is not UTF-8"
     return ""
 
 

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import os
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 import numpy as np
 import tensorflow as tf
@@ -55,6 +55,18 @@ class Source:
           UserError: there is no such split.
         """
         raise NotImplementedError
+
+    def read_images(self, split: str, ids: Collection[str]) -> dict[str, bytes]:
+        """Returns the encoded images of some ids, those that can be read."""
+        found: dict[str, bytes] = {}
+        for example in self.read(split).as_numpy_iterator():
+            image_id = example["id"].decode()
+            if image_id in ids:
+                # Ids repeat in some data sets.
+                found.setdefault(image_id, example["image"])
+            if len(found) == len(ids):
+                break
+        return found
 
     def fingerprints(self, split: str) -> list[str]:
         """Returns hashes that identify the split's images in other data sets.

@@ -232,10 +232,15 @@ def _make_builder(config: DataConfig) -> tfds.core.DatasetBuilder:
         return tfds.builder(config.dataset, data_dir=data_dir, **kwargs)
     # TFDS raises any of these for an unknown name, config or version.
     except (ValueError, KeyError, AssertionError) as error:
+        if pathlib.Path(config.dataset).expanduser().is_dir():
+            raise errors.ConfigError(
+                f"--dataset={config.dataset} names a folder (did you mean "
+                f"--dataset=folder:{config.dataset}?)"
+            ) from error
         names = ", ".join(c.name for c in flowers17.Builder.BUILDER_CONFIGS)
         raise errors.ConfigError(
-            "--dataset must be folder:PATH, csv:FILE or a TFDS data set (of "
-            f"oxford_flowers17: {names}); got {config.dataset!r}: "
+            "--dataset must be folder:PATH, csv:FILE or a TFDS data set "
+            f"(oxford_flowers17 has {names}); got {config.dataset!r}: "
             f"{errors.one_line(error, 120)}"
         ) from error
 

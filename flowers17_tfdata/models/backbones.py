@@ -73,17 +73,21 @@ def canonical_name(name: str) -> str:
     return name.lower().replace("_", "").replace("-", "")
 
 
+def _constructors() -> dict[str, str]:
+    """Returns the functions of keras.applications by canonical name."""
+    functions = inspect.getmembers(keras.applications, inspect.isfunction)
+    return {canonical_name(name): name for name, _ in functions}
+
+
 def available_backbones() -> dict[str, Backbone]:
     """Returns all backbones by canonical name."""
-    found = {
-        canonical_name(name): Backbone(
+    found = {}
+    for canonical, name in _constructors().items():
+        constructor = getattr(keras.applications, name)
+        found[canonical] = Backbone(
             functools.partial(constructor, include_top=False),
             sys.modules[constructor.__module__].preprocess_input,
         )
-        for name, constructor in inspect.getmembers(
-            keras.applications, inspect.isfunction
-        )
-    }
     return found | _registered
 
 
@@ -147,7 +151,8 @@ def build_backbone(name: str, image_size: int, weights: str) -> keras.Model:
         raise DownloadFailed(
             f"--weights=imagenet: the weights of {name} can't be downloaded "
             f"({one_line(error, 160)}); pass a local file with "
-            "--weights=PATH, or --weights=none to train from scratch"
+            "--weights=PATH, or --weights=none to train from scratch",
+            _constructors().get(canonical_name(name), ""),
         ) from error
     # The preprocessing of a saved classifier is found by this name. Keras's
     # MobileNets are named by their width and image size.

@@ -165,3 +165,24 @@ def kept_stage(
     return max(
         validated, key=lambda s: (validated[s].accuracy, -validated[s].loss)
     )
+
+
+def fine_tuning_outcome(workdir: pathlib.Path) -> str:
+    """Says whether fine-tuning helped, and so which model is kept.
+
+    '' if the workdir does not hold the validated models of both stages.
+    """
+    before, after = (
+        validation_of(model_path(workdir, stage))
+        for stage in ("transfer", "finetune")
+    )
+    if not before or not after:
+        # Fine-tuning started from another run's model.
+        return ""
+    accuracies = f"{before.accuracy:.1%} -> {after.accuracy:.1%}"
+    if kept_stage(workdir, before_refit=True) == "finetune":
+        return f"fine-tuning helped on validation: {accuracies}"
+    return (
+        f"fine-tuning did not help on validation ({accuracies}): kept the "
+        f"head, {model_path(workdir, 'transfer')}"
+    )

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import pathlib
 from typing import Any
 
-from flowers17_tfdata import files, terminal, timings, trained_model
+from flowers17_tfdata import terminal, timings, trained_model
 from flowers17_tfdata.config.config import Config
 from flowers17_tfdata.errors import AccuracyGateMissed
-from flowers17_tfdata.scoring import pooling
 from flowers17_tfdata.session import Session
 
 
 def evaluate(session: Session) -> None:
-    """Evaluates a saved model on `--split`; writes `evaluation.json`.
+    """Evaluates a saved model on `--split`; see `evaluate_split`.
 
     Raises:
       AccuracyGateMissed: below `--assert_accuracy_at_least`.
@@ -29,19 +27,6 @@ def evaluate_without_gate(session: Session) -> dict[str, Any]:
         evaluation, _ = trained_model.evaluate_split(session, trained, split)
     terminal.show_evaluation(evaluation)
     return evaluation
-
-
-def pool_folds(config: Config) -> None:
-    """Pools the results of all folds; writes `cross_validation.json`.
-
-    Raises:
-      AccuracyGateMissed: below `--assert_accuracy_at_least`.
-    """
-    workdir = pathlib.Path(config.workdir).expanduser()
-    result = pooling.pool(workdir, config.data.folds)
-    files.write_json(workdir / "cross_validation.json", result)
-    terminal.show_cross_validation(result)
-    check_gate(config, result)
 
 
 def check_gate(config: Config, evaluation: dict[str, Any]) -> None:

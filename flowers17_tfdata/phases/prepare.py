@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from flowers17_tfdata import files, terminal, timings
 from flowers17_tfdata.data import audit, class_folders
-from flowers17_tfdata.errors import UserError
+from flowers17_tfdata.errors import UserError, counted
 from flowers17_tfdata.session import Session
 
 
@@ -28,7 +28,8 @@ def prepare(session: Session) -> None:
     if in_a_split:
         first = in_a_split[0]
         raise UserError(
-            f"{source.name}: {len(in_a_split)} images can't be decoded, first "
+            f"{source.name}: {counted(len(in_a_split), 'file')} can't be "
+            "decoded, first "
             f"{first['id']} in split {first['split']}; audit.json lists them"
         )
 

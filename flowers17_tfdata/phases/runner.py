@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import pathlib
 import re
 from collections.abc import Iterator
 
@@ -10,7 +11,7 @@ import filelock
 import keras
 import tensorflow as tf
 
-from flowers17_tfdata import files, terminal, trained_model
+from flowers17_tfdata import files, terminal, timings, trained_model
 from flowers17_tfdata.config.config import Config
 from flowers17_tfdata.errors import (
     ConfigError,
@@ -20,6 +21,7 @@ from flowers17_tfdata.errors import (
 )
 from flowers17_tfdata.phases import evaluate
 from flowers17_tfdata.phases.registry import PHASES, Phase
+from flowers17_tfdata.phases.report import folds
 from flowers17_tfdata.session import Session, open_session
 from flowers17_tfdata.training import cluster, resume
 
@@ -52,7 +54,7 @@ def run(config: Config) -> None:
             _run_without_data(phase, config)
         elif config.data.runs_all_folds:
             # A process of its own has run each fold.
-            evaluate.pool_folds(config)
+            evaluate.check_gate(config, folds.pool_folds(config))
         else:
             _run_on_data(phase, config)
 
@@ -69,7 +71,11 @@ def _run_on_data(phase: Phase, config: Config) -> None:
     if phase.reads_model:
         # Before the data set is opened, which may take minutes.
         trained_model.find_model(config)
-    with open_session(config, phase.trains, phase.writes_run) as session:
+    workdir = pathlib.Path(config.workdir).expanduser()
+    with (
+        files.removed_if_empty(workdir, timings.FILE_NAME),
+        open_session(config, phase.trains, phase.writes_run) as session,
+    ):
         workers = session.workers.count
         if phase.one_worker and workers > 1:
             raise ConfigError(

@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from flowers17_tfdata import files, machine, terminal, timings
+from flowers17_tfdata.errors import counted
 from flowers17_tfdata.input import augmentation, feature_cache, input_pipeline
 from flowers17_tfdata.input.examples import Examples, choose_examples
 from flowers17_tfdata.input.feature_cache import Features
@@ -118,7 +119,7 @@ class _Extractor:
                     f"{session.config.data.extends}"
                 )
         terminal.say(
-            f"features of {name}, {num_views} view(s), {where}, "
+            f"features of {name}, {counted(num_views, 'view')}, {where}, "
             f"{time.perf_counter() - start:.1f} s"
         )
         return Features(arrays["values"], examples.labels)

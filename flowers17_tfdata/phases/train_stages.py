@@ -93,8 +93,9 @@ def _run_stages(
                     examples = train_data.load_examples(session)
             splits = train_data.select_splits(session, stage, examples)
             _run_stage(session, stage, course, splits, key, stop)
-        if stage == "finetune":
-            _report_kept(session)
+        outcome = saved_models.fine_tuning_outcome(session.workdir)
+        if stage == "finetune" and outcome:
+            terminal.say(outcome)
     if "refit" not in keys:
         _report_outdated_refit(session)
 
@@ -152,25 +153,6 @@ def _start_again(session: Session, stage: str) -> None:
     if session.workers.is_chief:
         shutil.rmtree(_stage_folder(session, stage))
     session.workers.barrier()
-
-
-def _report_kept(session: Session) -> None:
-    """Reports which of the head and the fine-tuned model is kept, and why."""
-    before, after = (
-        saved_models.validation_of(session.model_path(stage))
-        for stage in ("transfer", "finetune")
-    )
-    if not before or not after:
-        # Fine-tuning started from another run's model.
-        return
-    accuracies = f"{before.accuracy:.1%} -> {after.accuracy:.1%}"
-    if saved_models.kept_stage(session.workdir) == "finetune":
-        terminal.say(f"fine-tuning helped on validation: {accuracies}")
-    else:
-        terminal.say(
-            f"fine-tuning did not help on validation ({accuracies}): kept the "
-            f"head, {session.model_path('transfer')}"
-        )
 
 
 def _checked_resume_key(

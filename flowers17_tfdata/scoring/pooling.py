@@ -56,7 +56,7 @@ def pool(workdir: pathlib.Path, num_folds: int) -> dict[str, Any]:
         if total != num_tested:
             raise UserError(
                 f"{folder} divides {total} images, but the folds test "
-                f"{num_tested}: the data set changed between them; give the "
+                f"{num_tested}: the data set changed between them; run the "
                 "same command again"
             )
     accuracies = [one["accuracy"] for one in evaluations]

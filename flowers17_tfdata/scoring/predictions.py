@@ -48,9 +48,17 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return special.softmax(double, axis=-1).astype(np.float32)
 
 
-def predictions_path(workdir: pathlib.Path, split: str) -> pathlib.Path:
-    """Returns where `--phase=evaluate` writes a split's predictions."""
-    return workdir / f"predictions_{split}.npz"
+def predictions_path(
+    workdir: pathlib.Path, split: str, suffix: str = ""
+) -> pathlib.Path:
+    """Returns where `--phase=evaluate` writes a split's predictions.
+
+    Args:
+      workdir: the folder of the run.
+      split: the split's name.
+      suffix: see `TrainedModel.suffix_in`.
+    """
+    return workdir / f"predictions_{split}{suffix}.npz"
 
 
 def save(path: pathlib.Path, predictions: Predictions) -> None:

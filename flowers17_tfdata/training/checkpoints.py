@@ -85,7 +85,7 @@ class StageCheckpoints:
         self._links = contextlib.ExitStack()
         self._readable = _without_brackets(folder, self._links)
         output = _without_brackets(output, self._links)
-        # Several, since a damaged one is passed over.
+        # Several, since a damaged one is skipped.
         self._latest = tf.train.CheckpointManager(
             checkpoint, str(output), max_to_keep=3
         )
@@ -100,7 +100,7 @@ class StageCheckpoints:
     def restore(self) -> int:
         """Restores the newest intact checkpoint, if there is one.
 
-        Damaged ones are reported and passed over.
+        Damaged ones are reported and skipped.
 
         Returns:
           The number of finished epochs.
@@ -114,8 +114,7 @@ class StageCheckpoints:
             damage = _damage(f"{self._readable}/{name}")
             if damage:
                 terminal.say(
-                    f"{self._folder}/{name} is damaged and passed over: "
-                    f"{damage}"
+                    f"{self._folder}/{name} is damaged and skipped: {damage}"
                 )
                 continue
             self._restore(self._latest.checkpoint, name)

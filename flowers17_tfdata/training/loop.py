@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from flowers17_tfdata import terminal
 from flowers17_tfdata.config.config import Config
-from flowers17_tfdata.errors import UserError
+from flowers17_tfdata.errors import UserError, counted
 from flowers17_tfdata.input import input_pipeline
 from flowers17_tfdata.models import batch_norm
 from flowers17_tfdata.training import metrics, optimizers
@@ -170,7 +170,7 @@ class Stage:
                 "new schedule"
             )
         return f"resuming after epoch {done}" + (
-            f" and {step} steps" if step else ""
+            f" and {counted(step, 'step')}" if step else ""
         )
 
     def try_steps(self, num_steps: int) -> Iterator[tuple[float, float]]:

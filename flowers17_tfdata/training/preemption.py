@@ -41,7 +41,7 @@ class StopRequest:
         All workers call it at the same place.
         """
         if self._agree(self.requested):
-            raise Preempted(f"{where}: the same command goes on from there")
+            raise Preempted(f"{where}: run the same command to continue")
 
 
 @contextlib.contextmanager
@@ -142,8 +142,8 @@ def _watch(
         return
     request.requested = True
     _say(
-        f"{name}: saving a checkpoint and stopping after this step; at the "
-        f"latest, or at a second signal, without one in {grace_secs:g} s"
+        f"{name}: saving a checkpoint and stopping after this step; a second "
+        f"signal, or {grace_secs:g} s without one, ends the run at once"
     )
     name = _next_signal(wakeups, grace_secs)
     if name is None:

@@ -112,5 +112,5 @@ def _timm_name(backbone: str, names: list[str]) -> str:
 
     found = [name for name in names if plain(name) == plain(backbone)]
     if not found:
-        raise ValueError(f"timm has no network of the name {backbone}")
+        raise ValueError(f"timm has no network named {backbone}")
     return found[0]

@@ -33,7 +33,7 @@ def find_pairs(options: CompareConfig, split: str) -> list[_Pair]:
     baseline = _find_all("baseline", options.baseline, split)
     if len(compared) != len(baseline):
         raise ConfigError(
-            "--compare and --baseline must name as many workdirs; got "
+            "--compare and --baseline must name equally many workdirs; got "
             f"{len(compared)} ({options.compare}) and {len(baseline)} "
             f"({options.baseline})"
         )

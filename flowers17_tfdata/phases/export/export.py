@@ -122,7 +122,7 @@ def check_target(target: pathlib.Path) -> None:
     if not writer.startswith("flowers17_tfdata ") and any(target.iterdir()):
         raise UserError(
             f"--export_dir {target} must be new, empty, or an earlier export, "
-            f"which is replaced; it holds other files and no {_REPORT} of ours"
+            f"which is replaced; it holds other files but no {_REPORT}"
         )
 
 

@@ -15,7 +15,7 @@ def curve_chart(result: Mapping[str, Any]) -> Chart:
     """Returns the losses over the learning rates, the suggestion marked.
 
     Args:
-      result: the contents of `find_lr.json`.
+      result: the contents of `find_lr_STAGE.json`.
     """
     rates = result["rates"]
     low, high = _loss_range(result)

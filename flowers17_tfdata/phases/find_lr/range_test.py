@@ -1,4 +1,4 @@
-"""Runs the phase: a range test, `find_lr.json` and `find_lr.html`."""
+"""Runs the phase: a range test, `find_lr_STAGE.json` and `.html`."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def run_range_test(session: Session) -> None:
                 break
     result = _make_result(session, curve)
     if session.workers.is_chief:
-        _write(result, session.output / "find_lr.json")
+        _write(result, session.output / f"find_lr_{name}.json")
     session.workers.barrier()
     if not result["suggestion"]:
         raise UserError(
@@ -73,7 +73,7 @@ def rising_rates() -> keras.optimizers.schedules.LearningRateSchedule:
 
 
 def _make_result(session: Session, curve: Curve) -> dict[str, Any]:
-    """Returns the contents of `find_lr.json`."""
+    """Returns the contents of `find_lr_STAGE.json`."""
     config = session.config
     name = config.find_lr.find_lr_stage
     rate = suggest(curve, NUM_STEPS)
@@ -103,7 +103,7 @@ def _write(result: Mapping[str, Any], path: pathlib.Path) -> None:
     }
     files.write_text(html, page.render(context, "find_lr.html"))
     if result["flag"]:
-        hint = "; the loss still falls there: higher rates may do, too"
+        hint = "; the loss still falls there: higher rates may work, too"
         terminal.say(
             f"find_lr: {result['flag']}, from {_describe_steps(result)}"
             f"{hint if result['still_falls'] else ''}",

@@ -10,7 +10,7 @@ from typing import TextIO
 
 from flowers17_tfdata import files, predictor, terminal
 from flowers17_tfdata.config.config import Config
-from flowers17_tfdata.errors import UserError, one_line
+from flowers17_tfdata.errors import UserError, counted, one_line
 from flowers17_tfdata.phases.predict import formats, image_files
 from flowers17_tfdata.predictor import Prediction
 
@@ -64,22 +64,17 @@ def _open_output(config: Config) -> Iterator[TextIO]:
     terminal.say(f"predictions written to {path}")
 
 
-def _report(noted: Sequence[Prediction], num_images: int) -> None:
-    """Names the images that are damaged or can't be read."""
-    for prediction in noted:
-        name = one_line(prediction.file, 500)
-        if prediction.error:
-            text = f"can't be read: {name}: {prediction.error}"
-            record = {"error": prediction.error}
-        else:
-            text = f"damaged, predicted all the same: {name}: "
-            text += prediction.damage
-            record = {"damage": prediction.damage}
-        terminal.say(text, file=prediction.file, **record)
-    unreadable = [prediction for prediction in noted if prediction.error]
+def _report(noted: Sequence[Prediction], num_files: int) -> None:
+    """Names the damaged images, and the first that can't be read."""
+    for file, *_, damage in noted:
+        if damage:
+            name = one_line(file, 500)
+            text = f"damaged, predicted all the same: {name}: {damage}"
+            terminal.say(text, file=file, damage=damage)
+    unreadable = [prediction.file for prediction in noted if prediction.error]
     if unreadable:
-        first = unreadable[0]
         raise UserError(
-            f"{len(unreadable)} of {num_images} images can't be read, first "
-            f"{first.file} ({first.error})"
+            f"{len(unreadable)} of {counted(num_files, 'file')} can't be "
+            "read (each row says why), first "
+            f"{one_line(unreadable[0], 500)}"
         )

@@ -68,6 +68,23 @@ def make_views(
     return views
 
 
+def describe(config: InputConfig) -> str:
+    """Says what training does to an image, for the sentence on the page."""
+    parts = {
+        f"rotated by up to {config.rotation:g}°": config.rotation > 0,
+        f"shifted by up to {config.shift:.0%} of its size": config.shift > 0,
+        f"stretched to {1 - config.zoom:.0%} to {1 + config.zoom:.0%}": (
+            config.zoom > 0
+        ),
+        f"cropped to {config.crop:.0%} to 100% of its area": config.crop < 1,
+        "mirrored half of the time": config.horizontal_flip,
+    }
+    used = [text for text, is_used in parts.items() if is_used]
+    if config.augmentation == "none" or not used:
+        return "nothing is changed"
+    return f"each image is {', '.join(used)}"
+
+
 def _first_of_classes(source: Source, num_images: int) -> _Sample:
     """Returns the first train image of each of the first classes."""
     first: dict[int, dict] = {}

@@ -54,13 +54,16 @@ class Cases(NamedTuple):
     """All examples that the report shows.
 
     Attributes:
-      worst: the most confident mistakes.
-      least_certain: the mistakes with the smallest margin.
+      worst: the most confident mistakes, see `mistakes.Choice`.
+      sure_from: the confidence that all of `worst` reach, if the model was sure
+        of them; None: it was not.
+      least_certain: other mistakes, with the smallest margin.
       explained: the examples with heat maps, mistakes first.
       not_explained: why there are no heat maps, or an empty string.
     """
 
     worst: list[Case]
+    sure_from: float | None
     least_certain: list[Case]
     explained: list[Case]
     not_explained: str
@@ -77,8 +80,8 @@ def make_cases(
     correct = list(choice.exemplars.values())
     # From certain to uncertain, not only the most certain ones.
     correct = correct[:: max(1, len(correct) // _HITS_EXPLAINED)]
-    explained = choice.worst[:_MISTAKES_EXPLAINED] + correct[:_HITS_EXPLAINED]
     wrong = choice.worst + choice.least_certain
+    explained = wrong[:_MISTAKES_EXPLAINED] + correct[:_HITS_EXPLAINED]
     labels, answers = predictions.labels, predictions.predicted
     probabilities = predictions.probabilities
     exemplars = {
@@ -112,8 +115,11 @@ def make_cases(
             heats.get(k, []),
         )
 
+    worst = [case(k) for k in choice.worst]
+    is_sure = bool(worst) and worst[-1].confidence >= mistakes.SURE
     return Cases(
-        [case(k) for k in choice.worst],
+        worst,
+        mistakes.SURE if is_sure else None,
         [case(k) for k in choice.least_certain],
         [case(k) for k in heats],
         not_explained,

@@ -10,6 +10,7 @@ import jinja2
 import plotly.offline
 
 import flowers17_tfdata
+from flowers17_tfdata.errors import counted
 
 
 def render(context: Mapping[str, Any], template: str = "report.html") -> str:
@@ -29,7 +30,7 @@ def render(context: Mapping[str, Any], template: str = "report.html") -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        percent=percent, duration=duration, number=number
+        percent=percent, duration=duration, number=number, counted=counted
     )
     return environment.get_template(template).render(
         **context,

@@ -6,8 +6,9 @@ import pathlib
 from typing import Any
 
 from flowers17_tfdata import files, terminal, timings, trained_model
-from flowers17_tfdata.models import classifier
+from flowers17_tfdata.models import classifier, saved_models
 from flowers17_tfdata.phases.report import (
+    audit_findings,
     augmented_views,
     cases,
     page,
@@ -35,6 +36,9 @@ _VIEW_SIDE = 160
 def write_report(session: Session) -> None:
     """Writes `report.html`; evaluates the model first if necessary.
 
+    Another model than the run's own has a page of its own, see
+    `TrainedModel.suffix_in`.
+
     Raises:
       UserError: there is no model or no such split, or a file in the workdir
         is damaged.
@@ -48,7 +52,8 @@ def write_report(session: Session) -> None:
         terminal.say(f"report: evaluating {trained.path} on {split}")
         found = trained_model.evaluate_split(session, trained, split)
     if session.workers.is_chief:
-        path = session.output / "report.html"
+        suffix = trained.suffix_in(session.workdir)
+        path = session.output / f"report{suffix}.html"
         context = _make_context(session, trained, *found)
         files.write_text(path, page.render(context))
         size = path.stat().st_size / 1e6
@@ -64,8 +69,9 @@ def _load_evaluation(
     Returns None if they are missing, older than the model, or made with
     another model, data set, split or number of views.
     """
-    scored = session.workdir / "evaluation.json"
-    predicted = predictions_path(session.workdir, split)
+    suffix = trained.suffix_in(session.workdir)
+    scored = session.workdir / f"evaluation{suffix}.json"
+    predicted = predictions_path(session.workdir, split, suffix)
     if not (scored.exists() and predicted.exists()):
         return None
     evaluation = files.read_json(scored)
@@ -102,6 +108,7 @@ def _make_context(
     flags = config["flags"] if config else {}
     seed = flags.get("seed", session.config.runtime.seed)
     changed = reproduce.changed_flags(flags)
+    audit = record.read_if_there(workdir / "audit.json")
     measured = reliability.measure(
         predictions.probabilities.max(axis=1),
         predictions.predicted == predictions.labels,
@@ -114,6 +121,9 @@ def _make_context(
         "backbone": classifier.get_backbone(trained.model).name,
         "evaluation": evaluation,
         "stages": stages,
+        "fine_tuning": (
+            saved_models.fine_tuning_outcome(workdir) if stages else ""
+        ),
         "learning_charts": learning_charts(stages),
         "label_smoothing": flags.get("label_smoothing", 0.0),
         "confusion_chart": result_charts.confusion_chart(evaluation),
@@ -127,8 +137,16 @@ def _make_context(
             if trained_here
             else None
         ),
-        "audit": record.read_if_there(workdir / "audit.json"),
+        "audit": audit,
+        "findings": (
+            audit_findings.show_near_duplicates(audit, session.source)
+            if audit
+            else None
+        ),
+        "is_imbalanced": bool(audit)
+        and audit["imbalance"] >= terminal.IMBALANCED,
         "input": session.config.input,
+        "augmentation": augmented_views.describe(session.config.input),
         "seed": seed,
         "views": _augmented_views(session, seed),
         "times": timings.read(workdir) if trained_here else {},

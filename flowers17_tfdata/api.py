@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from flowers17_tfdata import flags, predictor
+from flowers17_tfdata.config import rules
 from flowers17_tfdata.errors import ConfigError, UserError
 from flowers17_tfdata.phases import runner
 from flowers17_tfdata.phases.registry import PHASES
@@ -50,6 +51,7 @@ def load(path: str | os.PathLike[str], **options: Any) -> Predictor:
     given = {"phase": "predict", "workdir": folder, "model": model}
     # The pictures come later.
     config = flags.parse(_arguments(given | options | {"images": "-"}))
+    rules.check_files(config)
     with predictor.same_policy_afterwards():
         return predictor.open_predictor(config)
 
@@ -79,6 +81,7 @@ def train(options: Mapping[str, Any]) -> Predictor:
             "launch_local and folds without fold start other processes: use "
             "the command line"
         )
+    rules.check_files(config)
     with predictor.same_policy_afterwards():
         runner.run(config)
     return load(config.workdir)

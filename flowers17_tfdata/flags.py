@@ -18,7 +18,8 @@ from flowers17_tfdata.config.recorded import recorded_values
 from flowers17_tfdata.errors import ConfigError, did_you_mean
 from flowers17_tfdata.phases.registry import PHASES, Phase
 
-FLAGS = flags.FLAGS
+# Not absl's own: a program that uses `api` may have flags of the same names.
+FLAGS = flags.FlagValues()
 
 # What other programs call our flags, with `_` for `-`.
 _KNOWN_ELSEWHERE = {
@@ -69,10 +70,16 @@ def define_flags() -> None:
     if "phase" in FLAGS:
         return
     for flag in all_flags():
-        _DEFINE[type(flag.default)](flag.name, flag.default, flag.help)
-    flags.DEFINE_bool("help", False, "Show the common flags.", short_name="h")
-    flags.DEFINE_bool("helpfull", False, "Show all flags.")
-    flags.DEFINE_bool("version", False, "Show the version.")
+        define = _DEFINE[type(flag.default)]
+        define(flag.name, flag.default, flag.help, flag_values=FLAGS)
+    for name, text, short_name in (
+        ("help", "Show the common flags.", "h"),
+        ("helpfull", "Show all flags.", None),
+        ("version", "Show the version.", None),
+    ):
+        flags.DEFINE_bool(
+            name, False, text, flag_values=FLAGS, short_name=short_name
+        )
 
 
 class VersionRequested(Exception):
@@ -110,8 +117,7 @@ def parse(argv: list[str]) -> Config:
         raise ConfigError(f"--flagfile can't be read: {error}") from error
     except flags.UnrecognizedFlagError as error:
         raise ConfigError(_unknown_flag(error)) from error
-    # ValueError comes from flags that absl and TensorFlow define.
-    except (flags.Error, ValueError) as error:
+    except flags.Error as error:
         raise ConfigError(" ".join(str(error).split())) from error
     if FLAGS.version:
         raise VersionRequested

@@ -14,7 +14,7 @@ PACKAGE = pathlib.Path(flowers17_tfdata.__file__).parent
 # permission that nobody uses fails the test too.
 IMPORTS = {
     "__main__": {"cli"},
-    "api": {"flags", "phases.registry", "phases.runner", "predictor"},
+    "api": {"config", "flags", "phases.registry", "phases.runner", "predictor"},
     "cli": {
         "command_help",
         "config",

@@ -15,7 +15,7 @@ import keras
 import pytest
 import tensorflow as tf
 
-from flowers17_tfdata import cli
+from flowers17_tfdata import cli, terminal
 from flowers17_tfdata.training import precision
 from tests import fakes
 
@@ -42,6 +42,7 @@ def _same_arithmetic_everywhere():
 def _restore_global_state(monkeypatch):
     # A fixture of a wider scope may have set another policy.
     keras.config.set_dtype_policy("float32")
+    terminal.configure("normal")
     monkeypatch.delenv("TF_CONFIG", raising=False)
     yield
     keras.config.set_dtype_policy("float32")

@@ -268,7 +268,7 @@ def test_waiting_for_data_is_a_share_of_the_time(monkeypatch):
 def test_timm_names(backbone, expected):
     names = ["resnet50", "inception_v3", "inception_v4"]
     assert timm_peer._timm_name(backbone, names) == expected
-    with pytest.raises(ValueError, match="no network of the name other"):
+    with pytest.raises(ValueError, match="no network named other"):
         timm_peer._timm_name("other", names)
 
 

@@ -378,7 +378,7 @@ def test_pooled_result_becomes_a_page_and_a_command(tmp_path, capsys):
     out = capsys.readouterr().out
     assert str(tmp_path / "cross_validation.html") in out
     # The command trains one model by the same recipe, elsewhere.
-    words = shlex.split(out.splitlines()[-1].partition("python main.py ")[2])
+    words = shlex.split(out.splitlines()[-1].partition("flowers17-tfdata ")[2])
     final = flags.parse(["main.py", *words])
     assert final.workdir == str(tmp_path / "final")
     assert final.model.dropout == 0.1

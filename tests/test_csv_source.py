@@ -247,7 +247,7 @@ def test_missing_and_broken_images_are_left_out_and_named(
     assert first.startswith("skipped: 1 .nef; only JPEG")
     assert second == "lines that repeat an image and its label: 1, used once"
     assert (
-        "2 of 32 images can't be decoded, first lily/gone.jpg (line 33: No "
+        "2 of 32 files can't be decoded, first lily/gone.jpg (line 33: No "
         "such file" in third
     )
     listed = audit_lib.audit(source, source.scan())["undecodable"]
@@ -377,7 +377,7 @@ def test_what_is_no_table_gets_one_line(photos, open_images):
 def test_mostly_missing_is_an_error(photos, table, open_images):
     for name in NAMES[:19]:
         (photos / name).unlink()
-    message = r"19 of 30 images can't be decoded, first rose/000.jpg \(line 2:"
+    message = r"19 of 30 files can't be decoded, first rose/000.jpg \(line 2:"
     with pytest.raises(UserError, match=message):
         open_images(table)
 

@@ -101,10 +101,9 @@ def test_many_passes_trace_the_model_once():
         # Where the model's function normalizes the images.
         InputConfig(image_size=fakes.IMAGE_SIZE, augment_on="device"),
         preprocess,
-        global_batch_size=BATCH,
     )
     for num_examples in (7, 9, 12):
-        list(run.outputs(fakes.make_noise_examples(num_examples)))
+        list(run.outputs(fakes.make_noise_examples(num_examples), BATCH))
     assert len(traced) == 1
 
 

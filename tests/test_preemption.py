@@ -33,7 +33,7 @@ def test_a_signal_asks_to_stop(number, capsys):
         os.kill(os.getpid(), number)
         _wait_for(request)
         assert request.requested
-        with pytest.raises(Preempted, match="anywhere: the same command"):
+        with pytest.raises(Preempted, match="anywhere: run the same command"):
             request.check("anywhere")
     assert signal.getsignal(number) == before
     assert f"{number.name}: saving" in capsys.readouterr().err

@@ -187,7 +187,7 @@ def test_a_model_of_names_without_numbers_is_explained(now, explained):
 
 def test_class_names_of_a_model_are_in_one_form():
     extras = {"class_names": ["rose\u0301"]}
-    model = trained_model.TrainedModel(None, None, extras, None)
+    model = trained_model.TrainedModel(None, None, extras, None, None, None)
     assert model.class_names == ("ros\u00e9",)
 
 
@@ -199,7 +199,8 @@ def test_another_model_s_results_have_names_of_their_own(tmp_path):
 
     def suffix(path, workdir=work):
         model = fakes.make_model()
-        return TrainedModel(path, model, {}, lambda x: x).suffix_in(workdir)
+        trained = TrainedModel(path, model, {}, None, None, None)
+        return trained.suffix_in(workdir)
 
     assert suffix(work / "model_transfer.keras") == ""
     assert suffix(other / ".." / "work" / "model_transfer.keras") == ""

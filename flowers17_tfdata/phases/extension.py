@@ -104,7 +104,7 @@ def _line(
     )
     views = figures["baseline_views"], figures["compare_views"]
     if views[0] != views[1]:
-        line += f", by {views[0]} and {views[1]} view(s)"
+        line += f", by {views[0]} and {views[1]} views"
     return line
 
 

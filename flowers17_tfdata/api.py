@@ -16,16 +16,18 @@ from __future__ import annotations
 import os
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from flowers17_tfdata import flags, predictor
+from flowers17_tfdata import flags, tensorflow_start
 from flowers17_tfdata.config import rules
+from flowers17_tfdata.config.config import Config
 from flowers17_tfdata.errors import ConfigError, UserError
-from flowers17_tfdata.phases import runner
 from flowers17_tfdata.phases.registry import PHASES
-from flowers17_tfdata.predictor import Prediction, Predictor
 
-__all__ = ["Prediction", "Predictor", "UserError", "load", "train"]
+if TYPE_CHECKING:
+    from flowers17_tfdata.predictor import Predictor
+
+__all__ = ["UserError", "load", "train"]
 
 
 def load(path: str | os.PathLike[str], **options: Any) -> Predictor:
@@ -50,8 +52,11 @@ def load(path: str | os.PathLike[str], **options: Any) -> Predictor:
         raise UserError(f"{folder} does not exist")
     given = {"phase": "predict", "workdir": folder, "model": model}
     # The pictures come later.
-    config = flags.parse(_arguments(given | options | {"images": "-"}))
-    rules.check_files(config)
+    config = _parse(given | options | {"images": "-"})
+    tensorflow_start.import_tensorflow()
+    # Imported here, as below: TensorFlow must start quietly before.
+    from flowers17_tfdata import predictor
+
     with predictor.same_policy_afterwards():
         return predictor.open_predictor(config)
 
@@ -73,7 +78,7 @@ def train(options: Mapping[str, Any]) -> Predictor:
     Raises:
       UserError: a flag is wrong, or the run failed.
     """
-    config = flags.parse(_arguments(options))
+    config = _parse(options)
     if not PHASES[config.phase].writes_run or config.phase == "prepare":
         raise ConfigError(f"phase must be one that trains; got {config.phase}")
     if config.runtime.launch_local or config.data.runs_all_folds:
@@ -81,12 +86,23 @@ def train(options: Mapping[str, Any]) -> Predictor:
             "launch_local and folds without fold start other processes: use "
             "the command line"
         )
-    rules.check_files(config)
+    tensorflow_start.import_tensorflow(config.runtime.console == "verbose")
+    from flowers17_tfdata import predictor
+    from flowers17_tfdata.phases import runner
+
     with predictor.same_policy_afterwards():
         runner.run(config)
     return load(config.workdir)
 
 
-def _arguments(options: Mapping[str, Any]) -> list[str]:
-    """Returns a command line, program name first."""
-    return [__package__, *(f"--{k}={v}" for k, v in options.items())]
+def _parse(options: Mapping[str, Any]) -> Config:
+    """Parses options as a command line is parsed."""
+    arguments = [f"--{name}={value}" for name, value in options.items()]
+    try:
+        config = flags.parse([__package__, *arguments])
+    except (flags.HelpRequested, flags.VersionRequested) as error:
+        raise ConfigError(
+            "help, helpfull and version are for the command line"
+        ) from error
+    rules.check_files(config)
+    return config

@@ -6,14 +6,16 @@ import contextlib
 import errno
 import io
 import os
-import pathlib
-import re
 import signal
 import sys
-import tempfile
-from collections.abc import Iterator
 
-from flowers17_tfdata import __version__, command_help, flags, launcher
+from flowers17_tfdata import (
+    __version__,
+    command_help,
+    flags,
+    launcher,
+    tensorflow_start,
+)
 from flowers17_tfdata.config import rules
 from flowers17_tfdata.errors import (
     DownloadFailed,
@@ -62,8 +64,8 @@ def main(argv: list[str]) -> int:
         return 1
     except KeyboardInterrupt:
         print(
-            "interrupted: run the same command again, and a training phase "
-            "goes on after its last finished epoch",
+            "interrupted: run the same command to continue (training resumes "
+            "after its last finished epoch)",
             file=sys.stderr,
         )
         return 130
@@ -89,24 +91,11 @@ def _run(program: str, argv: list[str]) -> int:
         code = cross_validation.run_folds(arguments, config)
         if code:
             return code
-    verbose = config.runtime.console == "verbose"
-    # TensorFlow's C++ lines would bury our own. Its errors are raised, too; the
-    # printed ones matter only where a GPU may fail to start.
-    level = "0" if verbose else "2" if _has_driver() else "3"
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", level)
-    # TensorFlow turns it on by itself only on CPUs with AVX512; with AVX2
-    # alone it was faster too (forward 9 %, step 17 %).
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-    if os.path.expanduser("~") == "~":
-        # Without a home folder Keras makes one of this name in the current one.
-        folder = os.path.join(tempfile.gettempdir(), "keras")
-        os.environ.setdefault("KERAS_HOME", folder)
     with contextlib.ExitStack() as stack:
         if launcher.is_in_cluster():
             # So that it can be held back while this worker waits for others.
             stack.enter_context(preemption.sigterm_kept_from_new_threads())
-        if not verbose:
-            stack.enter_context(_without_notes())
+        tensorflow_start.import_tensorflow(config.runtime.console == "verbose")
         # Imported here: --help and a flag error must not wait for TensorFlow.
         from flowers17_tfdata.phases import runner
 
@@ -138,50 +127,6 @@ def _program(path: str) -> str:
     if name == "__main__.py":
         return "python -m flowers17_tfdata"
     return f"python {name}" if name.endswith(".py") else name
-
-
-def _has_driver() -> bool:
-    return pathlib.Path("/proc/driver/nvidia/version").exists()
-
-
-# What TensorFlow's C++ code prints before its log level takes effect: notes,
-# warnings, errors about parts that another library has registered already, and
-# an error on machines without an NVIDIA driver.
-_NOTES = re.compile(
-    rb"[IW]\d{4} .*|WARNING: All log messages before absl::InitializeLog.*"
-    rb"|E\d{4} .*Unable to register \w+ factory.*"
-)
-_NO_DRIVER = re.compile(rb"E\d{4} .*failed call to cuInit.*")
-
-
-@contextlib.contextmanager
-def _without_notes() -> Iterator[None]:
-    """Removes TensorFlow's start-up notes from standard error.
-
-    TensorFlow writes them directly to the file descriptor, whatever
-    TF_CPP_MIN_LOG_LEVEL says, while it is imported and lists the devices. All
-    other lines are printed at the end.
-    """
-    sys.stderr.flush()
-    kept = os.dup(2)
-    with tempfile.TemporaryFile() as file:
-        os.dup2(file.fileno(), 2)
-        try:
-            yield
-            import tensorflow as tf
-
-            tf.config.list_physical_devices()
-        finally:
-            sys.stderr.flush()
-            os.dup2(kept, 2)
-            os.close(kept)
-            file.seek(0)
-            for line in file:
-                quiet = _NOTES.match(line) or (
-                    not _has_driver() and _NO_DRIVER.match(line)
-                )
-                if not quiet:
-                    os.write(2, line)
 
 
 def run() -> None:

@@ -54,6 +54,9 @@ _KNOWN_ELSEWHERE = {
     ("top_k",): "topk",
 }
 
+# What a value must be, by absl's name of the flag's type.
+_KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false"}
+
 # The flag file that a flag's value comes from, if it does, by the flag's name.
 _file_of: dict[str, str] = {}
 
@@ -117,6 +120,8 @@ def parse(argv: list[str]) -> Config:
         raise ConfigError(f"--flagfile can't be read: {error}") from error
     except flags.UnrecognizedFlagError as error:
         raise ConfigError(_unknown_flag(error)) from error
+    except flags.IllegalFlagValueError as error:
+        raise ConfigError(_illegal_value(error)) from error
     except flags.Error as error:
         raise ConfigError(" ".join(str(error).split())) from error
     if FLAGS.version:
@@ -186,6 +191,15 @@ def _unknown_flag(error: flags.UnrecognizedFlagError) -> str:
     hint = ", ".join(f"--{ours}" for ours in meant)
     hint = f" (did you mean {hint}?)" if hint else ""
     return f"there is no flag --{error.flagname}{hint}"
+
+
+def _illegal_value(error: flags.IllegalFlagValueError) -> str:
+    text = " ".join(str(error).split())
+    match = re.match(r"flag --(\w+)=(.*): ", text)
+    kind = _KINDS.get(FLAGS[match[1]].flag_type()) if match else None
+    if not match or not kind:
+        return text
+    return f"--{match[1]} must be {kind}; got {match[2]!r}"
 
 
 def _meaning(words: Sequence[str]) -> str:

@@ -11,12 +11,16 @@ from typing import NamedTuple, TypeGuard
 
 import keras
 import numpy as np
-from PIL import Image
 
 from flowers17_tfdata import trained_model
 from flowers17_tfdata.config.config import Config
 from flowers17_tfdata.errors import UserError
-from flowers17_tfdata.input.examples import Examples, PictureLike, Pictures
+from flowers17_tfdata.input.examples import (
+    PICTURE_TYPES,
+    Examples,
+    PictureLike,
+    Pictures,
+)
 from flowers17_tfdata.scoring.predictions import softmax
 from flowers17_tfdata.session import open_devices
 from flowers17_tfdata.trained_model import TrainedModel
@@ -87,16 +91,19 @@ class Predictor:
 
         Args:
           pictures: one picture, or several.
-          top_k: the number of classes in each prediction.
+          top_k: the number of classes in each prediction, at least 1.
 
         Returns:
           One prediction for each picture, in order. The prediction for a
           picture that can't be read has an `error` and no classes.
+
+        Raises:
+          TypeError: one of them is no picture, or an array of another form.
         """
         return list(self.stream(_as_list(pictures), top_k))
 
     def stream(
-        self, pictures: Sequence[PictureLike], top_k: int
+        self, pictures: Sequence[PictureLike], top_k: int = 5
     ) -> Iterator[Prediction]:
         """Yields what `predict` returns, batch by batch."""
         images, examples = self._examples(pictures)
@@ -191,12 +198,19 @@ def _as_list(
     """
     if isinstance(pictures, np.ndarray) and pictures.ndim == 4:
         pictures = list(pictures)
-    if isinstance(pictures, (str, os.PathLike, bytes, np.ndarray, Image.Image)):
+    if isinstance(pictures, PICTURE_TYPES):
         pictures = [pictures]
     pictures = list(pictures)
     for k, picture in enumerate(pictures):
+        if not isinstance(picture, PICTURE_TYPES):
+            raise TypeError(
+                f"picture {k} must be a path, bytes, an array or a "
+                f"PIL.Image; got {type(picture).__name__}"
+            )
         if isinstance(picture, np.ndarray) and not (
-            picture.dtype == np.uint8 and picture.shape[2:] == (3,)
+            picture.dtype == np.uint8
+            and picture.shape[2:] == (3,)
+            and picture.size
         ):
             raise TypeError(
                 f"picture {k} must be uint8 [height, width, 3], RGB; got "

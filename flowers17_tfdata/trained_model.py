@@ -208,6 +208,8 @@ def find_model(config: Config) -> tuple[pathlib.Path, str]:
     if kept is not None:
         return saved_models.model_path(workdir, kept), "--workdir"
     hint = "train one first, or pass --model"
+    if not workdir.is_dir():
+        raise UserError(f"--workdir {workdir} does not exist: {hint}")
     if (workdir / "fold_0").is_dir():
         hint = f"its folds hold them: pass --workdir={workdir / 'fold_0'}"
     raise UserError(
@@ -271,10 +273,13 @@ def _check_not_trained_on(session: Session, trained: TrainedModel) -> None:
     split = session.config.evaluation.split
     if before == source.name:
         if split != "train" and split in trained.trained_splits:
+            folder = trained.path.parent
+            stage = saved_models.kept_stage(folder, before_refit=True)
+            other = f", such as {folder}/model_{stage}.keras" if stage else ""
             raise UserError(
                 f"--split={split}: {trained.path} was trained on it (--refit): "
-                "an accuracy on it would measure memory; pass another --model, "
-                "such as model_finetune.keras"
+                "an accuracy on it would measure memory; pass another "
+                f"--model{other}"
             )
         return
     seen = set(trained.extras.get("trained_on", ()))

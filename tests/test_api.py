@@ -18,6 +18,7 @@ from flowers17_tfdata.config.input import InputConfig
 from flowers17_tfdata.data.oxford_flowers17 import synthetic
 from flowers17_tfdata.errors import ConfigError
 from flowers17_tfdata.models import classifier
+from flowers17_tfdata.predictor import Predictor
 from flowers17_tfdata.scoring.predictions import softmax
 from flowers17_tfdata.training.inference import ImageInference
 from tests import fakes
@@ -43,7 +44,7 @@ def workdir(tmp_path_factory, tiny_options) -> pathlib.Path:
 
 
 @pytest.fixture(scope="module")
-def predictor(workdir) -> api.Predictor:
+def predictor(workdir) -> Predictor:
     return api.load(workdir)
 
 
@@ -142,11 +143,14 @@ def test_a_picture_that_cant_be_read_has_an_error(predictor, files):
         np.zeros([4, 4, 3], np.float32),
         np.zeros([4, 4], np.uint8),
         np.zeros([4, 4, 4], np.uint8),
+        np.zeros([0, 4, 3], np.uint8),
     ],
 )
 def test_other_arrays_are_refused(predictor, array):
     with pytest.raises(TypeError, match="picture 0 must be uint8"):
         predictor.predict([array])
+    with pytest.raises(TypeError, match="picture 1 must be a path, bytes"):
+        predictor.predict([b"", 3])
 
 
 def test_models_are_loaded_from_files_and_export_folders(
@@ -188,6 +192,7 @@ def test_wrong_loading_ends_in_one_line(tmp_path, path, options, message):
     [
         ({"phase": "predict", "images": "x.jpg"}, "phase must be one that"),
         ({"phase": "prepare"}, "phase must be one that"),
+        ({"help": True}, "help, helpfull and version are for the command"),
         ({"folds": 5}, "folds without fold start other processes"),
         ({"transfer_epochs": -1}, "--transfer_epochs must be at least"),
     ],

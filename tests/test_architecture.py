@@ -14,7 +14,14 @@ PACKAGE = pathlib.Path(flowers17_tfdata.__file__).parent
 # permission that nobody uses fails the test too.
 IMPORTS = {
     "__main__": {"cli"},
-    "api": {"config", "flags", "phases.registry", "phases.runner", "predictor"},
+    "api": {
+        "config",
+        "flags",
+        "phases.registry",
+        "phases.runner",
+        "predictor",
+        "tensorflow_start",
+    },
     "cli": {
         "command_help",
         "config",

@@ -68,6 +68,8 @@ ROOT = pathlib.Path(__file__).parents[1]
         ("--feature_views=0", "--feature_views below 1 goes with --transfer_"),
         ("--finetune_epochs=-1", "--finetune_epochs must be at least 0; got"),
         ("stray", "every argument must be a --flag=value; got 'stray'"),
+        ("--refit=maybe", "--refit must be true or false; got 'maybe'"),
+        ("--crop=much", "--crop must be a number; got 'much'"),
         ("--epochs=5", "--transfer_epochs, --finetune_epochs?"),
         ("--batch-size=5", "did you mean --global_batch_size?"),
         ("--data=x", "did you mean --dataset=folder:PATH?"),
@@ -383,6 +385,14 @@ def test_a_home_folder_that_is_not_there(tmp_path, monkeypatch, capsys):
     config = DataConfig(dataset=f"folder:{tmp_path}")
     with pytest.raises(ConfigError, match="--data_dir must be given"):
         open_source(config)
+
+
+def test_a_table_for_people_is_not_written_to_a_data_file():
+    argv = ["main.py", "--phase=predict", "--images=x.jpg"]
+    with pytest.raises(ConfigError, match=r"--output=a\.csv goes with --form"):
+        flags.parse([*argv, "--output=a.csv"])
+    assert flags.parse([*argv, "--output=a.txt"]).predict.format == "table"
+    flags.parse([*argv, "--output=a.jsonl", "--format=json"])
 
 
 def test_names_of_other_programs_lead_to_flags_that_exist():

@@ -156,7 +156,7 @@ def test_damaged_files_are_predicted_and_named(predict, trained, tmp_path):
     assert not second["error"]
     note = f"{damaged}: Premature end of JPEG file"
     assert [line for line in err.splitlines() if "damaged" in line] == [
-        f"damaged, predicted all the same: {note}"
+        f"damaged, but classified: {note}"
     ]
 
 

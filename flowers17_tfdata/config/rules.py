@@ -46,6 +46,7 @@ def check(config: Config) -> None:
             "--archive goes with --dataset=oxford_flowers17 (seeded or "
             f"official_*); got --dataset={config.data.dataset}"
         )
+    _check_output(config)
     _check_own_images(config)
     _check_folds(config)
     _check_extends(config)
@@ -118,6 +119,17 @@ def check_batch_size(config: Config, num_replicas: int) -> None:
         raise ConfigError(
             "--global_batch_size must be a multiple of the number of replicas "
             f"({num_replicas}); got {size}"
+        )
+
+
+def _check_output(config: Config) -> None:
+    """Refuses a table for people in a file that is named as data."""
+    output, form = config.predict.output, config.predict.format
+    suffix = os.path.splitext(output)[1].lower()
+    meant = {".csv": "csv", ".json": "json", ".jsonl": "json"}.get(suffix, form)
+    if meant != form:
+        raise ConfigError(
+            f"--output={output} goes with --format={meant}; got {form}"
         )
 
 

@@ -71,7 +71,7 @@ class FileSource(Source):
             image_id = self._scan.ids[k]
             if image_id in ids:
                 with contextlib.suppress(OSError):
-                    found[image_id] = (self._root / image_id).read_bytes()
+                    found[image_id] = self._paths[k].read_bytes()
         return found
 
     def _positions(self, split: str) -> list[int]:

@@ -39,7 +39,8 @@ def list_images(root: pathlib.Path) -> Listing:
       OSError: a folder can't be listed.
     """
     if not root.is_dir():
-        raise ConfigError(f"--dataset=folder:{root} must name a folder")
+        what = "it is a file" if root.exists() else "there is none"
+        raise ConfigError(f"--dataset=folder:{root} must name a folder; {what}")
     split_folders = _split_folders(root)
     folder_of = split_folders or {"train": root}
     classes_of = {s: _folders_in(folder) for s, folder in folder_of.items()}

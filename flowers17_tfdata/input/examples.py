@@ -34,6 +34,7 @@ _LONGEST = 2.5
 
 # A file, its contents, or its pixels, uint8 `[height, width, 3]`, RGB.
 PictureLike = str | os.PathLike[str] | bytes | np.ndarray | Image.Image
+PICTURE_TYPES = (str, os.PathLike, bytes, np.ndarray, Image.Image)
 
 
 class Images(Protocol):

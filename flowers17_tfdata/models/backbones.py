@@ -135,10 +135,13 @@ def build_backbone(name: str, image_size: int, weights: str) -> keras.Model:
     build = _get(name).build
     weights = os.path.expanduser(weights)
     try:
-        backbone = build(
-            input_shape=(image_size, image_size, 3),
-            weights="imagenet" if weights == "imagenet" else None,
-        )
+        with warnings.catch_warnings():
+            # Keras's MobileNets warn that they load the weights of 224 pixels.
+            warnings.filterwarnings("ignore", ".*`input_shape` is undefined")
+            backbone = build(
+                input_shape=(image_size, image_size, 3),
+                weights="imagenet" if weights == "imagenet" else None,
+            )
     except ValueError as error:
         raise ConfigError(
             f"--backbone={name} can't be built for --image_size={image_size} "
@@ -163,6 +166,16 @@ def build_backbone(name: str, image_size: int, weights: str) -> keras.Model:
     return backbone
 
 
+def _other_backbone(name: str, path: str) -> str:
+    """Returns a hint at the backbone after which a weights file is named."""
+    stem = canonical_name(os.path.basename(path))
+    named = [other for other in available_backbones() if other in stem]
+    other = max(named, key=len, default=canonical_name(name))
+    if other == canonical_name(name):
+        return ""
+    return f" (did you mean --backbone={other}?)"
+
+
 def _load_weights(backbone: keras.Model, name: str, path: str) -> None:
     if canonical_name(name).startswith("efficientnetb"):
         raise ConfigError(
@@ -177,8 +190,8 @@ def _load_weights(backbone: keras.Model, name: str, path: str) -> None:
             backbone.load_weights(path)
     except (ValueError, OSError, KeyError) as error:
         raise UserError(
-            f"--weights {path} are not weights of {name} without its top: "
-            f"{one_line(error, 160)}"
+            f"--weights {path} are not weights of {name} without its top"
+            f"{_other_backbone(name, path)}: {one_line(error, 160)}"
         ) from error
     for variable in backbone.variables:
         if not np.isfinite(keras.ops.convert_to_numpy(variable)).all():

@@ -84,7 +84,7 @@ def _run_stages(
         if session.workers.all(done):
             _report_done(session, stage, course)
         else:
-            stop.check(f"stopped before {stage}")
+            stop.check(f"before {stage}")
             if ended and ended.method and not ended.begins(course):
                 _start_again(session, stage)
             if examples is None:

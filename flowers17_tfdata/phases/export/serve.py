@@ -15,10 +15,13 @@ import base64
 import contextlib
 import http.server
 import json
+import os
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
+# TensorFlow's notes would bury the address.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import tensorflow as tf
 from pictures import image_formats
 
@@ -36,6 +39,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
     predict: ClassVar[Callable[..., dict[str, tf.Tensor]]]
     # Seconds after which a silent connection is closed.
     timeout = 30
+
+    def do_GET(self):
+        self._fail(405, f"POST a picture to /v1/models/any:predict; {_FORM}")
 
     def do_POST(self):
         if not self.path.endswith(":predict"):
@@ -147,7 +153,8 @@ def _each(function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
 def _message(error: Exception) -> str:
     """Returns an error's message, on one line."""
     # TensorFlow puts the names of operations before and after it.
-    return str(error).partition("\n\t [[")[0].rpartition("\n")[2]
+    text = str(error).partition("\n\t [[")[0].rpartition("\n")[2]
+    return text.removeprefix("assertion failed: [").removesuffix("]")
 
 
 def main() -> None:
@@ -160,7 +167,11 @@ def main() -> None:
     loaded = tf.saved_model.load(str(folder))
     Handler.predict = staticmethod(loaded.signatures["serving_default"])
     address = (options.host, options.port)
-    with http.server.ThreadingHTTPServer(address, Handler) as server:
+    try:
+        server = http.server.ThreadingHTTPServer(address, Handler)
+    except OSError as error:
+        parser.error(f"--host and --port: {error}")
+    with server:
         port = server.server_address[1]
         print(f"http://{options.host}:{port}/v1/models/any:predict", flush=True)
         with contextlib.suppress(KeyboardInterrupt):

@@ -69,7 +69,7 @@ def _report(noted: Sequence[Prediction], num_files: int) -> None:
     for file, *_, damage in noted:
         if damage:
             name = one_line(file, 500)
-            text = f"damaged, predicted all the same: {name}: {damage}"
+            text = f"damaged, but classified: {name}: {damage}"
             terminal.say(text, file=file, damage=damage)
     unreadable = [prediction.file for prediction in noted if prediction.error]
     if unreadable:

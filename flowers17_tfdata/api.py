@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 from flowers17_tfdata import flags, tensorflow_start
 from flowers17_tfdata.config import rules
 from flowers17_tfdata.config.config import Config
+from flowers17_tfdata.config.optimization import STAGES
 from flowers17_tfdata.errors import ConfigError, UserError
-from flowers17_tfdata.phases.registry import PHASES
 
 if TYPE_CHECKING:
     from flowers17_tfdata.predictor import Predictor
@@ -57,7 +57,7 @@ def load(path: str | os.PathLike[str], **options: Any) -> Predictor:
     # Imported here, as below: TensorFlow must start quietly before.
     from flowers17_tfdata import predictor
 
-    with predictor.same_policy_afterwards():
+    with predictor.same_keras_afterwards():
         return predictor.open_predictor(config)
 
 
@@ -79,7 +79,7 @@ def train(options: Mapping[str, Any]) -> Predictor:
       UserError: a flag is wrong, or the run failed.
     """
     config = _parse(options)
-    if not PHASES[config.phase].writes_run or config.phase == "prepare":
+    if config.phase not in ("train", *STAGES):
         raise ConfigError(f"phase must be one that trains; got {config.phase}")
     if config.runtime.launch_local or config.data.runs_all_folds:
         raise ConfigError(
@@ -90,7 +90,7 @@ def train(options: Mapping[str, Any]) -> Predictor:
     from flowers17_tfdata import predictor
     from flowers17_tfdata.phases import runner
 
-    with predictor.same_policy_afterwards():
+    with predictor.same_keras_afterwards():
         runner.run(config)
     return load(config.workdir)
 

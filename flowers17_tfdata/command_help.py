@@ -41,7 +41,7 @@ Without a network:
 _OFFLINE_WEIGHTS = """\
   bring the weights of {name} along: on a machine with a network,
       python -c "import keras; keras.applications.{name}(include_top=False)"
-    writes them to ~/.keras/models; pass the file here as --weights=PATH
+    writes them to ~/.keras/models; copy the file to that folder here
 """
 
 

@@ -47,22 +47,23 @@ def whole_file(
 
 
 @contextlib.contextmanager
-def removed_if_empty(path: pathlib.Path, log: str) -> Iterator[None]:
+def removed_if_empty(path: pathlib.Path, *logs: str) -> Iterator[None]:
     """Removes a folder that the block made, if it fails and leaves no result.
 
     The folders above it that the block made go, too.
 
     Args:
       path: the folder.
-      log: the name of a file in it that is no result.
+      *logs: the names of files in it that are no results.
     """
     missing = [p for p in (path, *path.parents) if not p.exists()]
     try:
         yield
     except BaseException:
         with contextlib.suppress(OSError):
-            if path in missing and os.listdir(path) == [log]:
-                (path / log).unlink()
+            if path in missing and {*os.listdir(path)} <= {*logs}:
+                for log in os.listdir(path):
+                    (path / log).unlink()
             for folder in missing:
                 folder.rmdir()
         raise

@@ -54,7 +54,7 @@ def read_arguments(
         )
     if any(map(path.samefile, including)):
         raise ConfigError(f"--flagfile={name}{where} includes itself")
-    for line in path.read_text(encoding="utf-8").split("\n"):
+    for line in path.read_text(encoding="utf-8-sig").split("\n"):
         argument = line.strip()
         option, _, value = argument.partition("=")
         if option in OPTIONS:

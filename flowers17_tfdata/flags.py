@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 from collections.abc import Sequence
 
 from absl import flags
@@ -20,6 +21,9 @@ from flowers17_tfdata.phases.registry import PHASES, Phase
 
 # Not absl's own: a program that uses `api` may have flags of the same names.
 FLAGS = flags.FlagValues()
+
+# Services may open models in several threads.
+_lock = threading.Lock()
 
 # What other programs call our flags, with `_` for `-`.
 _KNOWN_ELSEWHERE = {
@@ -110,8 +114,13 @@ def parse(argv: list[str]) -> Config:
       HelpRequested, VersionRequested: instead of a run.
       ConfigError: an unknown flag, a malformed value, a broken rule.
     """
+    with _lock:
+        return _parse(argv)
+
+
+def _parse(argv: list[str]) -> Config:
     define_flags()
-    # Tests parse several command lines in one process.
+    # `api` parses several command lines in one process.
     FLAGS.unparse_flags()
     _file_of.clear()
     try:
@@ -149,7 +158,10 @@ def parse(argv: list[str]) -> Config:
         values["images"] = "\n".join(named) + "\n"
     given = {name for name in values if FLAGS[name].present}
     if values["extends"]:
-        recorded = recorded_values(values["extends"], with_training=True)
+        # Once the earlier run is gone, this one's own record has its flags.
+        recorded = recorded_values(
+            values["extends"], with_training=True
+        ) or recorded_values(values["workdir"], with_training=True)
         if not recorded:
             raise ConfigError(
                 "--extends must name the workdir of a trained run, which holds "
@@ -195,7 +207,7 @@ def _unknown_flag(error: flags.UnrecognizedFlagError) -> str:
 
 def _illegal_value(error: flags.IllegalFlagValueError) -> str:
     text = " ".join(str(error).split())
-    match = re.match(r"flag --(\w+)=(.*): ", text)
+    match = re.match(r"flag --(\w+)=(.*?): ", text)
     kind = _KINDS.get(FLAGS[match[1]].flag_type()) if match else None
     if not match or not kind:
         return text
@@ -215,6 +227,8 @@ def _meaning(words: Sequence[str]) -> str:
         meant = f"--dataset=folder:{word}"
     elif word.endswith(".flags"):
         meant = f"--flagfile={word}"
+    elif word.endswith(".csv"):
+        meant = f"--dataset=csv:{word}"
     elif os.path.isfile(word):
         meant = f"--phase=predict --images={word}"
     return f" (did you mean {meant}?)" if meant else ""

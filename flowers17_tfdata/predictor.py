@@ -49,7 +49,7 @@ class Prediction(NamedTuple):
 
     @property
     def probability(self) -> float:
-        """Its probability, in [0, 1]; NaN if the picture can't be read."""
+        """The probability of `label`, in [0, 1]; NaN if unreadable."""
         return self.classes[0][1] if self.classes else float("nan")
 
 
@@ -175,13 +175,16 @@ def open_predictor(config: Config) -> Predictor:
 
 
 @contextlib.contextmanager
-def same_policy_afterwards() -> Iterator[None]:
-    """Restores Keras's global dtype policy, which loading a model sets."""
+def same_keras_afterwards() -> Iterator[None]:
+    """Restores Keras's global settings, which runs and loading change."""
     policy = keras.config.dtype_policy()
+    is_interactive = keras.config.is_interactive_logging_enabled()
     try:
         yield
     finally:
         keras.config.set_dtype_policy(policy)
+        if is_interactive:
+            keras.config.enable_interactive_logging()
 
 
 def _is_path(picture: PictureLike) -> TypeGuard[str | os.PathLike[str]]:

@@ -174,11 +174,14 @@ def _open_source(
     earlier = pathlib.Path(config.data.extends).expanduser()
     if config.data.extends:
         is_trained = bool(resume.started_with(workdir))
+        if is_trained and not extension.copy_path(workdir).exists():
+            raise UserError(
+                f"--workdir {workdir} was trained without --extends="
+                f"{config.data.extends}: pass another --workdir"
+            )
         before = extension.read_old_splits(
             earlier, workdir, is_trained=is_trained
         )
-        if writes and not is_trained:
-            extension.copy_splits(earlier, output)
     with (
         timings.measure(output, "opening the data set"),
         # TFDS prints what it prepares.
@@ -192,6 +195,8 @@ def _open_source(
         if note not in told:
             terminal.say(note)
     if before and writes:
+        if not extension.copy_path(output).exists():
+            extension.copy_splits(earlier, output)
         changes = extension.find_changes(
             before, source.class_names, source.scan()
         )

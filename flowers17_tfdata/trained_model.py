@@ -39,6 +39,8 @@ class TrainedModel:
       preprocess: from float32 images in [0, 255] to the model's inputs.
       options: the options of the input pipeline, at the model's image size.
       strategy: the strategy in whose scope the model was loaded.
+      compute_dtype: the dtype of the model's inputs; None: that of the global
+        policy.
     """
 
     path: pathlib.Path
@@ -47,6 +49,7 @@ class TrainedModel:
     preprocess: Callable[[tf.Tensor], tf.Tensor]
     options: InputConfig
     strategy: tf.distribute.Strategy
+    compute_dtype: str | None = None
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
@@ -97,16 +100,21 @@ class TrainedModel:
 
     @functools.cached_property
     def _inference(self) -> inference.ImageInference:
-        return inference.ImageInference(
-            self.model, self.strategy, self.options, self.preprocess
-        )
+        return self._make_inference(self.model)
 
     @functools.cached_property
     def _feature_inference(self) -> inference.ImageInference:
         with self.strategy.scope():
             extractor = classifier.get_feature_extractor(self.model)
+        return self._make_inference(extractor)
+
+    def _make_inference(self, model: keras.Model) -> inference.ImageInference:
         return inference.ImageInference(
-            extractor, self.strategy, self.options, self.preprocess
+            model,
+            self.strategy,
+            self.options,
+            self.preprocess,
+            self.compute_dtype,
         )
 
     def logits(
@@ -192,6 +200,7 @@ def load_model(
             config.input, image_size=model.input_shape[1], train_scale=1.0
         ),
         strategy,
+        keras.config.dtype_policy().compute_dtype,
     )
 
 
@@ -211,7 +220,7 @@ def find_model(config: Config) -> tuple[pathlib.Path, str]:
     if not workdir.is_dir():
         raise UserError(f"--workdir {workdir} does not exist: {hint}")
     if (workdir / "fold_0").is_dir():
-        hint = f"its folds hold them: pass --workdir={workdir / 'fold_0'}"
+        hint = f"pass a fold's, such as --workdir={workdir / 'fold_0'}"
     raise UserError(
         f"--workdir {workdir} holds no model_finetune.keras or "
         f"model_transfer.keras: {hint}"

@@ -17,7 +17,6 @@ IMPORTS = {
     "api": {
         "config",
         "flags",
-        "phases.registry",
         "phases.runner",
         "predictor",
         "tensorflow_start",
@@ -29,6 +28,7 @@ IMPORTS = {
         "launcher",
         "phases.cross_validation",
         "phases.runner",
+        "tensorflow_start",
         "training",
     },
     "command_help": {"config", "flag_files", "phases.registry"},

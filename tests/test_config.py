@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
 import importlib.util
 import os
@@ -385,6 +386,20 @@ def test_a_home_folder_that_is_not_there(tmp_path, monkeypatch, capsys):
     config = DataConfig(dataset=f"folder:{tmp_path}")
     with pytest.raises(ConfigError, match="--data_dir must be given"):
         open_source(config)
+
+
+def test_flags_are_parsed_in_threads():
+    def parse(seed: int) -> int:
+        return flags.parse(["main.py", f"--seed={seed}"]).runtime.seed
+
+    with concurrent.futures.ThreadPoolExecutor(8) as threads:
+        assert list(threads.map(parse, range(200))) == list(range(200))
+
+
+def test_a_flag_file_may_begin_with_a_byte_order_mark(tmp_path):
+    path = tmp_path / "a.flags"
+    path.write_text("# mine\n--seed=3\n", encoding="utf-8-sig")
+    assert flags.parse(["main.py", f"--flagfile={path}"]).runtime.seed == 3
 
 
 def test_a_table_for_people_is_not_written_to_a_data_file():

@@ -285,7 +285,7 @@ MISTAKES = {
     "without label": ([*GOOD, "rose/000.jpg,"], "line 32: the label is missin"),
     "without path": ([*GOOD, ",rose"], "line 32: the path is missing"),
     "quotes": ([*GOOD, 'a.jpg,"rose', "b.jpg,b"], "line 32: quotes must match"),
-    "lines": ([*GOOD, 'a.jpg,"a', 'b"', "x,"], "line 32: a label must be with"),
+    "lines": ([*GOOD, 'a.jpg,"a', 'b"', "x,"], "line 32: a label must have no"),
     "after a field of two lines": (
         ["path,note,label", 'rose/000.jpg,"two', 'lines",rose', "x"],
         "line 4 has 1 fields",
@@ -299,7 +299,7 @@ MISTAKES = {
         [*GOOD, "./rose/003.jpg,lily"],
         "rose/003.jpg must have one label; it has 'rose' in line 5 and 'lily'",
     ),
-    "one class": (GOOD[:20], "at least 2 labels; got rose alone"),
+    "one class": (GOOD[:20], "at least 2 labels; got only rose"),
     "unknown split": (
         ["path,label,split", *_with_splits("train " * 5 + "holdout")],
         "line 7: a split must be train, validation, test or unused; got 'hold",
@@ -354,7 +354,7 @@ def test_mistakes_get_one_line(table, open_images, mistake):
     [
         ("path,label\na.jpg,rosé\n".encode("latin-1"), "line 2 holds the byte"),
         ("path,label\n".encode("utf-16"), "must be UTF-8; line 1 holds"),
-        (b"path,label\n\0,b\n", "it holds zero bytes"),
+        (b"path,label\n\0,b\n", "it holds NUL bytes"),
     ],
 )
 def test_another_encoding_gets_one_line(table, open_images, data, expected):

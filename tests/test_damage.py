@@ -82,6 +82,12 @@ def test_a_jpeg_without_its_last_bytes_is_used_and_named(kind):
         assert len(np.unique(shorter.pixels[-1])) == 1
 
 
+def test_an_end_marker_does_not_make_half_a_jpeg_whole():
+    half = JPEG[: len(JPEG) // 2]
+    with pytest.raises(ValueError, match="incomplete JPEG: "):
+        decode.read(half + damage.END_OF_JPEG)
+
+
 @pytest.mark.parametrize("kind", ["plain", "gray", "inks", "restarts"])
 def test_half_of_a_jpeg_is_refused(kind):
     half = KINDS[kind][: len(KINDS[kind]) // 2]
@@ -125,7 +131,7 @@ def test_a_damaged_jpeg_is_a_png_for_all_that_follows(data, reason):
 
 def test_rare_sampling_factors_are_no_damage():
     data = bytearray(_encode("RGB", "JPEG", subsampling=0))
-    # Of the first component in SOF0.
+    # The first component in SOF0.
     data[data.index(b"\xff\xc0") + 11] = 0x42
     picture = decode.read(bytes(data))
     assert picture.pixels.shape == PIXELS.shape

@@ -194,6 +194,40 @@ def weights(tmp_path) -> pathlib.Path:
     return path
 
 
+def _table(path: pathlib.Path, photos: pathlib.Path, **columns) -> DataConfig:
+    """Writes a table of all pictures; columns are functions of their number."""
+    lines = [",".join(["path", "label", *columns])]
+    for k, file in enumerate(sorted(photos.rglob("*.jpg"))):
+        values = [str(column(k)) for column in columns.values()]
+        lines.append(",".join([str(file), file.parent.name, *values]))
+    path.write_text("\n".join(lines))
+    return DataConfig(dataset=f"csv:{path}", data_dir=str(path.parent / "data"))
+
+
+def test_splits_of_an_earlier_run_do_not_divide_a_group(photos, tmp_path):
+    plain = open_source(_table(tmp_path / "a.csv", photos)).scan()
+    known = dict(zip(plain.ids, plain.splits, strict=True))
+    grouped = _table(tmp_path / "b.csv", photos, group=lambda k: k // 5)
+    with pytest.raises(UserError, match=r"--extends: .* has group \d+ in"):
+        open_source(grouped, known=known)
+    open_source(grouped)
+
+
+def test_a_split_that_the_table_gives_wins_over_an_earlier_run(
+    photos, tmp_path
+):
+    config = _table(
+        tmp_path / "a.csv",
+        photos,
+        split=lambda k: "test" if k % 4 == 0 else "train",
+    )
+    scan = open_source(config).scan()
+    known = dict(zip(scan.ids, scan.splits, strict=True))
+    moved = scan.ids[5]
+    now = open_source(config, known=known | {moved: "test"}).scan()
+    assert now.splits[5] in ("train", "validation")
+
+
 def _features(workdir: pathlib.Path) -> dict[str, np.ndarray]:
     """Returns `{hash of an image: its features}`."""
     rows = {}

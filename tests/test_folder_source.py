@@ -98,6 +98,18 @@ def test_reading_gives_the_files_as_they_are(flat, open_folder):
     )
 
 
+def test_some_images_are_read_alone(flat, open_folder):
+    source = open_folder(flat)
+    (first, second, *_) = [
+        example["id"].decode()
+        for example in source.read("train").as_numpy_iterator()
+    ]
+    found = source.read_images("train", {first, second, "rose/none.jpg"})
+    assert found == {i: (flat / i).read_bytes() for i in (first, second)}
+    (flat / first).unlink()
+    assert source.read_images("train", {first, second}).keys() == {second}
+
+
 def test_order_is_the_same_each_time_and_mixes_the_classes(flat, open_folder):
     first = _rows(open_folder(flat), "train")
     assert [r["id"] for r in first] == [

@@ -61,7 +61,7 @@ TOLERANCES = {
 # The mean difference of a pixel from the picture, after lossy compression.
 PIXEL_TOLERANCE = 4
 
-# Of each file its probabilities, or why it is refused.
+# The probabilities of each file, or why it is refused.
 Found = dict[str, np.ndarray | str]
 Reader = Callable[[dict[str, bytes]], Found]
 

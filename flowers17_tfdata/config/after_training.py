@@ -155,7 +155,7 @@ class CompareConfig:
     )
     baseline: str = Kind.FREE.option(
         "",
-        "Workdirs to compare them with: as many, in the same order.",
+        "Workdirs to compare them with: the same number, in the same order.",
         common=True,
         required_by="compare",
     )

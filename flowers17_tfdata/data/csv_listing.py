@@ -86,7 +86,7 @@ def _decode(data: bytes) -> str:
             f"{data[error.start]:#04x}: save it as UTF-8"
         ) from error
     if "\0" in text:
-        raise _Mistake("must be a text; it holds zero bytes")
+        raise _Mistake("must be text; it holds NUL bytes")
     return text
 
 
@@ -148,7 +148,7 @@ def _find_columns(text: str) -> tuple[str, dict[str, int]]:
             names = " and ".join(header[k] for k in places)
             raise _Mistake(
                 f"must have one column {name}; {names} could both be it: "
-                "rename the other"
+                "rename one of them"
             )
     for name in ("path", "label"):
         if name not in positions:
@@ -187,14 +187,14 @@ def _make_row(
         )
     if not folder_listing.may_be_a_name(label):
         raise _Mistake(
-            f"a label must be without control characters; got {label!r}"
+            f"a label must have no control characters; got {label!r}"
         )
     if split and split.lower() not in SPLIT_NAMES:
         raise _Mistake(
             f"a split must be train, validation, test or unused; got {split!r}"
         )
     # Relative if it can be: then the table may move with its images.
-    file = root / path
+    file = pathlib.Path(os.path.normpath(root / path))
     if file.is_relative_to(root):
         path = file.relative_to(root).as_posix()
     split = SPLIT_NAMES.get(split.lower(), "")
@@ -220,7 +220,7 @@ def _check(rows: Sequence[_Row]) -> None:
     """Refuses a single class, missing splits, and a group in two splits."""
     names = {row.label for row in rows}
     if len(names) < 2:
-        raise _Mistake(f"must hold at least 2 labels; got {min(names)} alone")
+        raise _Mistake(f"must hold at least 2 labels; got only {min(names)}")
     without = [row.line for row in rows if not row.split]
     if 0 < len(without) < len(rows):
         raise _Mistake(

@@ -81,7 +81,7 @@ def decode_jpeg(encoded: bytes, ratio: int = 1) -> tuple[np.ndarray, str, bool]:
         # It also gives up if a warning is about the header, or if the sampling
         # factors are rare.
         pixels = _by_pillow(encoded, str(error))
-    if not encoded.endswith(END_OF_JPEG):
+    if not encoded.endswith(END_OF_JPEG) or "premature end" in damage.lower():
         with tf.device("CPU:0"):
             share = float(share_of_rows(tf.constant(pixels)))
         damage = _incomplete("JPEG", share) if share < 1 else damage
@@ -108,7 +108,9 @@ def _jpeg_header(encoded: bytes) -> tuple[int, int, str]:
     except KeyError as error:
         raise ValueError("a damaged JPEG: no header") from error
     except ValueError as error:
-        raise ValueError(f"a damaged JPEG: {error}") from error
+        # libjpeg-turbo begins with the name of its function.
+        reason = str(error).rpartition("(): ")[2]
+        raise ValueError(f"a damaged JPEG: {reason}") from error
     return height, width, space
 
 

@@ -235,8 +235,27 @@ def _split(
             given_groups[train].tolist(),
         )
         known = extension.follow_moves(known or {}, listing.ids)
+        # What the folder or the table says now wins over an earlier run.
+        fixed = {*listing.given_splits} - {"train"}
+        known = {i: split for i, split in known.items() if split not in fixed}
         split_of |= splitting.assign_splits(pool, config, fractions, known)
+        _check_groups(listing, split_of)
     return [split_of.get(image_id, "") for image_id in listing.ids]
+
+
+def _check_groups(listing: Listing, split_of: Mapping[str, str]) -> None:
+    """Refuses the splits of an earlier run that divide a group."""
+    first: dict[str, str] = {}
+    for image_id, group in zip(listing.ids, listing.groups, strict=False):
+        split = split_of.get(image_id, "")
+        if not group or split in ("", "unused"):
+            continue
+        other = first.setdefault(group, split)
+        if other != split:
+            raise UserError(
+                f"--extends: the earlier run has group {group} in {other} and "
+                f"in {split}: train anew, without --extends"
+            )
 
 
 def _digest(listing: Listing, splits: list[str], sizes: list[str]) -> str:

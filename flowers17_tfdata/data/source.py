@@ -130,7 +130,7 @@ def open_source(
     if data_dir.startswith("~"):
         raise ConfigError(
             f"--data_dir must be given: its default {default} needs a home "
-            "folder, which this user has not"
+            "folder, and this user has none"
         )
     cache_dir = pathlib.Path(data_dir, "folders")
     own = config.own_images

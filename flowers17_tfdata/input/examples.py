@@ -453,8 +453,8 @@ def _spool(
                 ends.append(file.tell())
                 ratios.append(decode.reduction(height, width, image_size))
             file.flush()
-            # The mapping outlives the closed file. Its pages are page cache,
-            # which the kernel drops when memory runs short.
+            # The mapping outlives the closed file. The kernel drops its pages,
+            # which are page cache, when memory runs short.
             data = np.memmap(file, np.uint8, "r")
     except OSError as error:
         if error.filename:

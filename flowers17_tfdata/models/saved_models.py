@@ -180,6 +180,8 @@ def fine_tuning_outcome(workdir: pathlib.Path) -> str:
         # Fine-tuning started from another run's model.
         return ""
     accuracies = f"{before.accuracy:.1%} -> {after.accuracy:.1%}"
+    if before.accuracy == after.accuracy:
+        accuracies += f", loss {before.loss:.3f} -> {after.loss:.3f}"
     if kept_stage(workdir, before_refit=True) == "finetune":
         return f"fine-tuning helped on validation: {accuracies}"
     return (

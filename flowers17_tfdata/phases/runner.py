@@ -25,6 +25,9 @@ from flowers17_tfdata.phases.report import folds
 from flowers17_tfdata.session import Session, open_session
 from flowers17_tfdata.training import cluster, resume
 
+# The file in a workdir that keeps other runs out.
+_LOCK = ".lock"
+
 # How a collective operation ends when one of its workers died.
 _LOST_WORKER = (
     tf.errors.UnavailableError,
@@ -73,7 +76,7 @@ def _run_on_data(phase: Phase, config: Config) -> None:
         trained_model.find_model(config)
     workdir = pathlib.Path(config.workdir).expanduser()
     with (
-        files.removed_if_empty(workdir, timings.FILE_NAME),
+        files.removed_if_empty(workdir, timings.FILE_NAME, _LOCK),
         open_session(config, phase.trains, phase.writes_run) as session,
     ):
         workers = session.workers.count
@@ -139,7 +142,7 @@ def _lock(phase: Phase, session: Session) -> Iterator[None]:
     if not phase.writes_run or not session.workers.is_chief:
         yield
         return
-    path = session.workdir / ".lock"
+    path = session.workdir / _LOCK
     lock = filelock.FileLock(path, timeout=0)
     try:
         lock.acquire()

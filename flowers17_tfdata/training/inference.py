@@ -126,6 +126,8 @@ class ImageInference:
       strategy: the current strategy.
       config: the options of the input pipeline.
       preprocess: from float32 in [0, 255] to the backbone's range.
+      compute_dtype: the dtype of the model's inputs; None: that of the global
+        policy.
     """
 
     def __init__(
@@ -134,11 +136,13 @@ class ImageInference:
         strategy: tf.distribute.Strategy,
         config: InputConfig,
         preprocess: Callable[[tf.Tensor], tf.Tensor],
+        compute_dtype: str | None = None,
     ):
         self._strategy = strategy
         self._config = config
         self._preprocess = preprocess
-        self._dtype = keras.config.dtype_policy().compute_dtype
+        policy = keras.config.dtype_policy()
+        self._dtype = compute_dtype or policy.compute_dtype
         device_stage = input_pipeline.make_device_stage(
             config, preprocess, self._dtype
         )

@@ -166,8 +166,8 @@ class Stage:
     def _resumption(self, done: int, step: int) -> str:
         if not step and done in self._trained.restarts:
             return (
-                f"ended after {done} epochs; going on to {self._epochs} with a "
-                "new schedule"
+                f"ended after {counted(done, 'epoch')}; going on to "
+                f"{self._epochs} with a new schedule"
             )
         return f"resuming after epoch {done}" + (
             f" and {counted(step, 'step')}" if step else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import pathlib
 from collections.abc import Collection
 from typing import Any
@@ -40,6 +41,9 @@ def resume_key(
     for name in ("weights", "init_from"):
         if name in key:
             key[name] = absolute(key[name])
+    if key.get("extends"):
+        # It may be gone by the time that the run is resumed.
+        key["extends"] = os.path.abspath(os.path.expanduser(key["extends"]))
     return key | {"dataset": dataset, "precision": precision}
 
 

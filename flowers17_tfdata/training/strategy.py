@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import functools
 import os
 import signal
 import subprocess
@@ -47,7 +48,17 @@ def get_strategy(config: RuntimeConfig) -> tf.distribute.Strategy:
     # from being compiled.
     if config.strategy == "default" or len(logical) == 1:
         return tf.distribute.get_strategy()
-    return tf.distribute.MirroredStrategy([device.name for device in logical])
+    return _mirrored(tuple(device.name for device in logical))
+
+
+@functools.cache
+def _mirrored(devices: tuple[str, ...]) -> tf.distribute.Strategy:
+    """Returns the strategy on these devices, one for the whole process.
+
+    A second one would reuse the keys of the first one's collectives, for which
+    TensorFlow remembers other shapes.
+    """
+    return tf.distribute.MirroredStrategy(list(devices))
 
 
 def find_resolver(
@@ -104,7 +115,7 @@ def _ended_by_signals() -> Iterator[None]:
     """Lets Ctrl-C and SIGTERM end the process while TensorFlow waits.
 
     It holds Python's global lock meanwhile, so that a handler in Python would
-    never run, and takes SIGTERM for a handler of its own, which only sets a
+    never run, and replaces the handler of SIGTERM by one that only sets a
     flag. So Ctrl-C keeps the system's handler, and SIGTERM is held back: the
     process of `_ended_after` sees it and sends Ctrl-C instead.
     """

@@ -35,10 +35,10 @@ def test_parts_measure_and_a_slow_one_costs_no_other(tmp_path, data_dir):
     assert 0 < results["profile"]["busy"] <= 1
     assert any("Conv2D" in name for name in results["profile"]["kernels"])
     done, results = _run(
-        tmp_path, data_dir, "--parts", "sanity", "recipe", "--limit=0.5"
+        tmp_path, data_dir, "--parts", "sanity", "benchmark", "--limit=0.5"
     )
     assert done.returncode == 1
-    for part in ("sanity", "recipe"):
+    for part in ("sanity", "benchmark"):
         assert results[part]["outcome"] == "not done after 0.5 s"
         assert part in done.stdout
 

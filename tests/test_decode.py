@@ -243,6 +243,27 @@ def test_formats_that_pillow_reads(kind, options, atol):
     np.testing.assert_allclose(turned, np.rot90(pixels, -1), atol=atol)
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("has_box", [True, False])
+def test_heic_is_turned_once_with_or_without_a_box_that_says_so(
+    orientation, has_box
+):
+    """iPhones write the box `irot`; other programs only the EXIF."""
+    pillow_heif.register_heif_opener()
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    encoded = _encode(
+        Image.fromarray(PIXELS),
+        "HEIF",
+        quality=95,
+        # pillow-heif looks for the orientation in bytes alone.
+        exif=exif.tobytes() if has_box else exif,
+    )
+    assert (b"irot" in encoded) == (has_box and orientation not in (1, 2, 4))
+    expected = _pixels(_turned(orientation)).astype(float)
+    np.testing.assert_allclose(_pixels(encoded), expected, atol=24)
+
+
 def test_heic_without_its_extra_says_how_to_get_it(monkeypatch):
     pillow_heif.register_heif_opener()
     encoded = _encode(Image.fromarray(PIXELS), "HEIF")

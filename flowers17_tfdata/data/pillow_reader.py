@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import struct
 import warnings
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 # Relative, because the folder of an export is not this package.
 from . import image_formats
@@ -50,6 +51,8 @@ def read(encoded: bytes) -> Image.Image:
         with Image.open(io.BytesIO(encoded), formats=[name]) as image:
             check_size(*image.size)
             image.load()
+            if kind == "HEIC" and not _turns_by_itself(encoded):
+                _restore_orientation(image)
             return as_shown(image)
     except Image.UnidentifiedImageError as error:
         raise ValueError(
@@ -100,6 +103,35 @@ def _register_heic() -> None:
     import pillow_heif
 
     pillow_heif.register_heif_opener()
+
+
+def _turns_by_itself(encoded: bytes) -> bool:
+    """Whether a HEIC file states how to turn its pixels.
+
+    These are the boxes `irot` and `imir` in the box `meta` (ISO/IEC 23008-12,
+    6.5.10 and 6.5.12). pillow-heif has applied them already, and has set the
+    orientation in EXIF to 1.
+    """
+    start = 0
+    while len(encoded) >= start + 8:
+        size, name = struct.unpack_from(">I4s", encoded, start)
+        if name == b"meta":
+            box = encoded[start : start + size]
+            return b"irot" in box or b"imir" in box
+        if size == 1 and len(encoded) >= start + 16:
+            # The size follows, in 64 bits.
+            (size,) = struct.unpack_from(">Q", encoded, start + 8)
+        if size < 8:
+            break
+        start += size
+    return False
+
+
+def _restore_orientation(image: Image.Image) -> None:
+    """Lets the EXIF of a HEIC file count that states no turn of its own."""
+    original = image.info.get("original_orientation")
+    if original:
+        image.getexif()[ExifTags.Base.Orientation] = original
 
 
 def _turned(image: Image.Image) -> Image.Image:

@@ -19,6 +19,7 @@ from flowers17_tfdata.data import class_folders, extension, splitting
 from flowers17_tfdata.data.source import open_source
 from flowers17_tfdata.errors import ConfigError, UserError
 from flowers17_tfdata.models import batch_norm
+from flowers17_tfdata.training import resume
 from flowers17_tfdata.training.inference import Inference
 from tests import fakes
 from tests.test_folder_source import write_classes, write_picture
@@ -159,6 +160,17 @@ def test_the_earlier_run_s_flags_are_taken_over(tmp_path):
     assert (config.input.image_size, config.input.crop) == (96, 0.7)
     assert config.optimization.refit
     assert config.workdir == "new"
+
+
+def test_a_run_goes_on_when_the_earlier_one_is_gone(tmp_path):
+    _write_config(tmp_path, dataset="folder:photos", image_size=96)
+    gone = tmp_path / "gone"
+    config = _parse(f"--extends={gone}/", f"--workdir={tmp_path}")
+    assert config.input.image_size == 96
+    # The same flag in another form.
+    key = resume.resume_key(config, "transfer", "x", "float32")
+    other = _parse(f"--extends={gone}", f"--workdir={tmp_path}")
+    assert resume.resume_key(other, "transfer", "x", "float32") == key
 
 
 @pytest.mark.parametrize(

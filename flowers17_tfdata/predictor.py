@@ -61,6 +61,9 @@ class Predictor:
     RGB. Pictures may have any size. Paths and bytes are turned upright
     according to their EXIF orientation, as the training did.
 
+    For a JPEG, Pillow's pixels differ a little from those that training reads:
+    give a path or bytes for the same answer as `--phase=predict`.
+
     The first call compiles the network, which takes seconds; later ones don't.
 
     Attributes:

@@ -121,6 +121,14 @@ def test_the_bootstrap_weighs_clusters_by_their_size():
     assert high - low < 0.2
 
 
+def test_equal_answers_to_few_images_prove_little():
+    figures = comparison.summarize_pair(_answers(0, 0, both=19), 0)
+    low, high = figures["difference_interval"]
+    assert -low == high == pytest.approx(0.176, abs=1e-3)
+    # A difference of this size would have shown in 97.5 % of such samples.
+    assert (1 - high) ** 19 == pytest.approx(0.025)
+
+
 def test_the_seed_decides_the_interval():
     pair = [_answers(30, 12, both=150, neither=8)]
     first = comparison.summarize_all(pair, seed=1)

@@ -95,20 +95,13 @@ def _line(
         return f"none of the {num_before} {split} images of {earlier} is left"
     count = figures["num_examples"]
     images = str(count) if count == num_before else f"{count} of {num_before}"
+    low, high = (100 * x + 0.0 for x in figures["difference_interval"])
     line = (
         f"on the {images} {split} images of {earlier}: "
         f"{figures['baseline_accuracy']:.1%} -> "
-        f"{figures['compare_accuracy']:.1%} "
+        f"{figures['compare_accuracy']:.1%} (p = {figures['p_value']:.2g}, "
+        f"95 % interval of the difference {low:.1f} to {high:.1f} points)"
     )
-    if figures["only_compare_right"] or figures["only_baseline_right"]:
-        low, high = (100 * x + 0.0 for x in figures["difference_interval"])
-        line += (
-            f"(p = {figures['p_value']:.2g}, 95 % interval of the difference "
-            f"{low:.1f} to {high:.1f} points)"
-        )
-    else:
-        # The bootstrap can't tell how much other images would differ.
-        line += "(right and wrong on the same images)"
     views = figures["baseline_views"], figures["compare_views"]
     if views[0] != views[1]:
         line += f", by {views[0]} and {views[1]} views"

@@ -102,7 +102,7 @@ class _Extractor:
         arrays = feature_cache.load(path) or {}
         # All workers must take part in computing them.
         found = session.workers.all(bool(arrays))
-        where = f"from {path}"
+        where = f"from {path.parent}"
         if not found:
             known = self._known(recipe)
             rows = [known.get(digest) for digest in digests]
@@ -112,7 +112,7 @@ class _Extractor:
             files.write_arrays(
                 session.output / file, arrays, f"the feature cache {path}"
             )
-            where = f"saved to {path}"
+            where = f"saved to {path.parent}"
             if num_known:
                 where += (
                     f", {num_known} of {len(digests)} images known from "

@@ -98,12 +98,20 @@ def bootstrap_interval(
     and their Application" (1997), section 3.8; C. A. Field and A. H. Welsh,
     "Bootstrapping clustered data", JRSS B 69 (2007).
 
+    If the two never differ, resampling shows no spread at all. Then each limit
+    is the greatest share of images on which one of them is better that would go
+    unseen with a probability of 2.5 %: C. J. Clopper and E. S. Pearson, "The
+    use of confidence or fiducial limits", Biometrika 26 (1934).
+
     Args:
       differences: int `[clusters]`, as in `sign_flip_p`.
       counts: int `[clusters]`, the number of pairs that contain the image, at
         least 1.
       seed: the seed of the resampling.
     """
+    if not differences.any():
+        limit = 1 - 0.025 ** (1 / len(differences))
+        return -limit, limit
     # Equal clusters are interchangeable, so the number of draws of each kind is
     # multinomial, and there are only a few kinds.
     kinds, sizes = np.unique(

@@ -30,9 +30,11 @@ from flowers17_tfdata.phases.report import (
     audit_findings,
     augmented_views,
     grad_cam,
+    learning_curves,
     mistakes,
     page,
     pictures,
+    record,
     reliability,
     reproduce,
     result_charts,
@@ -339,6 +341,12 @@ def _audit_of(pairs, dataset="fake/config/1.0.0") -> dict:
     keys = ("ids", "splits", "classes")
     found = [dict(zip(keys, pair, strict=True)) for pair in pairs]
     return {"dataset": dataset, "near_duplicates": {"pairs": found}}
+
+
+def test_a_head_that_was_solved_for_has_no_curves():
+    solved = record.StageRecord("transfer", [{"epoch": 1}], 1)
+    assert learning_curves.learning_charts([solved]) == []
+    assert learning_curves.learning_charts([]) == []
 
 
 def test_near_duplicates_are_shown_by_kind_and_bounded():

@@ -248,10 +248,9 @@ def _run_stage(
     if result.validation_accuracy is None:
         outcome = f"trained on {' and '.join(splits.trained)}"
     else:
-        outcome = (
-            f"best epoch {result.best_epoch}, validation accuracy "
-            f"{result.validation_accuracy:.4f}"
-        )
+        outcome = f"validation accuracy {result.validation_accuracy:.4f}"
+        if course.ends:
+            outcome = f"best epoch {result.best_epoch}, {outcome}"
     terminal.say(
         f"{stage}: {outcome}; {result.seconds:.0f} s in epochs, "
         f"{time.perf_counter() - start_secs:.0f} s in this process; saved "

@@ -22,8 +22,14 @@ _MOST_TICKS = 8
 
 
 def learning_charts(stages: Sequence[StageRecord]) -> list[Chart]:
-    """Returns a chart for each quantity, with the stages in succession."""
-    return [_learning_chart(stages, *curve) for curve in _CURVES if stages]
+    """Returns a chart for each quantity, with the stages in succession.
+
+    A head that was solved for has one epoch, which makes no curve: without
+    other stages there are no charts.
+    """
+    if all(len(stage.epochs) < 2 for stage in stages):
+        return []
+    return [_learning_chart(stages, *curve) for curve in _CURVES]
 
 
 def _learning_chart(

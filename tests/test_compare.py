@@ -290,7 +290,7 @@ def test_a_difference_that_chance_explains(compare, runs):
     assert code == 0
     assert (
         "test: the difference between runs/a and runs/b (0.0 points, 95 % "
-        "interval 0.0 to 0.0, p = 1.0000) is within what chance explains"
+        "interval -30.8 to 30.8, p = 1.0000) is within what chance explains"
     ) in out
     # Two images more: in a tenth of the draws they are not there. No "-0.0".
     _write(runs / "b", ids, [True] * 10)

@@ -42,7 +42,8 @@ def test_train_leaves_all_its_files(run, tmp_path):
     workdir = tmp_path / "work"
     for name in ("transfer", "finetune"):
         assert (workdir / f"model_{name}.keras").stat().st_size > 0
-        assert f"{name}: best epoch" in out
+        assert f"saved {workdir / f'model_{name}.keras'}" in out
+    assert "finetune: best epoch" in out
 
     # With random weights, batch-norm statistics are measured before the head is
     # fitted; then batch-norm is trained; then it is folded.
@@ -190,7 +191,7 @@ def test_phases_one_by_one_and_from_another_model(run, tmp_path):
         (["--dataset=oxford_flowers71", "--archive="], 2, "--dataset"),
         (["--dataset=oxford_flowers17/none"], 2, "--dataset"),
         (["--workdir=/dev/null/x"], 1, "--workdir /dev/null/x can't be"),
-        (["--phase=evaluate"], 1, "holds no model_finetune.keras"),
+        (["--phase=evaluate"], 1, "does not exist: train one first"),
         (["--phase=evaluate", "--model=no.keras"], 1, "--model must be an"),
         (["--phase=finetune", "--init_from=no.keras"], 1, "--init_from"),
     ],

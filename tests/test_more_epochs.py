@@ -88,7 +88,7 @@ def test_fine_tuning_and_its_refit_go_on(run, tmp_path, monkeypatch):
 
     for stage in ("finetune", "refit"):
         out = run("a", f"--phase={stage}", "--finetune_epochs=3")
-        line = f"{stage}: ended after 1 epochs; going on to 3 with a new"
+        line = f"{stage}: ended after 1 epoch; going on to 3 with a new"
         assert line in out
         assert _epochs(work, stage) == [1, 2, 3]
         outdated = "model_refit.keras repeats the training as it was before"

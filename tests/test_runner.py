@@ -56,6 +56,6 @@ def test_a_workdir_without_a_model_is_told_before_data_are_opened(
     monkeypatch.setattr(runner, "open_session", None)
     workdir = tmp_path / "new"
     config = flags.parse(["main.py", f"--workdir={workdir}", "--phase=report"])
-    with pytest.raises(UserError, match="holds no model_finetune"):
+    with pytest.raises(UserError, match="does not exist: train one first"):
         runner.run(config)
     assert not workdir.exists()

@@ -64,8 +64,8 @@ def load(path: str | os.PathLike[str], **options: Any) -> Predictor:
 def train(options: Mapping[str, Any]) -> Predictor:
     """Trains a model as the command line does, in this process.
 
-    Progress is printed unless `console` is `quiet`. The files of the run are in
-    its workdir, as always.
+    Progress is printed unless `console` is `quiet`. The run writes its files to
+    the workdir, as always.
 
     Args:
       options: flags by name, without their dashes: `{"flagfile": "fast",

@@ -12,10 +12,12 @@ from collections.abc import Callable
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
+import numpy as np
 import pytest
 import tensorflow as tf
 
 from flowers17_tfdata import cli, terminal
+from flowers17_tfdata.models import batch_norm
 from flowers17_tfdata.training import precision
 from tests import fakes
 
@@ -152,6 +154,18 @@ def tiny_flags(data_dir, dummy_archive, tiny_backbone) -> list[str]:
         "--image_size=32",
         "--global_batch_size=64",
     ]
+
+
+@pytest.fixture
+def weights(tmp_path) -> pathlib.Path:
+    """Random weights with measured batch-norm: their features are useful."""
+    keras.utils.set_random_seed(2)
+    backbone = fakes.build_tiny_net((32, 32, 3))
+    images = np.random.default_rng(2).uniform(-1, 1, [8, 32, 32, 3])
+    batch_norm.measure_statistics(backbone, [images.astype(np.float32)])
+    path = tmp_path / "tiny.weights.h5"
+    backbone.save_weights(path)
+    return path
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ import pathlib
 import shutil
 
 import cv2
-import keras
 import numpy as np
 import pytest
 
@@ -18,10 +17,8 @@ from flowers17_tfdata.config.data import DataConfig
 from flowers17_tfdata.data import class_folders, extension, splitting
 from flowers17_tfdata.data.source import open_source
 from flowers17_tfdata.errors import ConfigError, UserError
-from flowers17_tfdata.models import batch_norm
 from flowers17_tfdata.training import resume
 from flowers17_tfdata.training.inference import Inference
-from tests import fakes
 from tests.test_folder_source import write_classes, write_picture
 
 SHARES = {"train": 0.7, "validation": 0.15, "test": 0.15}
@@ -192,18 +189,6 @@ def test_mistakes(tmp_path, recorded, flag, expected):
     workdir = f"--workdir={tmp_path}"
     with pytest.raises(ConfigError, match=expected):
         _parse(f"--extends={tmp_path}", workdir, *filter(None, [flag]))
-
-
-@pytest.fixture
-def weights(tmp_path) -> pathlib.Path:
-    """Random weights with measured batch-norm: their features are useful."""
-    keras.utils.set_random_seed(2)
-    backbone = fakes.build_tiny_net((32, 32, 3))
-    images = np.random.default_rng(2).uniform(-1, 1, [8, 32, 32, 3])
-    batch_norm.measure_statistics(backbone, [images.astype(np.float32)])
-    path = tmp_path / "tiny.weights.h5"
-    backbone.save_weights(path)
-    return path
 
 
 def _table(path: pathlib.Path, photos: pathlib.Path, **columns) -> DataConfig:

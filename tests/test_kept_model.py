@@ -11,25 +11,13 @@ import pytest
 
 from flowers17_tfdata import cli, files
 from flowers17_tfdata.input.feature_cache import Features
-from flowers17_tfdata.models import batch_norm, saved_models
+from flowers17_tfdata.models import saved_models
 from flowers17_tfdata.scoring import predictions
 from flowers17_tfdata.training import linear_head
 from flowers17_tfdata.training.inference import Inference
 from tests import fakes
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture
-def weights(tmp_path) -> pathlib.Path:
-    """Random weights with measured batch-norm: their features are useful."""
-    keras.utils.set_random_seed(2)
-    backbone = fakes.build_tiny_net((32, 32, 3))
-    images = np.random.default_rng(2).uniform(-1, 1, [8, 32, 32, 3])
-    batch_norm.measure_statistics(backbone, [images.astype(np.float32)])
-    path = tmp_path / "tiny.weights.h5"
-    backbone.save_weights(path)
-    return path
 
 
 @pytest.fixture

@@ -46,7 +46,7 @@ class _Mistake(Exception):
 def list_images(table: pathlib.Path) -> Listing:
     """Lists the images that a table of comma-separated values names.
 
-    Its first line names the columns, see `_COLUMNS`. Semicolons and tabs may
+    The first line names the columns, see `_COLUMNS`. Semicolons and tabs may
     separate them, too. Paths start in the table's folder. The class names are
     the labels, sorted by code points.
 

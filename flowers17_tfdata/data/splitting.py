@@ -203,9 +203,9 @@ def assign_fractions(
     }
     for label in sorted(set(pool.labels) - trained_on):
         raise UserError(
-            f"class {pool.class_names[label]} has no image to train on: all of "
-            "its images have a split already, or are nearly identical to such "
-            "images; add others"
+            f"class {pool.class_names[label]} has no image to train on: each "
+            "has a split already, or is nearly identical to one that has; add "
+            "others"
         )
     for split in fractions:
         if split not in split_of.values():

@@ -135,7 +135,7 @@ class _Extractor:
 
         Args:
           name: the name of the split.
-          examples: its examples.
+          examples: the examples of the split.
           num_views: the number of views of each.
           rows: the features of each example, float32 `[views, channels]`; None
             if they are not known.

@@ -95,8 +95,8 @@ def representative_images(
         for example in source.read(REPRESENTATIVE_SPLIT).as_numpy_iterator():
             if taken[example["label"]] < quota:
                 taken[example["label"]] += 1
-                encoded = decode.upright(example["image"])
-                yield decode.decode_and_resize(encoded, image_size).numpy()
+                pixels = decode.read(example["image"]).pixels
+                yield decode.resize_host(pixels, image_size)
                 progress.advance()
             if taken.total() == num_images:
                 break

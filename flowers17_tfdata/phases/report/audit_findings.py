@@ -27,7 +27,7 @@ class Copy(NamedTuple):
         read any more.
       file_name: the image's id.
       label: the name of its class.
-      split: its split.
+      split: the split that holds the image.
     """
 
     picture: str
@@ -105,7 +105,7 @@ def _read_pictures(source: Source, pairs: Sequence[_Pair]) -> dict[_Place, str]:
         for name, encoded in source.read_images(split, names).items():
             # It may have been damaged since the audit.
             with contextlib.suppress(ValueError):
-                pixels = decode.decode_reduced(decode.upright(encoded), 1)
+                pixels = decode.read(encoded).pixels
                 uri = pictures.to_data_uri(pixels, _PICTURE_SIDE)
                 found[split, name] = uri
     return found

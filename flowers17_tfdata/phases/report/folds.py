@@ -33,10 +33,8 @@ def pool_folds(config: Config) -> dict[str, Any]:
     context = {
         "dataset": config.data.dataset,
         "workdir": str(workdir),
-        "evaluation": result,
+        **tables.result(result),
         "confusion_chart": result_charts.confusion_chart(result),
-        "confused": tables.most_confused(result),
-        "per_class": tables.per_class(result),
         "command": command,
     }
     html = path.with_suffix(".html")

@@ -119,7 +119,7 @@ def _make_context(
         "workdir": str(workdir),
         "model": str(trained.path),
         "backbone": classifier.get_backbone(trained.model).name,
-        "evaluation": evaluation,
+        **tables.result(evaluation),
         "stages": stages,
         "fine_tuning": (
             saved_models.fine_tuning_outcome(workdir) if stages else ""
@@ -127,8 +127,6 @@ def _make_context(
         "learning_charts": learning_charts(stages),
         "label_smoothing": flags.get("label_smoothing", 0.0),
         "confusion_chart": result_charts.confusion_chart(evaluation),
-        "confused": tables.most_confused(evaluation),
-        "per_class": tables.per_class(evaluation),
         "cases": cases.make_cases(session, trained, predictions, split),
         "reliability": measured,
         "reliability_chart": result_charts.reliability_chart(measured),

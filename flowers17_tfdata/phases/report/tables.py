@@ -26,6 +26,36 @@ class Confusion(NamedTuple):
     fraction: float
 
 
+def result(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what every page shows of a result.
+
+    Args:
+      evaluation: contents of `evaluation.json`.
+
+    Returns:
+      `evaluation`; `confused` and `per_class`, from the functions below;
+      `num_examples`; `num_correct`; `accuracy` with the limits of its 95 %
+      interval, `low` and `high`; `largest`, the row of the largest class, and
+      `baseline`, the accuracy of always answering it, all in [0, 1].
+    """
+    accuracy, total = evaluation["accuracy"], evaluation["num_examples"]
+    low, high = evaluation["accuracy_interval"]
+    rows = per_class(evaluation)
+    largest = max(rows, key=lambda row: row["support"])
+    return {
+        "evaluation": evaluation,
+        "confused": most_confused(evaluation),
+        "per_class": rows,
+        "num_examples": total,
+        "num_correct": round(accuracy * total),
+        "accuracy": accuracy,
+        "low": low,
+        "high": high,
+        "largest": largest,
+        "baseline": largest["support"] / total,
+    }
+
+
 def most_confused(evaluation: Mapping[str, Any]) -> list[Confusion]:
     """Returns all confused pairs of classes, the most frequent first.
 

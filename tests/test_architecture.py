@@ -95,6 +95,15 @@ IMPORTS = {
         "terminal",
     },
     "phases.folders": {"data", "session", "terminal"},
+    "phases.frozen_features": {
+        "input",
+        "models",
+        "phases.train_data",
+        "phases.train_features",
+        "phases.train_models",
+        "session",
+        "training",
+    },
     "phases.predict": {
         "config",
         "data",

@@ -332,3 +332,19 @@ def test_it_says_that_it_is_alive():
     stop.alive_at = 0.0
     linear_head.fit(_features(), NUM_CLASSES, seed=0, stop=stop)
     assert stop.alive_at > 0
+
+
+def test_out_of_fold_logits_are_those_of_heads_that_did_not_see_the_example():
+    features = _features()
+    folds = np.arange(len(features.labels)) % 3
+    logits = linear_head.out_of_fold_logits(
+        features, 3, folds, weight_decay=0.1
+    )
+    # A wrong label must not reach the answers for its own fold.
+    changed = features.labels.copy()
+    changed[folds == 1] = (changed[folds == 1] + 1) % 3
+    again = linear_head.out_of_fold_logits(
+        features._replace(labels=changed), 3, folds, weight_decay=0.1
+    )
+    np.testing.assert_allclose(again[folds == 1], logits[folds == 1], atol=1e-3)
+    assert np.abs(again[folds == 0] - logits[folds == 0]).max() > 0.05

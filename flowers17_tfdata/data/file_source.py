@@ -45,6 +45,8 @@ class FileSource(Source):
     _scan: Scan
     # The bytes of each file, as text.
     _file_sizes: tuple[str, ...]
+    # See `Listing.group_pairs`.
+    _group_pairs: tuple[tuple[int, int], ...]
 
     def read(self, split):
         self.check_split(split)
@@ -90,6 +92,9 @@ class FileSource(Source):
 
     def scan(self, on_scanned=None):
         return self._scan
+
+    def _kept_together(self, scan):
+        return list(self._group_pairs)
 
 
 def open_files(
@@ -140,6 +145,7 @@ def open_files(
         _paths=tuple(listing.paths),
         _scan=Scan(listing.ids, splits, labels, images),
         _file_sizes=tuple(sizes),
+        _group_pairs=tuple(listing.group_pairs()),
     )
 
 

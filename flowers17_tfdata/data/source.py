@@ -13,7 +13,12 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from flowers17_tfdata.config.data import DataConfig
-from flowers17_tfdata.data.scan import OnScanned, Scan, scan_images
+from flowers17_tfdata.data.scan import (
+    OnScanned,
+    Scan,
+    find_groups,
+    scan_images,
+)
 from flowers17_tfdata.errors import ConfigError, UserError, did_you_mean
 
 
@@ -91,6 +96,23 @@ class Source:
 
         found = scan_images(images(), on_scanned)
         return Scan(ids, splits, np.asarray(labels, np.int64), found)
+
+    def groups(self, scan: Scan) -> np.ndarray:
+        """Returns the group of each image of a scan, int64 `[n]`.
+
+        Near-duplicates share a group, and so do images that the user keeps
+        together.
+        """
+        return find_groups(scan.images, self._kept_together(scan))
+
+    def _kept_together(self, scan: Scan) -> list[tuple[int, int]]:
+        """Returns the positions of pairs that share a group in any case."""
+        position = {image_id: k for k, image_id in enumerate(scan.ids)}
+        return [
+            (position[first], position[second])
+            for first, second in self.known_near_duplicates
+            if first in position and second in position
+        ]
 
 
 def fingerprint(*parts: str) -> str:

@@ -6,6 +6,8 @@ import collections
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from flowers17_tfdata.config.data import DataConfig
 from flowers17_tfdata.data.oxford_flowers17 import splits
 from flowers17_tfdata.errors import ConfigError, UserError
@@ -235,18 +237,7 @@ def assign_folds(pool: Pool, num_folds: int, seed: int) -> dict[str, int]:
     Raises:
       ConfigError: a class would be missing from a fold.
     """
-    counts = [collections.Counter[int]() for _ in range(num_folds)]
-
-    def choose(_: str, need: Mapping[int, int]) -> int:
-        def size(fold: int) -> tuple[int, int]:
-            of_class = sum(counts[fold][label] for label in need)
-            return of_class, counts[fold].total()
-
-        fold = min(range(num_folds), key=size)
-        counts[fold].update(need)
-        return fold
-
-    fold_of = splits.assign_groups(*pool[:3], seed, choose)
+    fold_of, counts = _balanced_folds(*pool[:3], num_folds, seed)
     most, label = min(
         (sum(label in count for count in counts), label)
         for label in set(pool.labels)
@@ -258,6 +249,48 @@ def assign_folds(pool: Pool, num_folds: int, seed: int) -> dict[str, int]:
             f"and groups count as one); got {num_folds}"
         )
     return fold_of
+
+
+def out_of_fold_parts(
+    labels: np.ndarray, groups: np.ndarray, num_folds: int, seed: int
+) -> np.ndarray:
+    """Returns the fold of each example, int64 `[n]`, groups kept whole.
+
+    As in `assign_folds`, but a class may be missing from a fold.
+
+    Args:
+      labels: int64 `[n]`.
+      groups: int64 `[n]`.
+      num_folds: the number of folds.
+      seed: any integer.
+    """
+    names = [str(k) for k in range(len(labels))]
+    fold_of, _ = _balanced_folds(
+        names, labels.tolist(), groups.tolist(), num_folds, seed
+    )
+    return np.array([fold_of[name] for name in names], np.int64)
+
+
+def _balanced_folds(
+    ids: Sequence[str],
+    labels: Sequence[int],
+    groups: Sequence[int],
+    num_folds: int,
+    seed: int,
+) -> tuple[dict[str, int], list[collections.Counter[int]]]:
+    """Returns the fold of each id, and the number of each class in each."""
+    counts = [collections.Counter[int]() for _ in range(num_folds)]
+
+    def choose(_: str, need: Mapping[int, int]) -> int:
+        def size(fold: int) -> tuple[int, int]:
+            of_class = sum(counts[fold][label] for label in need)
+            return of_class, counts[fold].total()
+
+        fold = min(range(num_folds), key=size)
+        counts[fold].update(need)
+        return fold
+
+    return splits.assign_groups(ids, labels, groups, seed, choose), counts
 
 
 def notes(config: DataConfig, new_splits: Iterable[str]) -> list[str]:

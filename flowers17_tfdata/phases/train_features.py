@@ -51,7 +51,7 @@ def extract_features(
     config = session.config
     if images.statistics is not None:
         batch_norm.measure_statistics(model, images.statistics_batches())
-    extractor = _Extractor(session, model, stop)
+    extractor = FeatureExtractor(session, model, stop)
     views = augmentation.num_views(config.input, config.input.feature_views)
     with timings.measure(session.output, "transfer: features"):
         parts = [
@@ -69,8 +69,14 @@ def extract_features(
         return train, extractor.extract("validation", splits.validation, count)
 
 
-class _Extractor:
-    """Computes the features of splits, or reads them from the workdir."""
+class FeatureExtractor:
+    """Computes the features of splits, or reads them from the workdir.
+
+    Args:
+      session: the open run.
+      model: the classifier whose backbone is used.
+      stop: the request to stop.
+    """
 
     def __init__(self, session: Session, model: keras.Model, stop: StopRequest):
         self._session = session

@@ -90,18 +90,9 @@ def fit(
         may need different numbers of iterations, and one that stopped would
         leave the others waiting.
     """
-    values, labels = features
-    mean, spread = classifier.mean_and_spread(values)
-    values = values - mean.astype(np.float32)
-    values /= spread.astype(np.float32)
-    if example_weights is None:
-        example_weights = np.ones(len(labels), np.float32)
-    problem = _Problem(
-        Features(values, labels),
-        num_classes,
-        example_weights,
-        stop or StopRequest(),
-    )
+    labels = features.labels
+    standardized, mean, spread = _standardize(features)
+    problem = _Problem(standardized, num_classes, example_weights, stop)
     held_out = _stratified_folds(labels, seed)
     losses = _cross_validate(problem, held_out) if held_out else {}
     weight_decay = min(losses, key=losses.__getitem__, default=_DEFAULT_DECAY)
@@ -110,6 +101,52 @@ def fit(
     x = solution.x.reshape(-1, num_classes)
     kernel, bias = classifier.for_raw_features(x[:-1], x[-1], mean, spread)
     return LinearHead(kernel, bias, weight_decay, losses, int(solution.nit))
+
+
+def out_of_fold_logits(
+    features: Features,
+    num_classes: int,
+    folds: np.ndarray,
+    *,
+    weight_decay: float,
+    example_weights: np.ndarray | None = None,
+    stop: StopRequest | None = None,
+) -> np.ndarray:
+    """Classifies each example by a head that is fitted to the other folds.
+
+    Args:
+      features: the features and labels of the images.
+      num_classes: number of classes of the data set.
+      folds: the fold of each example, int64 `[n]`; at least two different ones.
+      weight_decay: see `fit`, which chooses it.
+      example_weights: see `fit`.
+      stop: see `fit`.
+
+    Returns:
+      The logits of view 0, float32 `[n, num_classes]`. The features are
+      standardized by all examples, which uses no label.
+    """
+    standardized, _, _ = _standardize(features)
+    problem = _Problem(standardized, num_classes, example_weights, stop)
+    logits = np.zeros([len(folds), num_classes], np.float32)
+    start = None
+    for fold in np.unique(folds):
+        left_out = folds == fold
+        solution = problem.solve(~left_out, weight_decay, _TOLERANCE, start)
+        start = solution.x
+        x = start.reshape(-1, num_classes).astype(np.float32)
+        logits[left_out] = standardized.values[0, left_out] @ x[:-1] + x[-1]
+    return logits
+
+
+def _standardize(
+    features: Features,
+) -> tuple[Features, np.ndarray, np.ndarray]:
+    """Returns standardized features, their mean and their spread."""
+    mean, spread = classifier.mean_and_spread(features.values)
+    values = features.values - mean.astype(np.float32)
+    values /= spread.astype(np.float32)
+    return Features(values, features.labels), mean, spread
 
 
 def _cross_validate(
@@ -166,11 +203,13 @@ class _Problem:
         self,
         features: Features,
         num_classes: int,
-        example_weights: np.ndarray,
-        stop: StopRequest,
+        example_weights: np.ndarray | None,
+        stop: StopRequest | None,
     ):
-        self._weights, self._stop = example_weights, stop
-        self._num_views, _, channels = features.values.shape
+        self._num_views, num_examples, channels = features.values.shape
+        if example_weights is None:
+            example_weights = np.ones(num_examples, np.float32)
+        self._weights, self._stop = example_weights, stop or StopRequest()
         self._shape = (channels + 1, num_classes)
         # The rows are the views of the examples, view by view.
         self._rows = tf.constant(features.values.reshape(-1, channels))

@@ -36,7 +36,7 @@ def load(path: str | os.PathLike[str], **options: Any) -> Predictor:
     Args:
       path: a run's workdir, a folder that `--phase=export` wrote `model.keras`
         to, or a `.keras` file.
-      **options: flags of `--phase=predict`, without their dashes: `tta=4`,
+      **options: flags of `--phase=predict`, without their dashes, such as
         `precision="float32"`.
 
     Raises:

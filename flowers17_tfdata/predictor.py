@@ -7,7 +7,7 @@ import dataclasses
 import itertools
 import os
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
 import keras
 import numpy as np
@@ -21,7 +21,6 @@ from flowers17_tfdata.input.examples import (
     PictureLike,
     Pictures,
 )
-from flowers17_tfdata.scoring.predictions import softmax
 from flowers17_tfdata.session import open_devices
 from flowers17_tfdata.trained_model import TrainedModel
 
@@ -35,12 +34,24 @@ class Prediction(NamedTuple):
         first; empty if the picture can't be read.
       error: why the picture can't be read, or '' if it can.
       damage: what is damaged in a picture that was read all the same, or ''.
+      unknown: whether the picture seems to show none of the classes. At most
+        5 % of pictures like those of the validation split do.
+      unknown_score: how unlike the training images it is: about 0 for an
+        ordinary picture; see `models.trust.Trust.score`.
+      classes_at_95: the classes, the most likely first, that hold the right one
+        in at least 95 % of cases.
+
+    The last three are None if the picture can't be read, and for models of
+    other programs and earlier versions.
     """
 
     file: str
     classes: tuple[tuple[str, float], ...]
     error: str = ""
     damage: str = ""
+    unknown: bool | None = None
+    unknown_score: float | None = None
+    classes_at_95: tuple[str, ...] | None = None
 
     @property
     def label(self) -> str:
@@ -75,13 +86,11 @@ class Predictor:
         self,
         trained: TrainedModel,
         class_names: tuple[str, ...],
-        num_views: int,
         batch_size: int,
     ):
         self.class_names = class_names
         self.path = trained.path
         self._trained = trained
-        self._num_views = num_views
         self._batch_size = batch_size
 
     def __repr__(self) -> str:
@@ -110,17 +119,34 @@ class Predictor:
     ) -> Iterator[Prediction]:
         """Yields what `predict` returns, batch by batch."""
         images, examples = self._examples(pictures)
-        batches = self._trained.logits(
-            examples, self._batch_size, self._num_views
-        )
-        rows = itertools.chain.from_iterable(map(softmax, batches))
+        batches = self._trained.answers(examples, self._batch_size)
+        rows = itertools.chain.from_iterable(map(_rows, batches))
         for k, (picture, row) in enumerate(zip(pictures, rows, strict=True)):
-            order = np.argsort(-row, kind="stable")[:top_k]
-            top = tuple((self.class_names[c], float(row[c])) for c in order)
             file = os.fspath(picture) if _is_path(picture) else ""
-            error = images.errors.get(k, "")
             damage = images.damage.get(k, "")
-            yield Prediction(file, () if error else top, error, damage)
+            if k in images.errors:
+                yield Prediction(file, (), images.errors[k], damage)
+            else:
+                yield self._prediction(row, top_k)._replace(
+                    file=file, damage=damage
+                )
+
+    def _prediction(self, row: dict[str, Any], top_k: int) -> Prediction:
+        """Returns the prediction for one row of the model's answers."""
+        probabilities = row["probabilities"]
+        order = np.argsort(-probabilities, kind="stable")
+        names = self.class_names
+        top = tuple((names[c], float(probabilities[c])) for c in order[:top_k])
+        if "unknown" not in row:
+            return Prediction("", top)
+        members = row["classes_at_95"]
+        return Prediction(
+            "",
+            top,
+            unknown=bool(row["unknown"]),
+            unknown_score=float(row["unknown_score"]),
+            classes_at_95=tuple(names[c] for c in order if members[c]),
+        )
 
     def embed(
         self, pictures: PictureLike | Sequence[PictureLike]
@@ -134,7 +160,7 @@ class Predictor:
 
         Returns:
           float32 `[n, channels]`: the backbone's outputs, averaged over all
-          positions, of each picture as it is (no views).
+          positions, of each picture.
 
         Raises:
           UserError: a picture can't be read.
@@ -172,7 +198,6 @@ def open_predictor(config: Config) -> Predictor:
     return Predictor(
         trained,
         trained_model.read_class_names(config, trained),
-        config.evaluation.tta,
         config.optimization.global_batch_size,
     )
 
@@ -188,6 +213,12 @@ def same_keras_afterwards() -> Iterator[None]:
         keras.config.set_dtype_policy(policy)
         if is_interactive:
             keras.config.enable_interactive_logging()
+
+
+def _rows(batch: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
+    """Yields the answers of a batch, picture by picture."""
+    for values in zip(*batch.values(), strict=True):
+        yield dict(zip(batch, values, strict=True))
 
 
 def _is_path(picture: PictureLike) -> TypeGuard[str | os.PathLike[str]]:

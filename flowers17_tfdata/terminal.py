@@ -258,16 +258,14 @@ def show_evaluation(evaluation: Mapping[str, Any]) -> None:
     split = evaluation["split"]
     _show_per_class(f"{split} split", evaluation)
     low, high = evaluation["accuracy_interval"]
-    top_5 = views = ""
+    top_5 = ""
     # With five classes or fewer, top-5 accuracy is always 1.
     if len(evaluation["per_class"]) > 5:
         top_5 = f"top-5 {evaluation['top_5_accuracy']:.4f}, "
-    if evaluation["views"] > 1:
-        views = f", mean of {evaluation['views']} views"
     say(
         f"{split}: accuracy {evaluation['accuracy']:.4f} "
         f"(95 % interval {low:.4f} to {high:.4f}, "
-        f"{counted(evaluation['num_examples'], 'image')}{views}), "
+        f"{counted(evaluation['num_examples'], 'image')}), "
         f"{top_5}loss {evaluation['loss']:.4f}",
         split=split,
         **{name: evaluation[name] for name in _SCORES},

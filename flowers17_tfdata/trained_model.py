@@ -18,9 +18,16 @@ from flowers17_tfdata import files, terminal
 from flowers17_tfdata.config.config import Config
 from flowers17_tfdata.config.input import InputConfig
 from flowers17_tfdata.errors import UserError, one_line
-from flowers17_tfdata.input import augmentation, input_pipeline
+from flowers17_tfdata.input import input_pipeline
 from flowers17_tfdata.input.examples import Examples, load_examples
-from flowers17_tfdata.models import backbones, classifier, folding, saved_models
+from flowers17_tfdata.models import (
+    backbones,
+    classifier,
+    folding,
+    saved_models,
+    trust,
+)
+from flowers17_tfdata.models.trust import Trust
 from flowers17_tfdata.scoring import predictions, scores
 from flowers17_tfdata.scoring.predictions import Predictions
 from flowers17_tfdata.session import Session
@@ -36,6 +43,7 @@ class TrainedModel:
       model: from preprocessed images to logits, batch-norm folded.
       extras: what was saved with it: `class_names`, `dataset`,
         `trained_splits`, `trained_on`. Empty if another program saved it.
+      trust: what was fitted to it, if anything.
       preprocess: from float32 images in [0, 255] to the model's inputs.
       options: the options of the input pipeline, at the model's image size.
       strategy: the strategy in whose scope the model was loaded.
@@ -46,6 +54,7 @@ class TrainedModel:
     path: pathlib.Path
     model: keras.Model
     extras: Mapping[str, Any]
+    trust: Trust | None
     preprocess: Callable[[tf.Tensor], tf.Tensor]
     options: InputConfig
     strategy: tf.distribute.Strategy
@@ -100,7 +109,11 @@ class TrainedModel:
 
     @functools.cached_property
     def _inference(self) -> inference.ImageInference:
-        return self._make_inference(self.model)
+        model = self.model
+        if self.trust is not None:
+            with self.strategy.scope():
+                model = classifier.with_features(model)
+        return self._make_inference(model)
 
     @functools.cached_property
     def _feature_inference(self) -> inference.ImageInference:
@@ -117,44 +130,44 @@ class TrainedModel:
             self.compute_dtype,
         )
 
-    def logits(
-        self, examples: Examples, batch_size: int, num_views: int
-    ) -> Iterator[np.ndarray]:
+    def answers(
+        self, examples: Examples, batch_size: int
+    ) -> Iterator[dict[str, np.ndarray]]:
         """Runs the model on examples, on all replicas.
 
         Args:
           examples: the examples, at the model's image size.
           batch_size: the most images per step over all replicas.
-          num_views: the number of views of each example; see
-            `augmentation.test_time_views`.
 
         Yields:
-          Logits float32 `[n, num_classes]`, in order. With several views they
-          are the logarithms of the mean probabilities.
+          What `trust.answer` returns, and `logits`, float32 `[n,
+          num_classes]`, in order.
         """
         if not examples.num_examples:
             return
-        transforms = None
-        if num_views > 1:
-            views = augmentation.test_time_views(self.options, num_views)
-            transforms = np.tile(views, [examples.num_examples, 1])
-        outputs = self._inference.outputs(
-            examples,
-            self._fitting(batch_size, examples.num_examples * num_views),
-            transforms,
-        )
-        if num_views == 1:
-            yield from outputs
-            return
-        rest = np.zeros([0, self.model.output_shape[-1]], np.float32)
-        for output in outputs:
-            # The views of an image may lie in different batches.
-            rest = np.concatenate([rest, output])
-            whole = len(rest) // num_views * num_views
-            by_view = rest[:whole].reshape(-1, num_views, rest.shape[1])
-            mean = predictions.softmax(by_view).mean(axis=1)
-            yield np.log(np.maximum(mean, np.finfo(np.float32).tiny))
-            rest = rest[whole:]
+        num_classes = self.model.output_shape[-1]
+        size = self._fitting(batch_size, examples.num_examples)
+        for outputs in self._inference.outputs(examples, size):
+            logits, features = np.split(outputs, [num_classes], axis=1)
+            answer = trust.answer(logits, features, self.trust)
+            arrays = {name: x.numpy() for name, x in answer.items()}
+            yield {"logits": logits, **arrays}
+
+    def answers_in(self, predicted: Predictions) -> dict[str, np.ndarray]:
+        """Returns the answers that predictions of this model contain.
+
+        They are those of `trust.answer`.
+        """
+        probabilities = predicted.probabilities
+        found = {"probabilities": probabilities}
+        if self.trust is None or predicted.unknown_scores is None:
+            return found
+        scores = predicted.unknown_scores
+        return found | {
+            "unknown_score": scores,
+            "unknown": scores > self.trust.unknown_above,
+            "classes_at_95": self.trust.sets.members(probabilities),
+        }
 
     def features(
         self, examples: Examples, batch_size: int
@@ -195,6 +208,7 @@ def load_model(
         path,
         model,
         saved_models.read_extras(path),
+        saved_models.read_trust(path),
         backbones.get_preprocess(classifier.get_backbone(model).name),
         dataclasses.replace(
             config.input, image_size=model.input_shape[1], train_scale=1.0
@@ -347,7 +361,6 @@ def predict_examples(
     trained: TrainedModel,
     examples: Examples,
     title: str,
-    num_views: int = 1,
 ) -> Predictions:
     """Runs a model on the examples of a split.
 
@@ -356,16 +369,27 @@ def predict_examples(
       trained: the model.
       examples: the examples, at the model's image size.
       title: the title of the progress bar.
-      num_views: the number of views of each example.
     """
     size = session.config.optimization.global_batch_size
-    logits = inference.collect(
-        trained.logits(examples, size, num_views),
+    unknown_scores: list[np.ndarray] = []
+
+    def logits() -> Iterator[np.ndarray]:
+        for answer in trained.answers(examples, size):
+            if "unknown_score" in answer:
+                unknown_scores.append(answer["unknown_score"])
+            yield answer["logits"]
+
+    collected = inference.collect(
+        logits(),
         title,
-        input_pipeline.steps_per_epoch(examples.num_examples * num_views, size),
+        input_pipeline.steps_per_epoch(examples.num_examples, size),
     )
     return Predictions(
-        examples.ids, examples.labels, logits, str(trained.path), num_views
+        examples.ids,
+        examples.labels,
+        collected,
+        str(trained.path),
+        np.concatenate(unknown_scores) if unknown_scores else None,
     )
 
 
@@ -383,7 +407,6 @@ def predict_split(
         trained,
         examples,
         f"{split} split",
-        session.config.evaluation.tta,
     )
 
 
@@ -411,7 +434,6 @@ def evaluate_split(
     evaluation |= {
         "model": predicted.model,
         "dataset": session.source.name,
-        "views": predicted.num_views,
     }
     path = session.output / f"evaluation{suffix}.json"
     files.write_json(path, evaluation)

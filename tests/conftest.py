@@ -100,7 +100,7 @@ def export_folder(tmp_path_factory) -> pathlib.Path:
     export.copy_reader(folder)
     shutil.copy(export.SERVE_SCRIPT, folder)
     model = fakes.make_linear_model()
-    subject = network.Network(model, fakes.preprocess_input)
+    subject = network.Network(model, fakes.preprocess_input, None)
     names = [f"class {k}" for k in range(fakes.NUM_CLASSES)]
     saved_model.save(subject, names, folder / "saved_model")
     tflite.convert(subject, folder / "model_float16.tflite")

@@ -177,7 +177,7 @@ def test_loading_keeps_the_dtype_policy_of_the_process(workdir):
     [
         ("missing", {}, "missing does not exist"),
         ("", {}, "holds no model_finetune.keras"),
-        ("", {"tta": 0}, "--tta must be at least 1; got 0"),
+        ("", {"top_k": 0}, "--top_k must be at least 1; got 0"),
         ("", {"no_such": 1}, "no_such"),
     ],
 )

@@ -238,7 +238,7 @@ def test_help_has_two_tiers(capsys):
 
 def test_help_of_a_phase_lists_the_flags_that_it_reads(capsys):
     predict = _help(capsys, "--phase=predict", "--helpfull")
-    assert {"images", "tta", "strategy", "workdir"} <= predict
+    assert {"images", "model", "strategy", "workdir"} <= predict
     assert not {"finetune_epochs", "export_dir", "dataset"} & predict
     assert "top_k" not in _help(capsys, "--phase=predict", "--help")
 

@@ -318,7 +318,7 @@ def test_onnx_takes_a_network_with_constants(tmp_path):
     )(inputs)
     x = keras.layers.GlobalAveragePooling2D()(x)
     model = keras.Model(inputs, keras.layers.Dense(4)(x))
-    subject = network.Network(model, lambda images: images)
+    subject = network.Network(model, lambda images: images, None)
     onnx_file.convert(subject, tmp_path / "model.onnx")
     images = _pixels(FILES)
     np.testing.assert_allclose(
@@ -338,7 +338,7 @@ def test_a_network_that_a_converter_refuses_is_one_line(tmp_path):
             keras.layers.GlobalAveragePooling2D(),
         ]
     )
-    subject = network.Network(model, lambda images: images)
+    subject = network.Network(model, lambda images: images, None)
     with pytest.raises(UserError, match="onnx can't be made of this network"):
         onnx_file.convert(subject, tmp_path / "model.onnx")
         onnx_file.load(tmp_path / "model.onnx")

@@ -70,7 +70,7 @@ def test_own_files_may_include_shipped_ones_and_each_other(folder):
     # The one beside the including file is meant.
     (folder / "base.flags").write_text("--seed=3\n")
     config = _parse("--flagfile=own/mine")
-    assert (config.workdir, config.evaluation.tta) == ("mine", 4)
+    assert (config.workdir, config.input.feature_views) == ("mine", 6)
     assert config.runtime.seed == 0
 
 

@@ -261,7 +261,7 @@ def classify(export_folder) -> Callable[[np.ndarray], np.ndarray]:
     model = keras.models.load_model(
         export_folder / "model.keras", compile=False
     )
-    run = Network(model, fakes.preprocess_input).runner()
+    run = Network(model, fakes.preprocess_input, None).runner()
     return lambda pixels: np.asarray(run(pixels[np.newaxis]))[0]
 
 

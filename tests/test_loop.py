@@ -597,7 +597,6 @@ def _key(stage, **values):
         ("split", "validation", []),
         ("find_lr_stage", "transfer", []),
         ("refit", True, []),
-        ("tta", 2, []),
         # A refit repeats either stage.
         ("feature_views", 3, ["transfer", "refit"]),
         ("transfer_epochs", 3, ["transfer", "refit"]),

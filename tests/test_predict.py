@@ -84,43 +84,6 @@ def test_predictions_are_those_of_the_evaluation(predict, trained, tmp_path):
     assert hits > 0.2
 
 
-def test_views_of_a_run_are_averaged_by_evaluation_and_prediction_alike(
-    trained, tiny_backbone, tmp_path
-):
-    original, folder = trained
-    workdir = tmp_path / "work"
-    shutil.copytree(original, workdir)
-    path = workdir / "config.json"
-    record = json.loads(path.read_text())
-    record["flags"] |= {"tta": 4, "crop": 0.4}
-    path.write_text(json.dumps(record))
-    evaluate = ["main.py", "--phase=evaluate", f"--workdir={workdir}"]
-    evaluate.append("--strategy=default")
-    assert cli.main(evaluate) == 0
-    averaged = predictions.load(workdir / "predictions_test.npz")
-    assert json.loads((workdir / "evaluation.json").read_text())["views"] == 4
-    assert averaged.num_views == 4
-    assert averaged.model == str(workdir / "model_transfer.keras")
-    out = tmp_path / "out.jsonl"
-    paths = [str(folder / name) for name in averaged.ids]
-    command = ["main.py", "--phase=predict", f"--workdir={workdir}"]
-    command += ["--format=json", "--top_k=1", f"--output={out}"]
-    assert cli.main([*command, *paths]) == 0
-    rows = [json.loads(line) for line in out.read_text().splitlines()]
-    found = [row["top"][0]["probability"] for row in rows]
-    np.testing.assert_allclose(
-        found, averaged.probabilities.max(axis=1), atol=2e-6
-    )
-    # One view gives other, but similar, logits.
-    assert cli.main([*evaluate, "--tta=1"]) == 0
-    plain = predictions.load(workdir / "predictions_test.npz")
-    difference = np.abs(plain.probabilities - averaged.probabilities)
-    assert difference.max() > 1e-3
-    assert (
-        np.corrcoef(plain.logits.ravel(), averaged.logits.ravel())[0, 1] > 0.5
-    )
-
-
 def test_unreadable_files_come_at_the_end_and_in_the_exit_code(
     predict, trained, tmp_path
 ):
@@ -276,11 +239,6 @@ def test_tensorflow_adds_nothing_to_standard_error(tmp_path):
         (["--images=x.jpg", "--output=/dev/null/x"], 1, "--output /dev/null/x"),
         (["--images=x.jpg", "--format=xml"], 2, "--format must be one of"),
         (["--images=x.jpg", "--launch_local=2"], 2, "--launch_local does not"),
-        (
-            ["--images=x.jpg", "--tta=3", "--augmentation=none"],
-            2,
-            "--tta above 2 goes with",
-        ),
         (
             ["--images=~nobody_at_all/x"],
             2,

@@ -35,12 +35,11 @@ from flowers17_tfdata.phases.report import (
     page,
     pictures,
     record,
-    reliability,
     reproduce,
     result_charts,
     tables,
 )
-from flowers17_tfdata.scoring import scores
+from flowers17_tfdata.scoring import reliability, scores
 from flowers17_tfdata.scoring.predictions import Predictions
 from tests import fakes
 
@@ -210,8 +209,6 @@ def test_it_evaluates_only_what_is_due(workdir, command, capsys):
     # The copied evaluation names the original's model.
     assert evaluates()
     assert not evaluates()
-    assert evaluates("--tta=2")
-    assert "by the mean over 2 views" in _Page(workdir / "report.html").text
     assert evaluates("--split=validation")
     assert "Accuracy on validation" in _Page(workdir / "report.html").text
     assert evaluates()

@@ -39,14 +39,6 @@ class EvaluationConfig:
         "Split to evaluate, report or compare.",
         common=True,
     )
-    tta: int = Kind.RECALLED.option(
-        1,
-        "Test-time augmentation: average over K views of each image (the "
-        "image, its mirror image, then random ones), at K times the cost.",
-        common=True,
-        bounds=(1, 1000),
-        needs=(Needs("augmentation", ("affine",), above=2),),
-    )
     assert_accuracy_at_least: float = Kind.FREE.option(
         0.0,
         "Exit with 3 if the accuracy is lower than this.",

@@ -24,9 +24,6 @@ _LARGEST_ASPECT = 4 / 3
 # Makes the random stream of crops independent of the other draws.
 _CROP_STREAM = 2
 
-# Test-time views don't depend on the seed of the run.
-_VIEWS_SEED = 0
-
 # The transform that leaves images as they are; see `RandomAffine.draw`.
 IDENTITY = np.array([1, 0, 0, 0, 1, 0, 0, 0], np.float32)
 
@@ -289,28 +286,6 @@ def _mirror(config: InputConfig) -> tf.Tensor:
     size = config.image_size
     row = tf.constant([[-1.0, 0, size - 1, 0, 1, 0, 0, 0]])
     return before_resize(row, size / config.train_image_size)
-
-
-def test_time_views(config: InputConfig, num_views: int) -> np.ndarray:
-    """Returns the views that test-time augmentation averages over.
-
-    The first is the image itself; with `horizontal_flip`, the second is its
-    mirror image; the others are drawn from the distribution of the training.
-    They are the same for every image, so a prediction does not depend on the
-    other images, and for every run.
-
-    Args:
-      config: the options of the input pipeline, with `train_scale` 1.
-      num_views: the number of views, at least 1.
-
-    Returns:
-      float32 `[num_views, 8]`, see `RandomAffine.draw`.
-    """
-    rows = [IDENTITY[np.newaxis]]
-    if config.horizontal_flip:
-        rows.append(_mirror(config))
-    rows.append(draw_transforms(config, _VIEWS_SEED, 0, num_views))
-    return tf.concat(rows, axis=0).numpy()[:num_views]
 
 
 def make_affine(config: InputConfig) -> RandomAffine:

@@ -197,7 +197,7 @@ class Pictures:
     )
 
     def read(self, indices):
-        # Several views of an image follow each other: decode it once.
+        # The last batch is filled up with copies of an image: decode it once.
         positions, inverse = np.unique(indices, return_inverse=True)
         images = list(self._threads.map(self._decode, positions.tolist()))
         return np.stack(images)[inverse]

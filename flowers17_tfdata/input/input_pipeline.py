@@ -286,9 +286,8 @@ def make_eval_dataset(
       preprocess: from float32 in [0, 255] to the backbone's range.
       global_batch_size: images per step over all replicas.
       compute_dtype: the compute dtype of the model.
-      transforms: float32 `[num_examples * views, 8]`, see `RandomAffine.draw`:
-        all views of the first example, then all views of the second, and so
-        on. None: one view of each, the image itself.
+      transforms: float32 `[num_examples, 8]`, see `RandomAffine.draw`; None:
+        the images themselves.
       input_context: the place of this worker; None: it is the only one, with
         one replica.
 
@@ -298,14 +297,13 @@ def make_eval_dataset(
     num_examples = examples.num_examples
     if transforms is None:
         transforms = tf.zeros([num_examples, 0])
-    num_views = transforms.shape[0] // num_examples
     rows, weights = replica_batches(
-        tf.range(transforms.shape[0], dtype=tf.int64),
+        tf.range(num_examples, dtype=tf.int64),
         global_batch_size,
         input_context,
     )
     batches = tf.data.Dataset.from_tensor_slices(
-        (rows // num_views, weights, tf.gather(transforms, rows))
+        (rows, weights, tf.gather(transforms, rows))
     )
     make_batch = _batch_maker(examples, config, preprocess, compute_dtype)
     return finish(batches, make_batch)

@@ -15,6 +15,9 @@ _STANDARDIZATION = "standardization"
 # all channels.
 _LEAST_SPREAD = 0.01
 
+# Rows of features that a head takes at once.
+_HEAD_BATCH = 1024
+
 
 def build_classifier(
     config: ModelConfig,
@@ -81,6 +84,59 @@ def get_feature_extractor(model: keras.Model) -> keras.Model:
     `[batch, channels]`.
     """
     return keras.Model(model.inputs, model.get_layer("pooler").output)
+
+
+def with_features(model: keras.Model) -> keras.Model:
+    """Returns a model with the logits and the head's input as one output.
+
+    It shares the classifier's layers. The output is float32 `[batch,
+    num_classes + channels]`.
+    """
+    features = model.get_layer("pooler").output
+    # Whatever the policy: half precision would round the logits.
+    joined = keras.layers.Concatenate(dtype="float32", name="with_features")(
+        [model.output, features]
+    )
+    return keras.Model(model.inputs, joined)
+
+
+def head_logits(model: keras.Model, features: np.ndarray) -> np.ndarray:
+    """Runs the head of a classifier.
+
+    Args:
+      model: the classifier.
+      features: float32 `[n, channels]`, the head's input.
+
+    Returns:
+      float32 `[n, num_classes]`.
+    """
+    layers = get_head_layers(model)[1:]
+    parts = []
+    for start in range(0, len(features), _HEAD_BATCH):
+        x = keras.ops.convert_to_tensor(features[start : start + _HEAD_BATCH])
+        for layer in layers:
+            x = layer(x)
+        parts.append(keras.ops.convert_to_numpy(x))
+    return np.concatenate(parts)
+
+
+def can_be_calibrated(model: keras.Model) -> bool:
+    """Whether the logits can be divided by a temperature.
+
+    False for a single class, and for a head of another program.
+    """
+    last = model.layers[-1]
+    return (
+        isinstance(last, keras.layers.Dense)
+        and model.output_shape[-1] > 1
+        and any(layer.name == "pooler" for layer in model.layers)
+    )
+
+
+def divide_logits(model: keras.Model, temperature: float) -> None:
+    """Divides the logits of a classifier by a number, in its last weights."""
+    last = model.layers[-1]
+    last.set_weights([w / np.float32(temperature) for w in last.get_weights()])
 
 
 def get_head_layers(model: keras.Model) -> list[keras.layers.Layer]:

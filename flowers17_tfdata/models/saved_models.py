@@ -1,11 +1,12 @@
 """Saved classifiers: writing and reading them, and which one of a run is used.
 
-A model's file is a `.keras` file, which is a zip, with one member more that
-Keras ignores: the extras, JSON.
+A model's file is a `.keras` file, which is a zip, with two members more that
+Keras ignores: the extras, JSON, and the numbers of `Trust`.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import pathlib
 import zipfile
@@ -13,16 +14,22 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import keras
+import numpy as np
 
 from flowers17_tfdata import files
 from flowers17_tfdata.errors import UserError, one_line
 from flowers17_tfdata.models import backbones
+from flowers17_tfdata.models.trust import Trust, from_arrays
 
 _EXTRAS = "flowers17_tfdata.json"
+_TRUST = "flowers17_tfdata.npz"
 
 
 def save_classifier(
-    model: keras.Model, path: pathlib.Path, extras: Mapping[str, Any]
+    model: keras.Model,
+    path: pathlib.Path,
+    extras: Mapping[str, Any],
+    trust: Trust | None = None,
 ) -> None:
     """Writes a model to a `.keras` file, whole or not at all.
 
@@ -31,6 +38,7 @@ def save_classifier(
       path: the file to write.
       extras: what `read_extras` will return, JSON-serializable. It includes
         `class_names`, in the order of the labels.
+      trust: what `read_trust` will return.
 
     Raises:
       UserError: the file can't be written.
@@ -39,6 +47,10 @@ def save_classifier(
         model.save(temporary)
         with zipfile.ZipFile(temporary, "a") as archive:
             archive.writestr(_EXTRAS, json.dumps(extras))
+            if trust is not None:
+                content = io.BytesIO()
+                np.savez(content, **trust.to_arrays())  # type: ignore[arg-type]
+                archive.writestr(_TRUST, content.getvalue())
 
 
 def read_extras(path: pathlib.Path) -> dict[str, Any]:
@@ -48,6 +60,17 @@ def read_extras(path: pathlib.Path) -> dict[str, Any]:
             return json.loads(archive.read(_EXTRAS))
     except (OSError, KeyError, ValueError, zipfile.BadZipFile):
         return {}
+
+
+def read_trust(path: pathlib.Path) -> Trust | None:
+    """Returns what was fitted to a saved model; None if nothing was."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            content = io.BytesIO(archive.read(_TRUST))
+        with np.load(content) as arrays:
+            return from_arrays(arrays)
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile):
+        return None
 
 
 def load_classifier(path: str | pathlib.Path, flag: str) -> keras.Model:

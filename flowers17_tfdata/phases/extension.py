@@ -23,8 +23,8 @@ def compare_with_earlier(session: Session) -> None:
     `extension.json`: what `extension.find_changes` finds, and
       `extends`, `split`;
       `comparison`: see `comparison.summarize_pair`, where `baseline` is the
-        earlier run, with the two models and their numbers of views; None if
-        the earlier run holds no predictions that can be used;
+        earlier run, with the two models; None if the earlier run holds no
+        predictions that can be used;
       `new_classes`: `{name: {"correct", "num_examples"}}`.
     """
     if not session.workers.is_chief:
@@ -79,9 +79,7 @@ def _compare(
     )
     return comparison.summarize_pair(pair, seed) | {
         "compare_model": now.model,
-        "compare_views": now.num_views,
         "baseline_model": before.model,
-        "baseline_views": before.num_views,
     }
 
 
@@ -96,16 +94,12 @@ def _line(
     count = figures["num_examples"]
     images = str(count) if count == num_before else f"{count} of {num_before}"
     low, high = (100 * x + 0.0 for x in figures["difference_interval"])
-    line = (
+    return (
         f"on the {images} {split} images of {earlier}: "
         f"{figures['baseline_accuracy']:.1%} -> "
         f"{figures['compare_accuracy']:.1%} (p = {figures['p_value']:.2g}, "
         f"95 % interval of the difference {low:.1f} to {high:.1f} points)"
     )
-    views = figures["baseline_views"], figures["compare_views"]
-    if views[0] != views[1]:
-        line += f", by {views[0]} and {views[1]} views"
-    return line
 
 
 def _count(now: Predictions, label: int) -> dict[str, int]:

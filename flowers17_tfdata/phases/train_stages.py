@@ -18,6 +18,7 @@ from flowers17_tfdata import terminal, timings
 from flowers17_tfdata.config.optimization import SOLVER, STAGES
 from flowers17_tfdata.errors import UserError
 from flowers17_tfdata.input.examples import Examples
+from flowers17_tfdata.input.feature_cache import Features
 from flowers17_tfdata.models import (
     classifier,
     folding,
@@ -26,8 +27,15 @@ from flowers17_tfdata.models import (
     summary,
     training_size,
 )
-from flowers17_tfdata.phases import train_data, train_features, train_models
+from flowers17_tfdata.models.trust import Trust
+from flowers17_tfdata.phases import (
+    train_data,
+    train_features,
+    train_models,
+    train_trust,
+)
 from flowers17_tfdata.phases.train_models import StageModel
+from flowers17_tfdata.phases.train_trust import TrainedStage
 from flowers17_tfdata.session import Session, write_config
 from flowers17_tfdata.training import (
     linear_head,
@@ -35,6 +43,7 @@ from flowers17_tfdata.training import (
     preemption,
     resume,
 )
+from flowers17_tfdata.training.linear_head import LinearHead
 from flowers17_tfdata.training.loop import Stage
 from flowers17_tfdata.training.preemption import StopRequest
 from flowers17_tfdata.training.resume import Course
@@ -44,6 +53,9 @@ from flowers17_tfdata.training.stage import StageResult, Trainable
 # a CPU's step, too much beside a GPU's, and most of the time of a head's.
 _GPU_STEPS_PER_CALL = 10
 _HEAD_STEPS_PER_CALL = 100
+
+# The features of the frozen backbone to train on, and to validate on, if any.
+_CachedFeatures = tuple[Features, Features | None]
 
 
 def _stage_folder(session: Session, stage: str) -> pathlib.Path:
@@ -237,13 +249,21 @@ def _run_stage(
     folder.mkdir(parents=True, exist_ok=True)
     resume.write_key(folder, key)
     run = _StageRun(session, stage, course, splits, start, stop)
-    result = _train(run) if course.ends else _solve_head(run)
+    features = _cached_features(run)
+    head = None
+    if course.ends:
+        result = _train(run, features)
+    else:
+        assert features is not None
+        result, head = _solve_head(run, features)
     if stage != "transfer":
         # The transfer stage's model keeps its batch-norm: fine-tuning may
         # train it.
         with session.strategy.scope():
             model = folding.fold_batch_norm(model)
-    _save_model(run, model, result)
+    trained = TrainedStage(stage, method, model, splits, features, head, stop)
+    trust = train_trust.calibrate(session, trained)
+    _save_model(run, model, result, trust)
     resume.write_done(folder, result, course)
     if result.validation_accuracy is None:
         outcome = f"trained on {' and '.join(splits.trained)}"
@@ -276,9 +296,20 @@ def _method(session: Session, stage: str) -> str:
     return kept
 
 
-def _train(run: _StageRun) -> StageResult:
+def _cached_features(run: _StageRun) -> _CachedFeatures | None:
+    """Returns the features that the head is fitted to; None: on images."""
+    session = run.session
+    if run.method != "transfer" or not session.config.input.feature_views:
+        return None
+    images = train_data.image_data(session, run.splits, run.method)
+    return train_features.extract_features(
+        session, run.splits, images, run.start.model, run.stop
+    )
+
+
+def _train(run: _StageRun, features: _CachedFeatures | None) -> StageResult:
     """Trains a stage's model epoch by epoch."""
-    stage = _make_stage(run)
+    stage = _make_stage(run, features)
     with timings.measure(run.session.output, f"{run.stage}: epochs"):
         result = stage.run()
     if stage.model is not run.start.model:
@@ -287,17 +318,16 @@ def _train(run: _StageRun) -> StageResult:
     return result
 
 
-def _solve_head(run: _StageRun) -> StageResult:
+def _solve_head(
+    run: _StageRun, features: _CachedFeatures
+) -> tuple[StageResult, LinearHead]:
     """Gives the model the optimal linear head for the training features.
 
     It writes one line to `metrics.jsonl`, and no checkpoint: the features take
     most of the time, and they are cached.
     """
     session, stage, model = run.session, run.stage, run.start.model
-    images = train_data.image_data(session, run.splits, run.method)
-    train, validation = train_features.extract_features(
-        session, run.splits, images, model, run.stop
-    )
+    train, validation = features
     start_secs = time.perf_counter()
     class_weights = train_data.class_weights(session, train.labels)
     with timings.measure(session.output, f"{stage}: solving the head"):
@@ -338,11 +368,14 @@ def _solve_head(run: _StageRun) -> StageResult:
         f"{stage}: solved the head in {head.iterations} iterations, weight "
         f"decay {head.weight_decay:g} by cross-validation, {seconds:.1f} s"
     )
-    return StageResult(1, accuracy, loss, seconds)
+    return StageResult(1, accuracy, loss, seconds), head
 
 
 def _save_model(
-    run: _StageRun, model: keras.Model, result: StageResult
+    run: _StageRun,
+    model: keras.Model,
+    result: StageResult,
+    trust: Trust | None,
 ) -> None:
     session, source, trained = (
         run.session,
@@ -361,21 +394,22 @@ def _save_model(
             "loss": result.validation_loss,
         }
     saved_models.save_classifier(
-        model, session.output / session.model_path(run.stage).name, extras
+        model,
+        session.output / session.model_path(run.stage).name,
+        extras,
+        trust,
     )
 
 
 def _make_stage(
     run: _StageRun,
+    features: _CachedFeatures | None,
     schedule: LearningRateSchedule | None = None,
 ) -> Stage:
     """Chooses what a stage trains, and on which data."""
     session, config = run.session, run.session.config
-    data = train_data.image_data(session, run.splits, run.method)
-    if run.method == "transfer" and config.input.feature_views > 0:
-        train, validation = train_features.extract_features(
-            session, run.splits, data, run.start.model, run.stop
-        )
+    if features is not None:
+        train, validation = features
         data = train_data.head_data(session, train, validation)
         with session.strategy.scope():
             head = classifier.get_standardizing_head(
@@ -388,6 +422,7 @@ def _make_stage(
             restarts=run.course.ends[:-1],
         )
     else:
+        data = train_data.image_data(session, run.splits, run.method)
         trained = _on_images(run)
     return Stage(
         run.stage,
@@ -453,4 +488,4 @@ def open_stage(
     splits = train_data.select_splits(session, stage, examples)
     start = train_models.build_stage_model(session, stage)
     run = _StageRun(session, stage, Course(stage), splits, start, StopRequest())
-    return _make_stage(run, schedule)
+    return _make_stage(run, _cached_features(run), schedule)

@@ -18,18 +18,18 @@ class Predictions(NamedTuple):
     Attributes:
       ids: the examples' ids, `[n]`.
       labels: int64 `[n]`, the true classes.
-      logits: float32 `[n, num_classes]`; with several views, the logarithms of
-        the mean probabilities.
+      logits: float32 `[n, num_classes]`.
       model: the path of the model's file; empty if the predictions are pooled
         from several models.
-      num_views: the number of views that were averaged for each image.
+      unknown_scores: float32 `[n]`, how unlike the training images each
+        example is; None: the model doesn't say.
     """
 
     ids: tuple[str, ...]
     labels: np.ndarray
     logits: np.ndarray
     model: str = ""
-    num_views: int = 1
+    unknown_scores: np.ndarray | None = None
 
     @property
     def probabilities(self) -> np.ndarray:
@@ -62,8 +62,11 @@ def predictions_path(
 
 
 def save(path: pathlib.Path, predictions: Predictions) -> None:
-    """Writes an `.npz` file with an array for each attribute."""
-    files.write_arrays(path, predictions._asdict())
+    """Writes an `.npz` file with an array for each attribute that is there."""
+    arrays = predictions._asdict()
+    if predictions.unknown_scores is None:
+        del arrays["unknown_scores"]
+    files.write_arrays(path, arrays)
 
 
 def load(path: pathlib.Path) -> Predictions:
@@ -79,7 +82,7 @@ def load(path: pathlib.Path) -> Predictions:
             arrays["labels"],
             arrays["logits"],
             str(arrays["model"]),
-            int(arrays["num_views"]),
+            arrays.get("unknown_scores"),
         )
     # NumPy lets through any error of the zip reader.
     except Exception as error:

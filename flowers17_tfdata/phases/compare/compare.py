@@ -31,7 +31,6 @@ def compare(config: Config) -> None:
         for name, path, side in zip(verdict.SIDES, paths, sides, strict=True):
             row[name] = str(path)
             row[f"{name}_model"] = side.model
-            row[f"{name}_views"] = side.num_views
         pairs.append(pair)
         rows.append(row | comparison.summarize_pair(pair, seed))
     result = {

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flowers17_tfdata import terminal
-from flowers17_tfdata.errors import counted
 
 SIDES = ("compare", "baseline")
 
@@ -28,9 +27,7 @@ def show(comparison: Mapping[str, Any]) -> None:
     )
     for side in SIDES:
         models = dict.fromkeys(
-            f"{pathlib.Path(pair[f'{side}_model']).name}, "
-            f"{counted(pair[f'{side}_views'], 'view')}"
-            for pair in pairs
+            pathlib.Path(pair[f"{side}_model"]).name for pair in pairs
         )
         terminal.say(f"{side}: {'; '.join(models)}")
     terminal.say(f"{split}: {_verdict(comparison)}", split=split, **pooled)

@@ -135,22 +135,23 @@ def _export(
 ) -> list[dict[str, Any]]:
     """Writes all formats into `output`; returns the rows of the table."""
     model = to_float32(trained.model)
-    network = Network(model, trained.preprocess)
+    network = Network(model, trained.preprocess, trained.trust)
     float32 = Exported("float32", trained.path, network.runner())
+    answers = trained.answers_in(predictions)
     compare = functools.partial(
         parity.compare,
         labels=predictions.labels,
         reference=parity.classify_split(split, float32),
-        trained=predictions.probabilities,
+        trained=answers,
     )
-    row = compare("trained", trained.path, predictions.probabilities)
+    row = compare("trained", trained.path, answers)
     rows = [row | {"latency_ms": None, "images_per_sec": None}]
     for name in session.config.export.formats:
         terminal.say(f"export: {name}")
         with timings.measure(session.output, f"export: {name}"):
             exported = _write(name, session, trained, model, network, output)
-            probabilities = parity.classify_split(split, exported)
-            row = compare(name, exported.path, probabilities)
+            answers = parity.classify_split(split, exported)
+            row = compare(name, exported.path, answers)
             row |= parity.measure_speed(split, exported)
         parity.check(row, split.name)
         rows.append(row)
@@ -175,9 +176,10 @@ def _write(
     if name == "keras":
         path = output / "model.keras"
         extras = {**trained.extras, "class_names": list(source.class_names)}
-        saved_models.save_classifier(model, path, extras)
+        saved_models.save_classifier(model, path, extras, trained.trust)
         loaded = saved_models.load_classifier(path, "--export_dir")
-        runner = Network(loaded, trained.preprocess).runner()
+        trust = saved_models.read_trust(path)
+        runner = Network(loaded, trained.preprocess, trust).runner()
         return Exported(name, path, runner)
     if name == "onnx":
         path = output / "model.onnx"

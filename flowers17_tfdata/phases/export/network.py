@@ -1,8 +1,8 @@
-"""The trained network that every format contains, in float32 with softmax."""
+"""The trained network that every format contains, in float32."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
@@ -10,7 +10,12 @@ import numpy as np
 import tensorflow as tf
 
 from flowers17_tfdata.errors import UserError, one_line
-from flowers17_tfdata.models import folding
+from flowers17_tfdata.models import classifier, folding
+from flowers17_tfdata.models import trust as trusts
+from flowers17_tfdata.models.trust import Trust
+
+# What `trust.answer` returns, as arrays.
+Answers = dict[str, np.ndarray]
 
 # Names of dtypes and of dtype policies.
 _HALF = ("float16", "bfloat16", "mixed_float16", "mixed_bfloat16")
@@ -50,13 +55,14 @@ def _without_half(config: Any) -> Any:
 
 
 class Network(tf.Module):
-    """A classifier with its preprocessing and with softmax.
+    """A classifier with its preprocessing and all its answers.
 
     It is saved as plain TensorFlow: loading it needs no Keras.
 
     Args:
       model: a float32 model that maps preprocessed images to logits.
       preprocess: see `backbones.get_preprocess`.
+      trust: what was fitted to the model, if anything.
 
     Attributes:
       image_size: height and width of the images, pixels.
@@ -66,36 +72,40 @@ class Network(tf.Module):
         self,
         model: keras.Model,
         preprocess: Callable[[tf.Tensor], tf.Tensor],
+        trust: Trust | None,
     ):
         super().__init__(name="network")
         self.image_size = model.input_shape[1]
         # tf.Module finds TensorFlow's variables, but not Keras's.
         self._weights = [variable.value for variable in model.weights]
-        # In a closure: TensorFlow would try to save the layers themselves.
-        self._logits = lambda images: model(preprocess(images), training=False)
+        num_classes = model.output_shape[-1]
+        if trust is not None:
+            model = classifier.with_features(model)
 
-    def probabilities(self, images: tf.Tensor) -> tf.Tensor:
-        """Classifies a batch.
+        def answer(images: tf.Tensor) -> dict[str, tf.Tensor]:
+            outputs = model(preprocess(images), training=False)
+            logits, features = (
+                outputs[:, :num_classes],
+                outputs[:, num_classes:],
+            )
+            return trusts.answer(logits, features, trust)
 
-        Args:
-          images: float32 `[batch, image_size, image_size, 3]` in [0, 255], RGB.
-
-        Returns:
-          float32 `[batch, num_classes]`; each row sums to 1.
-        """
-        return tf.nn.softmax(self._logits(images))
+        # A closure: TensorFlow would try to save the layers themselves.
+        self.answer = answer
 
     def function(self, batch_size: int | None = None) -> Callable[..., Any]:
-        """Returns `probabilities` as a TensorFlow function.
+        """Returns `answer` as a TensorFlow function.
 
-        The function maps `image` to `{"probabilities": ...}`.
+        `answer` maps a batch of images, float32 `[batch, image_size,
+        image_size, 3]` in [0, 255], RGB, to what `trust.answer` returns. The
+        function calls its argument `image`.
 
         Args:
           batch_size: images per batch; None: any number, without a new trace.
         """
         size = self.image_size
         return tf.function(
-            lambda image: {"probabilities": self.probabilities(image)},
+            lambda image: self.answer(image),
             input_signature=[
                 tf.TensorSpec([batch_size, size, size, 3], tf.float32, "image")
             ],
@@ -108,15 +118,19 @@ class Network(tf.Module):
         module.classify = self.function(batch_size)
         tf.saved_model.save(module, folder, signatures=module.classify)
 
-    def runner(self) -> Callable[[np.ndarray], np.ndarray]:
-        """Returns a function from uint8 images to probabilities."""
+    def runner(self) -> Callable[[np.ndarray], Answers]:
+        """Returns a function from uint8 images to answers."""
         function = self.function()
 
-        def run(images: np.ndarray) -> np.ndarray:
-            outputs = function(images.astype(np.float32))
-            return outputs["probabilities"].numpy()
+        def run(images: np.ndarray) -> Answers:
+            return to_numpy(function(images.astype(np.float32)))
 
         return run
+
+
+def to_numpy(answers: Mapping[str, tf.Tensor]) -> Answers:
+    """Returns answers as arrays."""
+    return {name: value.numpy() for name, value in answers.items()}
 
 
 def refused(format_name: str, reason: BaseException | str) -> UserError:

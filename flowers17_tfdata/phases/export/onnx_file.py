@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 
 from flowers17_tfdata import machine
-from flowers17_tfdata.phases.export.network import Network, refused
+from flowers17_tfdata.phases.export.network import Answers, Network, refused
 
 # The newest that tf2onnx writes; runtimes read all older ones.
 _OPSET = 18
@@ -21,7 +21,7 @@ def convert(network: Network, path: pathlib.Path) -> None:
     """Writes an .onnx file.
 
     The input `image` is float32 `[batch, image_size, image_size, 3]` in
-    [0, 255], RGB; the output `probabilities` is float32 `[batch, num_classes]`.
+    [0, 255], RGB; the outputs are what `trust.answer` returns.
 
     Raises:
       UserError: the converter can't convert this network.
@@ -38,11 +38,10 @@ def convert(network: Network, path: pathlib.Path) -> None:
         raise refused("onnx", result.stderr.strip().rpartition("\n")[2])
 
 
-def load(path: pathlib.Path) -> Callable[[np.ndarray], np.ndarray]:
-    """Returns a function from pixels to probabilities.
+def load(path: pathlib.Path) -> Callable[[np.ndarray], Answers]:
+    """Returns a function from pixels to answers.
 
-    It maps uint8 `[n, image_size, image_size, 3]` in [0, 255] to float32
-    `[n, num_classes]`.
+    It takes uint8 `[n, image_size, image_size, 3]` in [0, 255].
 
     Raises:
       UserError: the converter wrote a file that doesn't run.
@@ -59,8 +58,10 @@ def load(path: pathlib.Path) -> Callable[[np.ndarray], np.ndarray]:
     except Exception as error:
         raise refused("onnx", error) from error
 
-    def run(images: np.ndarray) -> np.ndarray:
-        inputs = {"image": images.astype(np.float32)}
-        return session.run(["probabilities"], inputs)[0]
+    names = [output.name for output in session.get_outputs()]
+
+    def run(images: np.ndarray) -> Answers:
+        outputs = session.run(names, {"image": images.astype(np.float32)})
+        return dict(zip(names, outputs, strict=True))
 
     return run

@@ -16,6 +16,7 @@ from flowers17_tfdata.data import decode, image_formats
 from flowers17_tfdata.data.source import Source
 from flowers17_tfdata.errors import UserError
 from flowers17_tfdata.input.examples import Examples
+from flowers17_tfdata.phases.export.network import Answers
 
 BATCH = 32
 _LATENCY_RUNS = 20
@@ -24,9 +25,10 @@ _BATCH_RUNS = 3
 # The largest difference allowed between a probability and the float32 Keras
 # model's, for formats that keep the weights. Kernels may sum in another order.
 _MAX_DIFFERENCE = {"saved_model": 1e-4, "keras": 1e-4, "onnx": 1e-3}
-# The least share of the split with the same most likely class, for formats
-# that round the weights.
+# The least share of the split with the same most likely class, and with the
+# same `unknown` and `classes_at_95`, for formats that round the weights.
 _MIN_AGREEMENT = {"tflite_float16": 0.99, "tflite_int8": 0.95}
+_MIN_TRUST_AGREEMENT = {"tflite_float16": 0.98, "tflite_int8": 0.85}
 
 # The columns of the printed table: heading, key in the row, number format.
 _COLUMNS = (
@@ -35,6 +37,7 @@ _COLUMNS = (
     ("float32", "max_difference", ".1e"),
     ("trained", "max_difference_to_trained", ".1e"),
     ("same", "top_1_agreement", ".1%"),
+    ("trust", "trust_agreement", ".1%"),
     ("ms", "latency_ms", ".1f"),
     ("img/s", "images_per_sec", ".1f"),
 )
@@ -48,14 +51,14 @@ class Exported:
       name: the format.
       path: the format's file or folder.
       classify: maps uint8 images `[n, size, size, 3]`, or with `takes_files` a
-        list of `n` encoded files, to probabilities `[n, num_classes]`.
+        list of `n` encoded files, to what `trust.answer` returns.
       takes_files: whether the format decodes and resizes.
       takes_batches: whether it runs several images at once.
     """
 
     name: str
     path: pathlib.Path
-    classify: Callable[[Any], np.ndarray]
+    classify: Callable[[Any], Answers]
     takes_files: bool = False
     takes_batches: bool = True
 
@@ -97,54 +100,58 @@ def _served(encoded: bytes) -> bytes:
     return encoded
 
 
-def classify_split(split: Split, exported: Exported) -> np.ndarray:
-    """Runs a format on the whole split.
-
-    Returns:
-      float32 `[n, num_classes]`, in the split's order.
-    """
-    rows = []
+def classify_split(split: Split, exported: Exported) -> Answers:
+    """Runs a format on the whole split; returns answers in its order."""
+    batches = []
     num_examples = split.examples.num_examples
     with terminal.EpochProgress(exported.name, num_examples) as progress:
         for batch in split.batches(exported.takes_files):
-            rows.append(exported.classify(batch))
+            batches.append(exported.classify(batch))
             progress.advance(len(batch))
-    return np.concatenate(rows)
+    return {
+        name: np.concatenate([answers[name] for answers in batches])
+        for name in batches[0]
+    }
 
 
 def compare(
     name: str,
     path: pathlib.Path,
-    probabilities: np.ndarray,
+    answers: Answers,
     *,
     labels: np.ndarray,
-    reference: np.ndarray,
-    trained: np.ndarray,
+    reference: Answers,
+    trained: Answers,
 ) -> dict[str, Any]:
     """Returns a format's row of `parity.json`, without its speed.
 
     Args:
       name: the format.
       path: the format's file or folder.
-      probabilities: the format's probabilities, float32 `[n, num_classes]`.
+      answers: the format's answers to n images.
       labels: int64 `[n]`, the true classes.
-      reference: the float32 Keras model's probabilities: a difference to them
-        is due to the format alone.
-      trained: the trained model's probabilities, in its own precision.
+      reference: the float32 Keras model's answers: a difference to them is due
+        to the format alone.
+      trained: the trained model's answers, in its own precision.
 
     Returns:
       `format`, `file`, `megabytes` (10^6 bytes) and `accuracy`;
       `max_difference` and `max_difference_to_trained` between probabilities;
       `top_1_agreement` and `top_1_agreement_with_trained`, the share of images
-      with the same most likely class.
+      with the same most likely class; `trust_agreement`, the share of images
+      with the same `unknown` and the same `classes_at_95` as the reference, and
+      `max_score_difference` between their unknown scores, both None if the
+      model has neither.
     """
+    probabilities = answers["probabilities"]
     predicted = probabilities.argmax(axis=1)
 
-    def difference(other: np.ndarray) -> float:
-        return float(np.abs(probabilities - other).max())
+    def difference(other: Answers) -> float:
+        return float(np.abs(probabilities - other["probabilities"]).max())
 
-    def agreement(other: np.ndarray) -> float:
-        return float((predicted == other.argmax(axis=1)).mean())
+    def agreement(other: Answers) -> float:
+        same = predicted == other["probabilities"].argmax(axis=1)
+        return float(same.mean())
 
     files = path.rglob("*") if path.is_dir() else [path]
     size = sum(file.stat().st_size for file in files if file.is_file())
@@ -157,6 +164,21 @@ def compare(
         "max_difference_to_trained": difference(trained),
         "top_1_agreement": agreement(reference),
         "top_1_agreement_with_trained": agreement(trained),
+        **_compare_trust(answers, reference),
+    }
+
+
+def _compare_trust(
+    answers: Answers, reference: Answers
+) -> dict[str, float | None]:
+    if "unknown" not in reference:
+        return {"trust_agreement": None, "max_score_difference": None}
+    same = answers["unknown"] == reference["unknown"]
+    sets = answers["classes_at_95"] == reference["classes_at_95"]
+    scores = answers["unknown_score"] - reference["unknown_score"]
+    return {
+        "trust_agreement": float((same & sets.all(axis=1)).mean()),
+        "max_score_difference": float(np.abs(scores).max()),
     }
 
 
@@ -207,6 +229,14 @@ def check(row: dict[str, Any], split_name: str) -> None:
             f"{row['top_1_agreement']:.1%} of {split_name}, less than "
             f"{least:.0%}: measure it before you use it"
         )
+    share = row["trust_agreement"]
+    least = _MIN_TRUST_AGREEMENT.get(name, 0.0)
+    if share is not None and share < least:
+        terminal.say(
+            f"warning: {name} has the Keras model's unknown and classes_at_95 "
+            f"for {share:.1%} of {split_name}, less than {least:.0%}: measure "
+            "it before you use it"
+        )
 
 
 def show(rows: list[dict[str, Any]], split_name: str) -> None:
@@ -224,6 +254,6 @@ def show(rows: list[dict[str, Any]], split_name: str) -> None:
     terminal.say(
         "float32, trained: largest difference of a probability from the Keras "
         "model in float32, and from the trained model as evaluated; same: "
-        "images with the most likely class of float32; ms: one image; img/s: "
-        f"in batches of {BATCH}"
+        "images with the most likely class of float32; trust: with its unknown "
+        f"and classes_at_95; ms: one image; img/s: in batches of {BATCH}"
     )

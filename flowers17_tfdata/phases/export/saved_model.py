@@ -5,12 +5,15 @@ from __future__ import annotations
 import pathlib
 from collections.abc import Callable, Sequence
 
-import numpy as np
 import tensorflow as tf
 
 from flowers17_tfdata.data import decode
 from flowers17_tfdata.phases.export import pictures_in_graph
-from flowers17_tfdata.phases.export.network import Network
+from flowers17_tfdata.phases.export.network import (
+    Answers,
+    Network,
+    to_numpy,
+)
 
 # The number of images of a request that are decoded at the same time.
 _PARALLEL = 32
@@ -42,9 +45,9 @@ class _Server(tf.Module):
             fails.
 
         Returns:
-          `probabilities`, float32 `[batch, num_classes]`, in the order of the
-          class ids; `labels`, string `[batch, k]`, and `scores`, float32
-          `[batch, k]`: the k most likely classes, the most likely first.
+          What `trust.answer` returns, classes in the order of their ids;
+          `labels`, string `[batch, k]`, and `scores`, float32 `[batch, k]`: the
+          k most likely classes and their probabilities, the most likely first.
         """
         size = self._network.image_size
 
@@ -60,14 +63,11 @@ class _Server(tf.Module):
                 fn_output_signature=tf.TensorSpec([size, size, 3], tf.uint8),
                 parallel_iterations=_PARALLEL,
             )
-        probabilities = self._network.probabilities(tf.cast(images, tf.float32))
+        answer = self._network.answer(tf.cast(images, tf.float32))
         k = min(_MAX_LABELS, len(self._class_names))
-        scores, ids = tf.math.top_k(probabilities, k)
-        return {
-            "probabilities": probabilities,
-            "labels": tf.gather(self.class_names(), ids),
-            "scores": scores,
-        }
+        scores, ids = tf.math.top_k(answer["probabilities"], k)
+        labels = tf.gather(self.class_names(), ids)
+        return answer | {"labels": labels, "scores": scores}
 
     @tf.function(input_signature=[])
     def class_names(self) -> tf.Tensor:
@@ -83,12 +83,13 @@ def save(
     tf.saved_model.save(server, str(folder), signatures=server.serve)
 
 
-def load(folder: pathlib.Path) -> Callable[[Sequence[bytes]], np.ndarray]:
-    """Returns a function from image files to probabilities `[n, classes]`."""
+def load(folder: pathlib.Path) -> Callable[[Sequence[bytes]], Answers]:
+    """Returns a function from image files to answers."""
     serve = tf.saved_model.load(str(folder)).signatures["serving_default"]
 
-    def classify(encoded: Sequence[bytes]) -> np.ndarray:
-        outputs = serve(image_bytes=tf.constant(list(encoded), tf.string))
-        return outputs["probabilities"].numpy()
+    def classify(encoded: Sequence[bytes]) -> Answers:
+        return to_numpy(
+            serve(image_bytes=tf.constant(list(encoded), tf.string))
+        )
 
     return classify

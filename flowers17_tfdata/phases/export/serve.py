@@ -37,6 +37,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     # The model's signature.
     predict: ClassVar[Callable[..., dict[str, tf.Tensor]]]
+    # In the order of the probabilities.
+    class_names: ClassVar[list[bytes]]
     # Seconds after which a silent connection is closed.
     timeout = 30
 
@@ -79,8 +81,21 @@ class Handler(http.server.BaseHTTPRequestHandler):
             _each(predict, pictures)
             raise
         columns = [value.numpy().tolist() for value in outputs.values()]
-        rows = zip(*columns, strict=True)
-        return [dict(zip(outputs, row, strict=True)) for row in rows]
+        rows = [
+            dict(zip(outputs, row, strict=True))
+            for row in zip(*columns, strict=True)
+        ]
+        for row in rows:
+            if "classes_at_95" in row:
+                row["classes_at_95"] = self._members(row)
+        return rows
+
+    def _members(self, row: dict[str, Any]) -> list[bytes]:
+        """Returns the names of the classes in a set, the likeliest first."""
+        found = zip(row["probabilities"], self.class_names, strict=True)
+        members = zip(found, row["classes_at_95"], strict=True)
+        inside = [pair for pair, is_in in members if is_in]
+        return [name for _, name in sorted(inside, reverse=True)]
 
     def _fail(self, status: int, message: str) -> None:
         self._answer(status, {"error": message[:_MAX_ERROR]})
@@ -166,6 +181,7 @@ def main() -> None:
     # The signature alone does not keep the model alive.
     loaded = tf.saved_model.load(str(folder))
     Handler.predict = staticmethod(loaded.signatures["serving_default"])
+    Handler.class_names = loaded.class_names().numpy().tolist()
     address = (options.host, options.port)
     try:
         server = http.server.ThreadingHTTPServer(address, Handler)

@@ -17,7 +17,7 @@ import tensorflow as tf
 from flowers17_tfdata import machine, terminal
 from flowers17_tfdata.data import decode
 from flowers17_tfdata.data.source import Source
-from flowers17_tfdata.phases.export.network import Network, refused
+from flowers17_tfdata.phases.export.network import Answers, Network, refused
 
 REPRESENTATIVE_SPLIT = "train"
 # The converter takes most of a second for each, with an InceptionV3.
@@ -33,8 +33,7 @@ def convert(
 
     Phones classify single images, and delegates need fixed shapes. The
     signature `serving_default` maps `image`, float32 `[1, image_size,
-    image_size, 3]` in [0, 255], RGB, to `probabilities`, float32
-    `[1, num_classes]`.
+    image_size, 3]` in [0, 255], RGB, to what `trust.answer` returns.
 
     Args:
       network: the classifier.
@@ -116,11 +115,11 @@ def _silent_stderr() -> Iterator[None]:
         os.close(kept)
 
 
-def load(path: pathlib.Path) -> Callable[[np.ndarray], np.ndarray]:
-    """Returns a function from pixels to probabilities.
+def load(path: pathlib.Path) -> Callable[[np.ndarray], Answers]:
+    """Returns a function from pixels to answers.
 
-    It maps uint8 `[n, image_size, image_size, 3]` in [0, 255] to float32
-    `[n, num_classes]`, one image at a time.
+    It takes uint8 `[n, image_size, image_size, 3]` in [0, 255], and runs one
+    image at a time.
     """
     # Imported here: it comes with the extra [export].
     from ai_edge_litert import interpreter as litert
@@ -133,10 +132,14 @@ def load(path: pathlib.Path) -> Callable[[np.ndarray], np.ndarray]:
         interpreter.allocate_tensors()
     classify = interpreter.get_signature_runner("serving_default")
 
-    def run(images: np.ndarray) -> np.ndarray:
-        batches = np.split(images.astype(np.float32), len(images))
-        # Copies: the interpreter returns its own memory, and reuses it.
-        rows = [classify(image=b)["probabilities"].copy() for b in batches]
-        return np.concatenate(rows)
+    def run(images: np.ndarray) -> Answers:
+        rows = []
+        for image in np.split(images.astype(np.float32), len(images)):
+            # Copies: the interpreter returns its own memory, and reuses it.
+            answer = classify(image=image)
+            rows.append({name: x.copy() for name, x in answer.items()})
+        return {
+            name: np.concatenate([r[name] for r in rows]) for name in rows[0]
+        }
 
     return run

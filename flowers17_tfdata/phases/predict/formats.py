@@ -39,6 +39,7 @@ def make_writer(
         header = ["label", "probability"]
         for k in range(2, top_k + 1):
             header += [f"label_{k}", f"probability_{k}"]
+        header += ["unknown", "unknown_score", "classes_at_95"]
         writer.writerow(["file", *header, "error"])
         return lambda row: writer.writerow(_cells(row, top_k))
     file_width = min(_WIDEST_NAME, max(map(len, files), default=0))
@@ -53,7 +54,15 @@ def _json_line(prediction: Prediction) -> str:
         {"label": label, "probability": round(probability, 6)}
         for label, probability in prediction.classes
     ]
-    row = {**top[0], "top": top} if top else {"error": prediction.error}
+    row: dict[str, Any] = {"error": prediction.error}
+    if top:
+        row = {**top[0], "top": top}
+    if prediction.unknown is not None:
+        row |= {
+            "unknown": prediction.unknown,
+            "unknown_score": round(prediction.unknown_score or 0.0, 4),
+            "classes_at_95": prediction.classes_at_95,
+        }
     if prediction.damage:
         row["damage"] = prediction.damage
     # ASCII: the bytes of a name that isn't UTF-8 become escapes.
@@ -63,7 +72,14 @@ def _json_line(prediction: Prediction) -> str:
 def _cells(prediction: Prediction, top_k: int) -> list[str]:
     cells = [x for label, p in prediction.classes for x in (label, f"{p:.6f}")]
     cells += [""] * (2 * top_k - len(cells))
-    return [_printable(prediction.file), *cells, prediction.error]
+    trust = ["", "", ""]
+    if prediction.unknown is not None:
+        trust = [
+            str(prediction.unknown).lower(),
+            f"{prediction.unknown_score:.4f}",
+            "|".join(prediction.classes_at_95 or ()),
+        ]
+    return [_printable(prediction.file), *cells, *trust, prediction.error]
 
 
 def _table_line(
@@ -73,6 +89,8 @@ def _table_line(
         f"{label:{class_width}} {probability:6.1%}"
         for label, probability in prediction.classes
     )
+    if prediction.unknown:
+        text += "  unknown"
     if prediction.error:
         text = f"can't be read: {prediction.error}"
     return f"{_printable(prediction.file):{file_width}}  {text}"

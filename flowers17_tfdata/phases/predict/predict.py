@@ -66,7 +66,8 @@ def _open_output(config: Config) -> Iterator[TextIO]:
 
 def _report(noted: Sequence[Prediction], num_files: int) -> None:
     """Names the damaged images, and the first that can't be read."""
-    for file, *_, damage in noted:
+    for prediction in noted:
+        file, damage = prediction.file, prediction.damage
         if damage:
             name = one_line(file, 500)
             text = f"damaged, but classified: {name}: {damage}"

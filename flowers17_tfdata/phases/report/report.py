@@ -14,12 +14,12 @@ from flowers17_tfdata.phases.report import (
     page,
     pictures,
     record,
-    reliability,
     reproduce,
     result_charts,
     tables,
 )
 from flowers17_tfdata.phases.report.learning_curves import learning_charts
+from flowers17_tfdata.scoring import reliability
 from flowers17_tfdata.scoring.predictions import (
     Predictions,
     load,
@@ -67,7 +67,7 @@ def _load_evaluation(
     """Returns the workdir's evaluation and predictions if they still hold.
 
     Returns None if they are missing, older than the model, or made with
-    another model, data set, split or number of views.
+    another model, data set or split.
     """
     suffix = trained.suffix_in(session.workdir)
     scored = session.workdir / f"evaluation{suffix}.json"
@@ -78,7 +78,6 @@ def _load_evaluation(
     expected = {
         "split": split,
         "dataset": session.source.name,
-        "views": session.config.evaluation.tta,
         "class_names": list(session.source.class_names),
     }
     times = [path.stat().st_mtime for path in (trained.path, scored, predicted)]

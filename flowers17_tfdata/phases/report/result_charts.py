@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 
 from flowers17_tfdata.phases.report import charts
 from flowers17_tfdata.phases.report.charts import Chart
-from flowers17_tfdata.phases.report.reliability import Reliability
+from flowers17_tfdata.scoring.reliability import Reliability
 from flowers17_tfdata.scoring.scores import wilson_interval
 
 # A larger matrix is hard to read.

@@ -270,6 +270,15 @@ def show_evaluation(evaluation: Mapping[str, Any]) -> None:
         split=split,
         **{name: evaluation[name] for name in _SCORES},
     )
+    trust = evaluation.get("trust")
+    if trust:
+        sets = trust["classes_at_95"]
+        say(
+            f"{split}: calibration error {trust['ece']:.1%} (before the "
+            f"temperature {trust['ece_before']:.1%}); "
+            f"{counted(trust['turned_away'], 'image')} turned away as unknown; "
+            f"classes_at_95 hold the right one in {sets['coverage']:.1%}"
+        )
 
 
 def show_cross_validation(result: Mapping[str, Any]) -> None:

@@ -28,7 +28,7 @@ from flowers17_tfdata.models import (
     trust,
 )
 from flowers17_tfdata.models.trust import Trust
-from flowers17_tfdata.scoring import predictions, scores
+from flowers17_tfdata.scoring import predictions, scores, trust_scores
 from flowers17_tfdata.scoring.predictions import Predictions
 from flowers17_tfdata.session import Session
 from flowers17_tfdata.training import inference
@@ -43,22 +43,22 @@ class TrainedModel:
       model: from preprocessed images to logits, batch-norm folded.
       extras: what was saved with it: `class_names`, `dataset`,
         `trained_splits`, `trained_on`. Empty if another program saved it.
-      trust: what was fitted to it, if anything.
       preprocess: from float32 images in [0, 255] to the model's inputs.
       options: the options of the input pipeline, at the model's image size.
       strategy: the strategy in whose scope the model was loaded.
       compute_dtype: the dtype of the model's inputs; None: that of the global
         policy.
+      trust: what was fitted to it, if anything.
     """
 
     path: pathlib.Path
     model: keras.Model
     extras: Mapping[str, Any]
-    trust: Trust | None
     preprocess: Callable[[tf.Tensor], tf.Tensor]
     options: InputConfig
     strategy: tf.distribute.Strategy
     compute_dtype: str | None = None
+    trust: Trust | None = None
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
@@ -208,13 +208,13 @@ def load_model(
         path,
         model,
         saved_models.read_extras(path),
-        saved_models.read_trust(path),
         backbones.get_preprocess(classifier.get_backbone(model).name),
         dataclasses.replace(
             config.input, image_size=model.input_shape[1], train_scale=1.0
         ),
         strategy,
         keras.config.dtype_policy().compute_dtype,
+        saved_models.read_trust(path),
     )
 
 
@@ -402,12 +402,29 @@ def predict_split(
       UserError: there is no such split, or an image can't be decoded.
     """
     examples = load_examples(session.source, split, session.config.input)
-    return predict_examples(
-        session,
-        trained,
-        examples,
-        f"{split} split",
-    )
+    return predict_examples(session, trained, examples, f"{split} split")
+
+
+def summarize(
+    trained: TrainedModel,
+    predicted: Predictions,
+    split: str,
+    class_names: Sequence[str],
+) -> dict[str, Any]:
+    """Returns the scores of a model's predictions.
+
+    They are those of `scores.summarize`, and under `trust`, if the model has
+    one, those of `trust_scores.summarize`.
+    """
+    evaluation = scores.summarize(predicted, split, class_names)
+    if trained.trust is not None:
+        evaluation["trust"] = trust_scores.summarize(
+            predicted,
+            trained.answers_in(predicted),
+            trained.trust.temperature,
+            trained.trust.sets.certain_from,
+        )
+    return evaluation
 
 
 def evaluate_split(
@@ -430,11 +447,10 @@ def evaluate_split(
     predictions.save(
         predictions.predictions_path(session.output, split, suffix), predicted
     )
-    evaluation = scores.summarize(predicted, split, session.source.class_names)
-    evaluation |= {
-        "model": predicted.model,
-        "dataset": session.source.name,
-    }
+    evaluation = summarize(
+        trained, predicted, split, session.source.class_names
+    )
+    evaluation |= {"model": predicted.model, "dataset": session.source.name}
     path = session.output / f"evaluation{suffix}.json"
     files.write_json(path, evaluation)
     if suffix:

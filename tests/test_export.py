@@ -21,7 +21,7 @@ import yaml
 from ai_edge_litert import interpreter as litert
 from PIL import Image
 
-from flowers17_tfdata import cli, files, terminal
+from flowers17_tfdata import api, cli, files, terminal
 from flowers17_tfdata.config.input import InputConfig
 from flowers17_tfdata.data import decode
 from flowers17_tfdata.errors import UserError
@@ -31,6 +31,7 @@ from flowers17_tfdata.phases.export import (
     network,
     onnx_file,
     parity,
+    saved_model,
     tflite,
 )
 from flowers17_tfdata.phases.export.export import check_target
@@ -145,6 +146,13 @@ def test_the_folder_holds_every_format(run):
     assert len(names) == 17
 
 
+# Rounded weights move pictures across a threshold.
+_LEAST_TRUST = {
+    **{"saved_model": 0.98, "keras": 0.98, "onnx": 0.98},
+    **{"tflite_float16": 0.95, "tflite_int8": 0.2},
+}
+
+
 @pytest.mark.slow
 def test_the_report_compares_with_the_evaluation(run):
     report = run.report
@@ -164,6 +172,7 @@ def test_the_report_compares_with_the_evaluation(run):
     assert rows["tflite_int8"]["top_1_agreement"] > 0.9
     for row in rows.values():
         assert row["max_difference_to_trained"] > 0
+        assert row["trust_agreement"] > _LEAST_TRUST[row["format"]]
         assert row["latency_ms"] > 0
         assert row["megabytes"] > 0
         one_at_a_time = row["format"].startswith("tflite")
@@ -235,6 +244,9 @@ def test_the_signature_is_what_the_documentation_says(run):
     }
     assert outputs == {
         "probabilities": (tf.float32, [None, 17]),
+        "unknown": (tf.bool, [None]),
+        "unknown_score": (tf.float32, [None]),
+        "classes_at_95": (tf.bool, [None, 17]),
         "labels": (tf.string, [None, 5]),
         "scores": (tf.float32, [None, 5]),
     }
@@ -270,8 +282,44 @@ def test_a_broken_image_fails_the_request(run, broken):
 def test_tflite_takes_pixels(run, file, tolerance):
     classify = tflite.load(run.folder / file)
     np.testing.assert_allclose(
-        classify(_pixels(FILES)), _expected(run, FILES), atol=tolerance
+        classify(_pixels(FILES))["probabilities"],
+        _expected(run, FILES),
+        atol=tolerance,
     )
+
+
+@pytest.mark.slow
+def test_every_format_gives_the_answers_of_predict(run, tmp_path):
+    paths = []
+    for k, content in enumerate(FILES):
+        paths.append(str(tmp_path / f"{k}.jpg"))
+        pathlib.Path(paths[-1]).write_bytes(content)
+    # In float32; the workdir's own model computes in bfloat16.
+    predictor = api.load(run.folder, precision="float32")
+    expected = predictor.predict(paths, top_k=17)
+    names = predictor.class_names
+    pixels = _pixels(FILES)
+    answers = {
+        "saved_model": saved_model.load(run.folder / "saved_model")(FILES),
+        "onnx": onnx_file.load(run.folder / "model.onnx")(pixels),
+        "float16": tflite.load(run.folder / "model_float16.tflite")(pixels),
+    }
+    for name, found in answers.items():
+        # Rounding of the weights moves the scores a little.
+        scale = 1.0 if name == "float16" else 1e-3
+        for k, one in enumerate(expected):
+            assert one.unknown_score == pytest.approx(
+                found["unknown_score"][k], rel=0.01, abs=0.3 * scale
+            ), name
+            assert one.unknown == found["unknown"][k], name
+            row = found["probabilities"][k]
+            for label, probability in one.classes:
+                assert probability == pytest.approx(
+                    row[names.index(label)], abs=0.02 * scale + 1e-5
+                ), name
+            members = found["classes_at_95"][k]
+            inside = [c for c in np.argsort(-row) if members[c]]
+            assert one.classes_at_95 == tuple(names[c] for c in inside), name
 
 
 @pytest.mark.slow
@@ -283,29 +331,40 @@ def test_tflite_interfaces_are_the_same(run):
             *(np.float32,),
             [1, 32, 32, 3],
         )
-        (entry,) = interpreter.get_output_details()
-        assert (entry["dtype"], entry["shape"].tolist()) == (
-            *(np.float32,),
-            [1, 17],
-        )
+        outputs = [
+            (entry["dtype"], entry["shape"].tolist())
+            for entry in interpreter.get_output_details()
+        ]
+        for entry in (
+            (np.float32, [1, 17]),
+            (np.float32, [1]),
+            (np.bool_, [1]),
+            (np.bool_, [1, 17]),
+        ):
+            assert entry in outputs
 
 
 @pytest.mark.slow
 def test_int8_is_int8_between_its_ends(run):
     interpreter = litert.Interpreter(str(run.folder / "model_int8.tflite"))
-    floats = [
-        tensor["name"]
+    # Feature maps; what follows the logits and the features is arithmetic.
+    maps = [
+        tensor
         for tensor in interpreter.get_tensor_details()
-        if tensor["dtype"] == np.float32
+        if len(tensor["shape"]) == 4
     ]
-    assert len(floats) == 2, floats
+    floats = [x["name"] for x in maps if x["dtype"] == np.float32]
+    assert len(maps) > 3
+    assert len(floats) == 1, floats
 
 
 @pytest.mark.slow
 def test_onnx_takes_batches(run):
     classify = onnx_file.load(run.folder / "model.onnx")
     np.testing.assert_allclose(
-        classify(_pixels(FILES)), _expected(run, FILES), atol=1e-5
+        classify(_pixels(FILES))["probabilities"],
+        _expected(run, FILES),
+        atol=1e-5,
     )
 
 
@@ -322,8 +381,8 @@ def test_onnx_takes_a_network_with_constants(tmp_path):
     onnx_file.convert(subject, tmp_path / "model.onnx")
     images = _pixels(FILES)
     np.testing.assert_allclose(
-        onnx_file.load(tmp_path / "model.onnx")(images),
-        subject.probabilities(tf.cast(images, tf.float32)),
+        onnx_file.load(tmp_path / "model.onnx")(images)["probabilities"],
+        subject.answer(tf.cast(images, tf.float32))["probabilities"],
         # The logits are up to 70.
         atol=1e-4,
     )
@@ -402,10 +461,21 @@ def test_to_float32_is_the_model_that_float32_would_have_built():
 # Comparison --------------------------------------------------------------
 
 
+def _answers(probabilities, scores) -> dict[str, np.ndarray]:
+    probabilities = np.array(probabilities, np.float32)
+    scores = np.array(scores, np.float32)
+    return {
+        "probabilities": probabilities,
+        "unknown_score": scores,
+        "unknown": scores > 2.2,
+        "classes_at_95": probabilities >= 0.35,
+    }
+
+
 def test_compare_counts_and_measures(tmp_path):
-    reference = np.array([[0.7, 0.3], [0.2, 0.8], [0.6, 0.4]], np.float32)
-    trained = np.array([[0.7, 0.3], [0.2, 0.8], [0.4, 0.6]], np.float32)
-    found = np.array([[0.4, 0.6], [0.3, 0.7], [0.6, 0.4]], np.float32)
+    reference = _answers([[0.7, 0.3], [0.2, 0.8], [0.6, 0.4]], [0, 1, 2])
+    trained = _answers([[0.7, 0.3], [0.2, 0.8], [0.4, 0.6]], [0, 1, 2])
+    found = _answers([[0.4, 0.6], [0.3, 0.7], [0.6, 0.4]], [0, 1, 2.5])
     (tmp_path / "folder").mkdir()
     for name in ("a", "b"):
         (tmp_path / "folder" / name).write_bytes(bytes(5_000_000))
@@ -426,6 +496,9 @@ def test_compare_counts_and_measures(tmp_path):
             "max_difference_to_trained": 0.3,
             "top_1_agreement": 2 / 3,
             "top_1_agreement_with_trained": 1 / 3,
+            # The third is unknown in one of the two, the first has another set.
+            "trust_agreement": 1 / 3,
+            "max_score_difference": 0.5,
         }
     )
 
@@ -433,6 +506,7 @@ def test_compare_counts_and_measures(tmp_path):
 @pytest.mark.parametrize("difference", [2e-4, float("nan")])
 def test_an_exact_format_that_differs_fails(difference):
     row = {"format": "saved_model", "max_difference": difference}
+    row["trust_agreement"] = None
     with pytest.raises(UserError, match="saved_model differs"):
         parity.check(row | {"top_1_agreement": 1.0}, "test")
     parity.check(row | {"max_difference": 1e-5, "top_1_agreement": 1}, "test")
@@ -440,6 +514,7 @@ def test_an_exact_format_that_differs_fails(difference):
 
 def test_a_rounding_format_that_differs_too_much_gets_a_warning(capsys):
     row = {"format": "tflite_int8", "max_difference": 0.2}
+    row["trust_agreement"] = 0.9
     parity.check(row | {"top_1_agreement": 0.96}, "test")
     assert capsys.readouterr().out == ""
     parity.check(row | {"top_1_agreement": 0.94}, "test")
@@ -448,6 +523,9 @@ def test_a_rounding_format_that_differs_too_much_gets_a_warning(capsys):
         "warning: tflite_int8 predicts the Keras model's class"
     )
     assert "94.0% of test, less than 95%" in line
+    parity.check(row | {"top_1_agreement": 1, "trust_agreement": 0.5}, "test")
+    (line,) = capsys.readouterr().out.splitlines()
+    assert "unknown and classes_at_95 for 50.0% of test" in line
 
 
 class _Source:

@@ -167,9 +167,15 @@ def test_without_fine_tuning_the_head_is_refitted(run, workdir):
     )
     head = linear_head.fit(both, 17, seed=0)
     refitted = keras.models.load_model(workdir / "model_refit.keras")
+    trust = saved_models.read_trust(workdir / "model_refit.keras")
     np.testing.assert_allclose(
-        refitted.get_layer("predictions").kernel, head.kernel, atol=1e-5
+        refitted.get_layer("predictions").kernel,
+        # The calibration divides it.
+        head.kernel / trust.temperature,
+        atol=1e-5,
     )
+    # It was calibrated on the out-of-fold answers to all of them.
+    assert trust.num_examples == 800 + 260
 
     # Nothing is done again.
     code, out, err = run("work", "--phase=train", *flags)

@@ -17,10 +17,7 @@ import numpy as np
 import pytest
 
 from flowers17_tfdata import cli, terminal
-from flowers17_tfdata.config.input import InputConfig
 from flowers17_tfdata.errors import ConfigError
-from flowers17_tfdata.input import augmentation
-from flowers17_tfdata.input.examples import Pictures
 from flowers17_tfdata.phases.predict import formats, image_files
 from flowers17_tfdata.predictor import Prediction
 from flowers17_tfdata.scoring import predictions
@@ -303,30 +300,6 @@ def test_a_folder_is_read_as_training_reads_it(tmp_path, capsys):
     said = "".join(capsys.readouterr())
     for kind in ("1 .txt file", "1 hidden file", "1 .mp4 file"):
         assert kind in said
-
-
-def test_views_are_the_image_its_mirror_and_random_ones(tmp_path):
-    image = fakes.make_smooth_image(32, 32)
-    path = tmp_path / "image.png"
-    cv2.imwrite(str(path), image[..., ::-1])
-    config = InputConfig(image_size=32)
-    transforms = augmentation.test_time_views(config, 4)
-    assert transforms.shape == (4, 8)
-    images = Pictures([str(path), "missing.png"], 32)
-    pixels = images.resample(
-        np.array([0, 0, 0, 0, 1]), transforms[[0, 1, 2, 3, 0]], 32
-    )
-    np.testing.assert_array_equal(pixels[0], image)
-    np.testing.assert_array_equal(pixels[1], image[:, ::-1])
-    assert not np.array_equal(pixels[2], pixels[3])
-    assert not pixels[4].any()
-    assert images.errors == {1: "No such file or directory"}
-    # With --nohorizontal_flip no view is mirrored.
-    plain = augmentation.test_time_views(
-        InputConfig(image_size=32, horizontal_flip=False), 4
-    )
-    assert (plain[:, 0] > 0).all()
-    assert augmentation.test_time_views(config, 1).shape == (1, 8)
 
 
 def test_table_is_aligned():

@@ -92,12 +92,20 @@ def with_features(model: keras.Model) -> keras.Model:
     It shares the classifier's layers. The output is float32 `[batch,
     num_classes + channels]`.
     """
-    features = model.get_layer("pooler").output
     # Whatever the policy: half precision would round the logits.
     joined = keras.layers.Concatenate(dtype="float32", name="with_features")(
-        [model.output, features]
+        with_both_outputs(model).outputs
     )
-    return keras.Model(model.inputs, joined)
+    return keras.Model(model.input, joined)
+
+
+def with_both_outputs(model: keras.Model) -> keras.Model:
+    """Returns a model with two outputs: the logits, and the head's input.
+
+    It shares the classifier's layers.
+    """
+    features = model.get_layer("pooler").output
+    return keras.Model(model.input, [model.output, features])
 
 
 def head_logits(model: keras.Model, features: np.ndarray) -> np.ndarray:

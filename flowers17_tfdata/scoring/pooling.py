@@ -10,7 +10,7 @@ import numpy as np
 
 from flowers17_tfdata import files
 from flowers17_tfdata.errors import UserError
-from flowers17_tfdata.scoring import predictions, scores
+from flowers17_tfdata.scoring import predictions, scores, trust_scores
 from flowers17_tfdata.scoring.predictions import Predictions
 
 # The entries of a fold's `evaluation.json` that the result repeats.
@@ -28,6 +28,7 @@ def pool(workdir: pathlib.Path, num_folds: int) -> dict[str, Any]:
     Returns:
       The contents of `cross_validation.json`: the scores of `evaluation.json`
       on all images, each predicted by the model that was not trained on it;
+      `calibration`, see `trust_scores.calibration_scores`;
       `folds`, a record for each fold; `over_folds`, the spread of the folds'
       accuracies.
 
@@ -62,6 +63,9 @@ def pool(workdir: pathlib.Path, num_folds: int) -> dict[str, Any]:
     accuracies = [one["accuracy"] for one in evaluations]
     return {
         **scores.summarize(pooled, "test", evaluations[0]["class_names"]),
+        "calibration": trust_scores.calibration_scores(
+            pooled.logits, pooled.labels
+        ),
         "over_folds": {
             "mean": statistics.fmean(accuracies),
             "standard_deviation": statistics.stdev(accuracies),

@@ -26,7 +26,6 @@ from flowers17_tfdata.phases.export import (
 )
 from flowers17_tfdata.phases.export.network import Network, to_float32
 from flowers17_tfdata.phases.export.parity import Exported, Split
-from flowers17_tfdata.scoring import scores
 from flowers17_tfdata.scoring.predictions import Predictions
 from flowers17_tfdata.session import Session
 from flowers17_tfdata.trained_model import TrainedModel
@@ -226,7 +225,7 @@ def _describe(
         "versions": machine.versions(),
     }
     files.write_json(output / _REPORT, report)
-    evaluation = scores.summarize(predictions, split, names)
+    evaluation = trained_model.summarize(trained, predictions, split, names)
     card = model_card.make_card(session, trained, evaluation, report)
     files.write_text(output / "README.md", card)
     labels = class_folders.labels_text(names)

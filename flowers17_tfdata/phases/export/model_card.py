@@ -54,6 +54,7 @@ def make_card(
         flags=_training_flags(session, trained),
         near_duplicates=near_duplicates,
         evaluation=evaluation,
+        trust=evaluation.get("trust"),
         report=report,
         files=[row["file"] for row in report["formats"][1:]],
     )

@@ -78,16 +78,13 @@ class Network(tf.Module):
         self.image_size = model.input_shape[1]
         # tf.Module finds TensorFlow's variables, but not Keras's.
         self._weights = [variable.value for variable in model.weights]
-        num_classes = model.output_shape[-1]
         if trust is not None:
-            model = classifier.with_features(model)
+            # Not joined to one output, in which int8 would give both one scale.
+            model = classifier.with_both_outputs(model)
 
         def answer(images: tf.Tensor) -> dict[str, tf.Tensor]:
             outputs = model(preprocess(images), training=False)
-            logits, features = (
-                outputs[:, :num_classes],
-                outputs[:, num_classes:],
-            )
+            logits, features = outputs if trust is not None else (outputs,) * 2
             return trusts.answer(logits, features, trust)
 
         # A closure: TensorFlow would try to save the layers themselves.

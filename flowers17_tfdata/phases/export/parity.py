@@ -34,8 +34,7 @@ _MIN_TRUST_AGREEMENT = {"tflite_float16": 0.98, "tflite_int8": 0.85}
 _COLUMNS = (
     ("MB", "megabytes", ".1f"),
     ("acc.", "accuracy", ".1%"),
-    ("float32", "max_difference", ".1e"),
-    ("trained", "max_difference_to_trained", ".1e"),
+    ("differ", "max_difference", ".1e"),
     ("same", "top_1_agreement", ".1%"),
     ("trust", "trust_agreement", ".1%"),
     ("ms", "latency_ms", ".1f"),
@@ -252,8 +251,8 @@ def show(rows: list[dict[str, Any]], split_name: str) -> None:
     ]
     terminal.show_table(f"{split_name} split", columns, cells)
     terminal.say(
-        "float32, trained: largest difference of a probability from the Keras "
-        "model in float32, and from the trained model as evaluated; same: "
-        "images with the most likely class of float32; trust: with its unknown "
-        f"and classes_at_95; ms: one image; img/s: in batches of {BATCH}"
+        "differ: largest difference of a probability from the Keras model in "
+        "float32; same: images with its most likely class; trust: with its "
+        "unknown and classes_at_95; ms: one image; img/s: in batches of "
+        f"{BATCH}"
     )

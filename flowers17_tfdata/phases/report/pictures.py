@@ -23,7 +23,7 @@ def read_encoded(
     Args:
       source: the data set.
       split: the split's name.
-      positions: positions in the split's stored order, at least one.
+      positions: positions in the split's stored order.
 
     Returns:
       `{position: JPEG or PNG}`.
@@ -31,6 +31,8 @@ def read_encoded(
     Raises:
       UserError: an image file was damaged since it was evaluated.
     """
+    if not positions:
+        return {}
     examples = source.read(split).take(max(positions) + 1)
     found = {}
     for position, example in enumerate(examples.as_numpy_iterator()):

@@ -17,9 +17,10 @@ from flowers17_tfdata.phases.report import (
     reproduce,
     result_charts,
     tables,
+    turned_away,
 )
 from flowers17_tfdata.phases.report.learning_curves import learning_charts
-from flowers17_tfdata.scoring import reliability
+from flowers17_tfdata.scoring import trust_scores
 from flowers17_tfdata.scoring.predictions import (
     Predictions,
     load,
@@ -108,11 +109,13 @@ def _make_context(
     seed = flags.get("seed", session.config.runtime.seed)
     changed = reproduce.changed_flags(flags)
     audit = record.read_if_there(workdir / "audit.json")
-    measured = reliability.measure(
-        predictions.probabilities.max(axis=1),
-        predictions.predicted == predictions.labels,
-        reliability.choose_num_bins(len(predictions.labels)),
-    )
+    logits, labels = predictions.logits, predictions.labels
+    measured = trust_scores.measure_reliability(logits, labels)
+    before = None
+    if trained.trust is not None:
+        before = trust_scores.measure_reliability(
+            logits * trained.trust.temperature, labels
+        )
     return {
         "dataset": session.source.name,
         "workdir": str(workdir),
@@ -128,7 +131,12 @@ def _make_context(
         "confusion_chart": result_charts.confusion_chart(evaluation),
         "cases": cases.make_cases(session, trained, predictions, split),
         "reliability": measured,
-        "reliability_chart": result_charts.reliability_chart(measured),
+        "reliability_chart": result_charts.reliability_chart(measured, before),
+        "turned_away": (
+            turned_away.make(session, trained, predictions, split)
+            if trained.trust and "trust" in evaluation
+            else None
+        ),
         "extension": (
             record.read_if_there(workdir / "extension.json")
             if trained_here

@@ -12,6 +12,7 @@ from flowers17_tfdata.phases.report import charts
 from flowers17_tfdata.phases.report.charts import Chart
 from flowers17_tfdata.scoring.reliability import Reliability
 from flowers17_tfdata.scoring.scores import wilson_interval
+from flowers17_tfdata.scoring.trust_scores import RiskCoverage
 
 # A larger matrix is hard to read.
 _MOST_CLASSES = 60
@@ -79,8 +80,15 @@ def confusion_chart(evaluation: Mapping[str, Any]) -> Chart | None:
     )
 
 
-def reliability_chart(reliability: Reliability) -> Chart:
-    """Returns the reliability diagram: accuracy by confidence."""
+def reliability_chart(
+    reliability: Reliability, before: Reliability | None
+) -> Chart:
+    """Returns the reliability diagram: accuracy by confidence.
+
+    Args:
+      reliability: of the model's probabilities.
+      before: the same without the temperature; None: there is none.
+    """
     bins = reliability.bins
     accuracy = np.array([b.accuracy for b in bins])
     intervals = [wilson_interval(b.correct, b.num_examples) for b in bins]
@@ -102,6 +110,17 @@ def reliability_chart(reliability: Reliability) -> Chart:
         hovertemplate="accuracy %{y:.1%} on %{customdata[0]} images, "
         "mean confidence %{customdata[1]:.1%}<extra></extra>",
     )
+    if before is not None:
+        figure.add_scatter(
+            x=[b.confidence for b in before.bins],
+            y=[b.accuracy for b in before.bins],
+            mode="markers",
+            name="before the temperature",
+            marker={"color": charts.VALIDATION, "symbol": "diamond", "size": 8},
+            customdata=[[b.num_examples] for b in before.bins],
+            hovertemplate="before: accuracy %{y:.1%} on %{customdata[0]} "
+            "images, mean confidence %{x:.1%}<extra></extra>",
+        )
     figure.add_scatter(
         x=[0, 1],
         y=[0, 1],
@@ -119,4 +138,40 @@ def reliability_chart(reliability: Reliability) -> Chart:
         "Reliability diagram: accuracy by confidence",
         figure,
         height=420,
+    )
+
+
+def risk_coverage_chart(curve: RiskCoverage) -> Chart:
+    """Returns the accuracy by the share of pictures that are turned away."""
+    # Where few are answered, the interval says nothing.
+    shown = curve.coverage >= 0.5
+    away = (1 - curve.coverage[shown]).tolist()
+    figure = go.Figure()
+    figure.add_scatter(
+        x=away + away[::-1],
+        y=curve.high[shown].tolist() + curve.low[shown].tolist()[::-1],
+        fill="toself",
+        fillcolor=charts.TRAIN,
+        opacity=0.2,
+        line={"width": 0},
+        name="95 % interval",
+        hoverinfo="skip",
+    )
+    figure.add_scatter(
+        x=away,
+        y=curve.accuracy[shown].tolist(),
+        mode="lines",
+        name="accuracy on the others",
+        line={"color": charts.TRAIN},
+        hovertemplate="%{x:.1%} turned away: %{y:.1%}<extra></extra>",
+    )
+    figure.update_xaxes(
+        tickformat=".0%", range=[0, 0.5], title_text="turned away"
+    )
+    figure.update_yaxes(tickformat=".1%", title_text="accuracy")
+    return charts.make_chart(
+        "chart-risk-coverage",
+        "Accuracy when the pictures with the largest unknown score go",
+        figure,
+        height=320,
     )

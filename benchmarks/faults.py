@@ -43,8 +43,7 @@ def _saved(image: np.ndarray) -> np.ndarray:
 
 
 def _decode(encoded: np.ndarray) -> np.ndarray:
-    image = cv2.imdecode(encoded, cv2.IMREAD_COLOR)
-    return np.ascontiguousarray(image[..., ::-1])
+    return np.asarray(cv2.imdecode(encoded, cv2.IMREAD_COLOR_RGB))
 
 
 def main() -> None:

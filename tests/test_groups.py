@@ -6,7 +6,8 @@ import pathlib
 
 import pytest
 
-from flowers17_tfdata import cli
+from flowers17_tfdata import cli, files, flags
+from flowers17_tfdata.config.config import Config, to_values
 from flowers17_tfdata.config.data import DataConfig
 from flowers17_tfdata.data.source import open_source
 from flowers17_tfdata.errors import ConfigError, UserError
@@ -181,8 +182,17 @@ def test_groups_that_do_not_help_get_one_line(
     assert "\n" not in str(caught.value)
 
 
+def test_later_phases_take_it_over_but_not_for_other_images(tmp_path):
+    values = to_values(Config()) | {"dataset": "folder:p", "groups": PLANT}
+    files.write_json(tmp_path / "config.json", {"flags": values})
+    command = ["main.py", "--phase=evaluate", f"--workdir={tmp_path}"]
+    assert flags.parse(command).data.groups == PLANT
+    other = flags.parse([*command, "--dataset=tf_flowers"])
+    assert other.data.groups == ""
+
+
 @pytest.mark.parametrize(
-    ("flags", "expected"),
+    ("arguments", "expected"),
     [
         (
             ["--dataset=folder:photos", "--groups=(a"],
@@ -196,8 +206,8 @@ def test_groups_that_do_not_help_get_one_line(
     ],
 )
 def test_mistakes_are_told_before_anything_is_read(
-    tmp_path, capsys, flags, expected
+    tmp_path, capsys, arguments, expected
 ):
     command = ["main.py", "--phase=prepare", f"--workdir={tmp_path / 'w'}"]
-    assert cli.main([*command, *flags]) == 2
+    assert cli.main([*command, *arguments]) == 2
     assert expected in capsys.readouterr().err

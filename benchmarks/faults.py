@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import cv2
 import numpy as np
 
-from flowers17_tfdata.data import faults
+from flowers17_tfdata.data import decode, faults
 from flowers17_tfdata.data.oxford_flowers17 import archive
 
 # The standard deviation of a blur, percent of the shorter side; factors of the
@@ -31,19 +31,16 @@ def _damaged(image: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
         blurred = cv2.GaussianBlur(image, (0, 0), side * percent / 100)
         yield f"blur {percent} %", _saved(blurred)
     for factor in _FACTORS:
-        levels = np.float32(factor) * image
-        yield f"levels x {factor}", _saved(np.minimum(levels, 255).round())
+        levels = np.minimum(np.float32(factor) * image, 255).round()
+        yield f"levels x {factor}", _saved(levels.astype(np.uint8))
     gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     yield "gray", _saved(np.dstack([gray] * 3))
 
 
 def _saved(image: np.ndarray) -> np.ndarray:
     options = [cv2.IMWRITE_JPEG_QUALITY, 90]
-    return _decode(cv2.imencode(".jpg", image[..., ::-1], options)[1])
-
-
-def _decode(encoded: np.ndarray) -> np.ndarray:
-    return np.asarray(cv2.imdecode(encoded, cv2.IMREAD_COLOR_RGB))
+    encoded = cv2.imencode(".jpg", image[..., ::-1], options)[1]
+    return decode.read(encoded.tobytes()).pixels
 
 
 def main() -> None:
@@ -54,7 +51,7 @@ def main() -> None:
     rows, sizes = [], []
     copies: dict[str, list[tuple[np.ndarray, tuple[int, ...]]]] = {}
     for k, encoded in enumerate(files.values()):
-        image = _decode(np.frombuffer(encoded, np.uint8))
+        image = decode.read(encoded).pixels
         rows.append(faults.measure(image))
         sizes.append(image.shape[:2])
         for damage, copy in _damaged(image) if k % 4 == 0 else ():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import io
 import json
@@ -233,6 +234,7 @@ def show_audit(audit: Mapping[str, Any]) -> None:
                 f"({second}): one of the two labels is wrong"
             )
             break
+    _show_series(audit)
     if audit["imbalance"] >= IMBALANCED:
         say(
             f"train's largest class has {audit['imbalance']:.1f} times the "
@@ -251,6 +253,31 @@ def show_audit(audit: Mapping[str, Any]) -> None:
         say(f"  {file['split']} {file['id']}: {file['error']}")
     if len(damaged) > _MOST_FILES:
         say(f"  and {len(damaged) - _MOST_FILES} more, in audit.json")
+    faults = audit["faults"]
+    first = {fault["kind"]: fault["id"] for fault in reversed(faults)}
+    counts = collections.Counter(fault["kind"] for fault in faults)
+    for kind, number in counts.items():
+        say(f"{kind}: {counted(number, 'image')}, first {first[kind]}")
+
+
+def _show_series(audit: Mapping[str, Any]) -> None:
+    """Warns of series that are divided between splits."""
+    series = audit["series"]
+    if not series["series"]:
+        return
+    first = series["series"][0]
+    ids, splits = first["ids"], first["splits"]
+    other = next(k for k, split in enumerate(splits) if split != splits[0])
+    advice = ""
+    if audit["dataset"].startswith(("folder:", "csv:")):
+        advice = "; --groups keeps a series together if its paths show it"
+    say(
+        f"{series['num_series_across_splits']} series of photographs "
+        f"({counted(series['num_images_across_splits'], 'image')}, each taken "
+        "within seconds of the one before) divided between splits, first "
+        f"{ids[0]} ({splits[0]}) and {ids[other]} ({splits[other]}): they may "
+        f"show the same subject{advice}"
+    )
 
 
 def show_evaluation(evaluation: Mapping[str, Any]) -> None:

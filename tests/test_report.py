@@ -300,6 +300,17 @@ def _add_findings(path: pathlib.Path) -> None:
         for k in range(23)
     ]
     audit["damaged"] = [{"split": "test", "id": "cut.jpg", "error": "half"}]
+    pairs = audit["near_duplicates"]["pairs"]
+    audit["faults"] = [
+        {"kind": "dark", "split": split, "id": image_id, "value": 50.0}
+        for pair in pairs[:4]
+        for split, image_id in zip(pair["splits"], pair["ids"], strict=True)
+    ]
+    audit["series"] = {
+        "num_series_across_splits": 1,
+        "num_images_across_splits": 2,
+        "series": [{"ids": ["x1.jpg", "x2.jpg"], "splits": ["train", "test"]}],
+    }
     path.write_text(json.dumps(audit))
 
 
@@ -320,6 +331,11 @@ def test_what_the_audit_found_is_shown(workdir, command):
         "4.0 times the images of its smallest",
         "131 pairs of near-duplicates within a class and a split",
         "And 125 more, in audit.json",
+        "Dark: 8 images",
+        "And 2 more, in audit.json",
+        "1 series of photographs divided between splits",
+        "x1.jpg train",
+        "x2.jpg test",
     ):
         assert text in shown.text, text
     assert "broken20.jpg" not in shown.text
@@ -362,7 +378,7 @@ def test_near_duplicates_are_shown_by_kind_and_bounded():
             (["1", "bad"], ["train", "test"], ["lily", "rose"]),
         ]
     )
-    found = audit_findings.show_near_duplicates(audit, source)
+    found = audit_findings.show(audit, source)
     assert found.others.num_more == 2
     assert [p[0].file_name for p in found.others.shown] == list("012345")
     ((one, other),) = found.across_classes.shown
@@ -372,8 +388,25 @@ def test_near_duplicates_are_shown_by_kind_and_bounded():
     assert (other.file_name, other.picture) == ("bad", "")
     # Another data set may hold other images of the same names.
     audit["dataset"] = "fake/other/1.0.0"
-    found = audit_findings.show_near_duplicates(audit, source)
+    found = audit_findings.show(audit, source)
     assert {c.picture for p in found.others.shown for c in p} == {""}
+
+
+def test_the_worst_images_of_each_fault_are_shown():
+    rows = [(f"{k}", 0, _picture(k)) for k in range(9)]
+    source = fakes.FakeSource(["rose"], {"train": rows})
+    audit = _audit_of([])
+    audit["faults"] = [
+        {"kind": kind, "split": "train", "id": f"{k}", "value": 1.0}
+        for kind, number in (("blurred", 8), ("dark", 1))
+        for k in range(number)
+    ]
+    found = audit_findings.show(audit, source).faults
+    assert list(found) == ["blurred", "dark"]
+    blurred, dark = found.values()
+    assert [one.file_name for (one,) in blurred.shown] == list("012345")
+    assert (blurred.num_more, dark.num_more) == (2, 0)
+    assert all(one.picture.startswith("data:") for (one,) in blurred.shown)
 
 
 def test_every_augmentation_is_described():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+import re
 from typing import NamedTuple
 
 from flowers17_tfdata.config.option import Kind
@@ -73,6 +74,12 @@ class DataConfig:
         "not, so that test accuracy also measures memory.",
         choices=("together", "anywhere"),
     )
+    groups: str = Kind.RUN.option(
+        "",
+        "Regular expression for the paths of your own images, relative to "
+        "their folder: images in which it matches the same text (that in its "
+        "parentheses, if any) stay in one split.",
+    )
     extends: str = Kind.RUN.option(
         "",
         "Workdir of an earlier run on this folder or table, to which images or "
@@ -106,6 +113,23 @@ class DataConfig:
             if self.dataset.startswith(prefix):
                 return OwnImages(prefix, self.dataset.removeprefix(prefix))
         return None
+
+    @property
+    def group_pattern(self) -> re.Pattern[str] | None:
+        """What finds the name of an image's group; None without `--groups`.
+
+        Raises:
+          ConfigError: `--groups` is no regular expression.
+        """
+        if not self.groups:
+            return None
+        try:
+            return re.compile(self.groups)
+        except (re.error, RecursionError, OverflowError) as error:
+            raise ConfigError(
+                f"--groups must be a regular expression; got {self.groups!r}: "
+                f"{error}"
+            ) from error
 
     @property
     def is_flowers17(self) -> bool:

@@ -40,6 +40,7 @@ def check(config: Config) -> None:
     # These raise a ConfigError if they can't be parsed.
     _ = config.runtime.profile_range
     _ = config.data.fractions
+    _ = config.data.group_pattern
     _ = config.export.formats
     if config.data.archive and not config.data.is_flowers17:
         raise ConfigError(
@@ -166,6 +167,11 @@ def _check_home(name: str, value: object) -> None:
 def _check_own_images(config: Config) -> None:
     own = config.data.own_images
     if own is None:
+        if config.data.groups:
+            raise ConfigError(
+                "--groups goes with --dataset=folder:PATH or csv:FILE; got "
+                f"--dataset={config.data.dataset}"
+            )
         return
     if not own.path:
         raise ConfigError(

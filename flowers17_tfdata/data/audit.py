@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from flowers17_tfdata.data import faults, series
 from flowers17_tfdata.data import scan as scans
 from flowers17_tfdata.data.oxford_flowers17 import splits
 from flowers17_tfdata.data.scan import Scan
@@ -15,7 +16,7 @@ from flowers17_tfdata.data.source import Source
 
 
 def audit(source: Source, scan: Scan) -> dict[str, Any]:
-    """Counts images, sizes, bad files and near-duplicates.
+    """Counts images, sizes, bad files, faults, near-duplicates and series.
 
     Args:
       source: the data set.
@@ -32,6 +33,11 @@ def audit(source: Source, scan: Scan) -> dict[str, Any]:
         `undecodable`: `[{"split", "id", "error"}]`, split '' if the image is
         left out of all splits;
         `damaged`: the same of files that are decoded and used all the same;
+        `faults`: `[{"kind", "split", "id", "value"}]`, the worst of each kind
+        first, see `faults.find`;
+        `series`: `num_series`, `num_series_across_splits`,
+        `num_images_across_splits`, and the `series` across splits with their
+        `ids` and `splits`, in the order of taking, see `series.find`;
         `near_duplicates`: `num_pairs`, `num_pairs_across_splits`,
         `num_pairs_across_classes`, `num_groups`, and the `pairs` with their
         ids, splits, classes and dHash distance (None for a published pair that
@@ -69,6 +75,8 @@ def audit(source: Source, scan: Scan) -> dict[str, Any]:
         },
         "undecodable": _named(scan, scan.images.errors),
         "damaged": _named(scan, scan.images.damage),
+        "faults": _faults(scan),
+        "series": _series(scan),
         "near_duplicates": _near_duplicates(source, scan),
     }
 
@@ -78,6 +86,39 @@ def _named(scan: Scan, messages: Mapping[int, str]) -> list[dict[str, str]]:
         {"split": scan.splits[k], "id": scan.ids[k], "error": message}
         for k, message in sorted(messages.items())
     ]
+
+
+def _faults(scan: Scan) -> list[dict[str, Any]]:
+    return [
+        {
+            "kind": fault.kind,
+            "split": scan.splits[fault.position],
+            "id": scan.ids[fault.position],
+            "value": fault.value,
+        }
+        for fault in faults.find(scan.images.measures, scan.images.sizes)
+    ]
+
+
+def _series(scan: Scan) -> dict[str, Any]:
+    found = series.find(scan.images.secs, scan.images.cameras)
+    used = [
+        [k for k in run if scan.splits[k] not in ("", "unused")]
+        for run in found
+    ]
+    divided = [run for run in used if len({scan.splits[k] for k in run}) > 1]
+    return {
+        "num_series": len(found),
+        "num_series_across_splits": len(divided),
+        "num_images_across_splits": sum(map(len, divided)),
+        "series": [
+            {
+                "ids": [scan.ids[k] for k in run],
+                "splits": [scan.splits[k] for k in run],
+            }
+            for run in divided
+        ],
+    }
 
 
 def _near_duplicates(source: Source, scan: Scan) -> dict[str, Any]:

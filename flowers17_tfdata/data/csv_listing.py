@@ -262,16 +262,10 @@ def _to_listing(rows: Sequence[_Row], root: pathlib.Path) -> Listing:
     kept = [kept[k] for k in order]
     class_names = sorted({row.label for row in rows})
     label_of = {name: label for label, name in enumerate(class_names)}
-    groups = collections.Counter(row.group for row, _ in kept if row.group)
     notes = [folder_listing.skipped_note(skipped)] if skipped else []
     lookalikes = folder_listing.lookalikes(class_names)
     if lookalikes:
         notes.append(lookalikes)
-    if groups:
-        notes.append(
-            f"{groups.total()} images in {len(groups)} groups, each kept in "
-            "one split"
-        )
     return Listing(
         tuple(class_names),
         sorted(ids),

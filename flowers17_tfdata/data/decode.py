@@ -95,11 +95,10 @@ def read(encoded: bytes, least_side: int | None = None) -> Picture:
         declare more than 179 million pixels.
     """
     kind = image_formats.format_of(encoded)
-    if kind not in ("JPEG", "PNG"):
+    if kind not in _HEADERS:
         pixels = np.asarray(pillow_reader.read(encoded))
         return Picture(pixels, pixels.shape[:2])
-    read_header = _jpeg_header if kind == "JPEG" else _png_header
-    (width, height), tiff = read_header(encoded)
+    (width, height), tiff = _HEADERS[kind](encoded)
     pillow_reader.check_size(width, height)
     file: bytes | None
     if kind == "JPEG":
@@ -119,6 +118,19 @@ def read(encoded: bytes, least_side: int | None = None) -> Picture:
         pixels, file = np.asarray(turned), None
     size = (width, height) if orientation in _SIDEWAYS else (height, width)
     return Picture(pixels, size, damaged, file)
+
+
+def read_exif(encoded: bytes) -> Image.Exif | None:
+    """Returns the EXIF of a JPEG or PNG, or None for another format.
+
+    Pillow would decode all pixels of a PNG to find it behind them.
+    """
+    read_header = _HEADERS.get(image_formats.format_of(encoded))
+    if read_header is None:
+        return None
+    exif = Image.Exif()
+    exif.load(read_header(encoded)[1])
+    return exif
 
 
 def _jpeg_header(encoded: bytes) -> tuple[tuple[int, int], bytes]:
@@ -166,6 +178,9 @@ def _png_header(encoded: bytes) -> tuple[tuple[int, int], bytes]:
         # The length, the name, the content and a checksum.
         start += 12 + length
     return size, tiff
+
+
+_HEADERS = {"JPEG": _jpeg_header, "PNG": _png_header}
 
 
 def _orientation(tiff: bytes) -> int:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import hashlib
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import tensorflow as tf
@@ -122,6 +123,8 @@ def open_files(
     path = own.absolute
     dataset = f"--dataset={own.prefix}{path}"
     listing = _list(own, dataset)
+    if config.group_pattern:
+        listing = listing.group_by(config.group_pattern)
     present = listing.given_splits or ("train",)
     fractions = splitting.fractions_of_train(config, present)
     states = [_state(file) for file in listing.paths]
@@ -132,6 +135,9 @@ def open_files(
     if images.errors:
         notes.append(_check_errors(listing, images, dataset))
     splits = _split(listing, images, config, fractions, known)
+    groups = listing.describe_groups(splits, config.groups)
+    if groups:
+        notes.append(groups)
     # Sizes stand for the contents: modification times differ between copies.
     sizes = [state.partition("\n")[0] for state in states]
     names = [s for s in (*splitting.SPLITS, "unused") if s in splits]
@@ -244,9 +250,28 @@ def _split(
         # What the folder or the table says now wins over an earlier run.
         fixed = {*listing.given_splits} - {"train"}
         known = {i: split for i, split in known.items() if split not in fixed}
-        split_of |= splitting.assign_splits(pool, config, fractions, known)
-        _check_groups(listing, split_of)
+        with _naming_groups(config, listing):
+            divided = splitting.assign_splits(pool, config, fractions, known)
+        _check_groups(listing, divided)
+        split_of |= divided
     return [split_of.get(image_id, "") for image_id in listing.ids]
+
+
+@contextlib.contextmanager
+def _naming_groups(config: DataConfig, listing: Listing) -> Iterator[None]:
+    """Adds to an error about the splits what `--groups` has to do with it."""
+    try:
+        yield
+    except UserError as error:
+        if not config.groups:
+            raise
+        sizes = collections.Counter(filter(None, listing.groups))
+        (name, most), *_ = sizes.most_common()
+        raise type(error)(
+            f"{error}; --groups={config.groups} makes {len(sizes)} groups, the "
+            f"largest {name!r} of {most} images: match more of the path, so "
+            "that groups are smaller, or leave it out"
+        ) from error
 
 
 def _check_groups(listing: Listing, split_of: Mapping[str, str]) -> None:

@@ -43,12 +43,8 @@ def read(encoded: bytes) -> Image.Image:
       MissingReaderError: it is HEIC, and pillow-heif is not installed.
     """
     kind = image_formats.format_of(encoded)
-    if kind == "HEIC":
-        _register_heic()
-    # WebP is WEBP for Pillow, and HEIC is HEIF.
-    name = {"HEIC": "HEIF"}.get(kind, kind.upper())
     try:
-        with Image.open(io.BytesIO(encoded), formats=[name]) as image:
+        with open_image(encoded) as image:
             check_size(*image.size)
             image.load()
             if kind == "HEIC" and not _turns_by_itself(encoded):
@@ -58,11 +54,25 @@ def read(encoded: bytes) -> Image.Image:
         raise ValueError(
             f"{kind} with a header that is damaged or of a rare kind"
         ) from error
-    except MemoryError:
+    except (MemoryError, MissingReaderError):
         raise
     # Decoders raise many kinds of errors for damaged files.
     except Exception as error:
         raise ValueError(f"{kind} that can't be read: {error}") from error
+
+
+def open_image(encoded: bytes) -> Image.Image:
+    """Opens an image whose pixels are not decoded yet.
+
+    Raises:
+      ValueError: see `read`; also any error of Pillow.
+    """
+    kind = image_formats.format_of(encoded)
+    if kind == "HEIC":
+        _register_heic()
+    # WebP is WEBP for Pillow, and HEIC is HEIF.
+    name = {"HEIC": "HEIF"}.get(kind, kind.upper())
+    return Image.open(io.BytesIO(encoded), formats=[name])
 
 
 def as_shown(image: Image.Image) -> Image.Image:

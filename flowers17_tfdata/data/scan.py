@@ -1,20 +1,27 @@
-"""Decodes every image of a data set once: size, thumbnail, damage, errors."""
+"""Decodes every image of a data set once, and keeps what it finds."""
 
 from __future__ import annotations
 
 import concurrent.futures
 import hashlib
 import itertools
+import math
 import pathlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+import cv2
 import numpy as np
-import tensorflow as tf
 
 from flowers17_tfdata import files, machine
-from flowers17_tfdata.data import decode, near_duplicates, pillow_reader
+from flowers17_tfdata.data import (
+    decode,
+    faults,
+    near_duplicates,
+    pillow_reader,
+    series,
+)
 from flowers17_tfdata.data.near_duplicates import NearDuplicate
 from flowers17_tfdata.data.oxford_flowers17 import splits
 from flowers17_tfdata.errors import one_line
@@ -26,9 +33,13 @@ _CHUNK = 256
 _SAVE_SECS = 30.0
 
 # The format of the cache file. Another format means decoding all images anew.
-_FORMAT = "thumbnails 3"
+_FORMAT = "thumbnails 4"
 
 _NOTHING = np.zeros([16, 17], np.float16)
+_NOT_MEASURED = np.zeros([faults.NUM_MEASURES], np.float32)
+
+# The shares of red, green and blue in a gray level (ITU-R BT.601).
+_GRAY = np.array([[0.2989, 0.5870, 0.1140]], np.float32)
 
 # JPEGs are reduced while they are decoded, to no less than this, pixels.
 _LEAST_SIDE = 256
@@ -39,9 +50,6 @@ Image = bytes | pathlib.Path
 # Called with the number of images decoded so far.
 OnScanned = Callable[[int], None]
 
-# The arrays of the cache file.
-_COLUMNS = ("thumbnails", "sizes", "errors", "damage")
-
 
 class _Row(NamedTuple):
     """What was found in an image.
@@ -51,6 +59,9 @@ class _Row(NamedTuple):
       size: height and width, pixels.
       error: why the image can't be decoded, or ''.
       damage: what is damaged in an image that was decoded, or ''.
+      measures: float32 `[faults.NUM_MEASURES]`.
+      secs: when it was taken, see `series.Shot`.
+      camera: by which camera, see `series.Shot`.
       is_known: whether this holds until the bytes change. A denied permission,
         a network's failure or a missing package may be gone tomorrow.
     """
@@ -59,7 +70,14 @@ class _Row(NamedTuple):
     size: Sequence[int]
     error: str
     damage: str = ""
+    measures: np.ndarray = _NOT_MEASURED
+    secs: float = math.nan
+    camera: str = ""
     is_known: bool = True
+
+
+# The arrays of the cache file: it holds what is known.
+_COLUMNS = _Row._fields[:-1]
 
 
 class ScannedImages(NamedTuple):
@@ -81,6 +99,9 @@ class ScannedImages(NamedTuple):
     sizes: np.ndarray
     errors: dict[int, str]
     damage: dict[int, str]
+    measures: np.ndarray
+    secs: np.ndarray
+    cameras: list[str]
     pairs_cache: pathlib.Path | None = None
 
 
@@ -157,10 +178,9 @@ def _scan_image(image: Image) -> _Row:
         # Decoding all of 12 megapixels for 272 gray levels takes five times as
         # long.
         picture = decode.read(encoded, _LEAST_SIDE)
-        with tf.device("CPU:0"):
-            pixels = tf.cast(picture.pixels, tf.float32)
-            gray = tf.image.rgb_to_grayscale(pixels)
-            small = tf.image.resize(gray, [16, 17], method="area")[..., 0]
+        thumbnail = _to_thumbnail(picture.pixels)
+        measures = faults.measure(picture.pixels)
+        shot = series.read(encoded)
     except pillow_reader.MissingReaderError as error:
         return _Row(_NOTHING, (0, 0), str(error), is_known=False)
     except ValueError as error:
@@ -168,9 +188,14 @@ def _scan_image(image: Image) -> _Row:
     except OSError as error:
         reason = one_line(error.strerror or error)
         return _Row(_NOTHING, (0, 0), reason, is_known=False)
+    return _Row(thumbnail, picture.size, "", picture.damage, measures, *shot)
+
+
+def _to_thumbnail(pixels: np.ndarray) -> np.ndarray:
+    gray = cv2.transform(pixels.astype(np.float32), _GRAY)
+    small = cv2.resize(gray, (17, 16), interpolation=cv2.INTER_AREA)
     # Rounded as in the cache file, so that cached images hash the same.
-    thumbnail = small.numpy().astype(np.float16)
-    return _Row(thumbnail, picture.size, "", picture.damage)
+    return small.astype(np.float16)
 
 
 def _to_arrays(rows: list[_Row]) -> ScannedImages:
@@ -179,6 +204,11 @@ def _to_arrays(rows: list[_Row]) -> ScannedImages:
         np.array([r.size for r in rows], np.int32).reshape(-1, 2),
         {k: str(r.error) for k, r in enumerate(rows) if r.error},
         {k: str(r.damage) for k, r in enumerate(rows) if r.damage},
+        np.array([r.measures for r in rows], np.float32).reshape(
+            -1, faults.NUM_MEASURES
+        ),
+        np.array([r.secs for r in rows], np.float64),
+        [str(r.camera) for r in rows],
     )
 
 
@@ -193,12 +223,7 @@ def _load_rows(path: pathlib.Path) -> dict[str, _Row]:
 
 def _save_rows(path: pathlib.Path, known: dict[str, _Row]) -> None:
     rows = known.values()
-    arrays = {
-        "thumbnails": [row.thumbnail for row in rows],
-        "sizes": [row.size for row in rows],
-        "errors": [row.error for row in rows],
-        "damage": [row.damage for row in rows],
-    }
+    arrays = {name: [getattr(row, name) for row in rows] for name in _COLUMNS}
     save_arrays(path, _FORMAT, arrays | {"keys": list(known)})
 
 

@@ -144,9 +144,7 @@ def _make_context(
         ),
         "audit": audit,
         "findings": (
-            audit_findings.show_near_duplicates(audit, session.source)
-            if audit
-            else None
+            audit_findings.show(audit, session.source) if audit else None
         ),
         "is_imbalanced": bool(audit)
         and audit["imbalance"] >= terminal.IMBALANCED,

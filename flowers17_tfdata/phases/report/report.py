@@ -11,6 +11,7 @@ from flowers17_tfdata.phases.report import (
     audit_findings,
     augmented_views,
     cases,
+    more_photographs,
     page,
     pictures,
     record,
@@ -19,7 +20,7 @@ from flowers17_tfdata.phases.report import (
     result_charts,
     tables,
 )
-from flowers17_tfdata.phases.report.learning_curves import learning_charts
+from flowers17_tfdata.phases.report.training_curves import training_charts
 from flowers17_tfdata.scoring.predictions import (
     Predictions,
     load,
@@ -109,6 +110,7 @@ def _make_context(
     seed = flags.get("seed", session.config.runtime.seed)
     changed = reproduce.changed_flags(flags)
     audit = record.read_if_there(workdir / "audit.json")
+    curve = more_photographs.read_curve(session) if trained_here else None
     measured = reliability.measure(
         predictions.probabilities.max(axis=1),
         predictions.predicted == predictions.labels,
@@ -124,7 +126,7 @@ def _make_context(
         "fine_tuning": (
             saved_models.fine_tuning_outcome(workdir) if stages else ""
         ),
-        "learning_charts": learning_charts(stages),
+        "training_charts": training_charts(stages),
         "label_smoothing": flags.get("label_smoothing", 0.0),
         "confusion_chart": result_charts.confusion_chart(evaluation),
         "cases": cases.make_cases(session, trained, predictions, split),
@@ -135,6 +137,8 @@ def _make_context(
             if trained_here
             else None
         ),
+        "learning_curve": curve,
+        "gains_chart": more_photographs.gains_chart(curve) if curve else None,
         "audit": audit,
         "findings": (
             audit_findings.show_near_duplicates(audit, session.source)

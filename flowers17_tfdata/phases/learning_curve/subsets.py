@@ -15,7 +15,7 @@ from flowers17_tfdata.training import linear_head
 
 FOLDS = 5
 # Each draws other folds and other subsets.
-REPEATS = 5
+REPEATS = 3
 NUM_SIZES = 5
 NUM_FITS = FOLDS * REPEATS * NUM_SIZES
 # The smallest subset, as a share of the images of a fit. It holds at least

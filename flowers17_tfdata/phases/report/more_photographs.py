@@ -73,11 +73,14 @@ def gains_chart(result: Mapping[str, Any]) -> Chart:
                 },
                 hovertemplate="%{y:.1%} with %{x:.0f} photographs",
             )
+    # Few enough not to touch.
+    shown = [*result["curve"][:-1:2], *result["predictions"]]
+    ticks = [round(point["num_images"]) for point in shown]
     figure.update_xaxes(
         title_text="photographs to train on (logarithmic)",
         type="log",
-        # Otherwise Plotly labels each of 2, 3, ... 9.
-        dtick="D2",
+        tickvals=ticks,
+        ticktext=[str(tick) for tick in ticks],
     )
     figure.update_yaxes(title_text="accuracy", tickformat=".0%")
     return charts.make_chart(

@@ -70,7 +70,7 @@ def help_text(program: str, phase: Phase | None, full: bool) -> str:
         "[--FLAG=VALUE ...]",
         "",
         "phases:",
-        *(f"  {p.name:10} {p.help}" for p in PHASES.values()),
+        *(f"  {p.name:14} {p.help}" for p in PHASES.values()),
         "",
         "flag files, besides your own (--flagfile=PATH):",
         *(

@@ -104,6 +104,18 @@ IMPORTS = {
         "session",
         "training",
     },
+    "phases.learning_curve": {
+        "data",
+        "files",
+        "input",
+        "phases.frozen_features",
+        "phases.train_data",
+        "scoring",
+        "session",
+        "terminal",
+        "timings",
+        "training",
+    },
     "phases.predict": {
         "config",
         "data",

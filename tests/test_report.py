@@ -30,7 +30,6 @@ from flowers17_tfdata.phases.report import (
     audit_findings,
     augmented_views,
     grad_cam,
-    learning_curves,
     mistakes,
     page,
     pictures,
@@ -38,6 +37,7 @@ from flowers17_tfdata.phases.report import (
     reproduce,
     result_charts,
     tables,
+    training_curves,
 )
 from flowers17_tfdata.scoring import reliability, scores
 from flowers17_tfdata.scoring.predictions import Predictions
@@ -358,8 +358,8 @@ def _audit_of(pairs, dataset="fake/config/1.0.0") -> dict:
 
 def test_a_head_that_was_solved_for_has_no_curves():
     solved = record.StageRecord("transfer", [{"epoch": 1}], 1)
-    assert learning_curves.learning_charts([solved]) == []
-    assert learning_curves.learning_charts([]) == []
+    assert training_curves.training_charts([solved]) == []
+    assert training_curves.training_charts([]) == []
 
 
 def test_near_duplicates_are_shown_by_kind_and_bounded():

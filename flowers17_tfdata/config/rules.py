@@ -12,7 +12,10 @@ from flowers17_tfdata.errors import ConfigError, UserError, did_you_mean
 
 # The flags that name a file: the phases that read it, and its suffixes.
 _FILES = {
-    "weights": (("train", "transfer", "find_lr", "benchmark"), (".h5",)),
+    "weights": (
+        ("train", "transfer", "find_lr", "learning_curve", "benchmark"),
+        (".h5",),
+    ),
     "init_from": (("finetune", "find_lr"), (".keras", ".h5", ".hdf5")),
     "model": (
         ("evaluate", "predict", "export", "report"),

@@ -139,6 +139,17 @@ _PHASES = (
         recalls_training=True,
     ),
     Phase(
+        "learning_curve",
+        "learning_curve.learning_curve:predict_gains",
+        "predict what more photographs would buy",
+        _TRAINING,
+        trains=True,
+        writes_run=True,
+        reads_run=True,
+        recalls_training=True,
+        one_worker=True,
+    ),
+    Phase(
         "benchmark",
         "benchmark.benchmark:benchmark",
         "measure how fast each part is, beside stock Keras and timm",

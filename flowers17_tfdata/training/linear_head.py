@@ -68,6 +68,7 @@ def fit(
     num_classes: int,
     *,
     seed: int,
+    weight_decay: float | None = None,
     example_weights: np.ndarray | None = None,
     stop: StopRequest | None = None,
 ) -> LinearHead:
@@ -76,14 +77,15 @@ def fit(
     Minimizes the mean cross-entropy plus half the weight decay times the sum of
     the squared kernel, on standardized features, by L-BFGS (R. Byrd, P. Lu, J.
     Nocedal and C. Zhu, "A limited memory algorithm for bound constrained
-    optimization", SIAM J. Sci. Comput. 16 (1995)). The weight decay is the one
-    in `DECAYS` with the lowest cross-validated loss. All views of an example
-    are in the same fold; near-duplicates may be in different ones.
+    optimization", SIAM J. Sci. Comput. 16 (1995)).
 
     Args:
       features: the features and labels of the training images.
       num_classes: number of classes of the data set.
       seed: seed for the folds of the cross-validation.
+      weight_decay: the weight decay; None: the one in `DECAYS` with the lowest
+        cross-validated loss. There, all views of an example are in the same
+        fold; near-duplicates may be in different ones.
       example_weights: the weight of each example in the loss, float32 `[n]`;
         None: all 1.
       stop: is told that the fit makes progress. It can't end the fit: workers
@@ -93,9 +95,13 @@ def fit(
     labels = features.labels
     standardized, mean, spread = _standardize(features)
     problem = _Problem(standardized, num_classes, example_weights, stop)
-    held_out = _stratified_folds(labels, seed)
-    losses = _cross_validate(problem, held_out) if held_out else {}
-    weight_decay = min(losses, key=losses.__getitem__, default=_DEFAULT_DECAY)
+    losses: dict[float, float] = {}
+    if weight_decay is None:
+        held_out = _stratified_folds(labels, seed)
+        losses = _cross_validate(problem, held_out) if held_out else {}
+        weight_decay = min(
+            losses, key=losses.__getitem__, default=_DEFAULT_DECAY
+        )
     everything = np.ones(len(labels), bool)
     solution = problem.solve(everything, weight_decay, _TOLERANCE)
     x = solution.x.reshape(-1, num_classes)
@@ -249,25 +255,36 @@ class _Problem:
         self, x: np.ndarray, weights: tf.Tensor, decay: float
     ) -> tuple[float, np.ndarray]:
         self._stop.alive()
-        loss, gradient = self._compute(
-            tf.constant(x, tf.float32), weights, tf.constant(decay)
+        loss, gradient = _compute(
+            tf.constant(x, tf.float32),
+            self._rows,
+            self._targets,
+            weights,
+            tf.constant(decay),
         )
         return float(loss), gradient.numpy()
 
-    @tf.function(reduce_retracing=True)
-    def _compute(self, x, weights, decay):
-        parameters = tf.reshape(x, self._shape)
-        kernel, bias = parameters[:-1], parameters[-1]
-        logits = self._rows @ kernel + bias
-        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(
-            self._targets, logits
-        )
-        loss = tf.tensordot(weights, losses, 1)
-        loss += 0.5 * decay * tf.reduce_sum(tf.square(kernel))
-        targets = tf.one_hot(self._targets, self._shape[1])
-        errors = (tf.nn.softmax(logits) - targets) * weights[:, tf.newaxis]
-        kernel_gradient = tf.matmul(self._rows, errors, transpose_a=True)
-        kernel_gradient += decay * kernel
-        bias_gradient = tf.reduce_sum(errors, axis=0, keepdims=True)
-        gradient = tf.concat([kernel_gradient, bias_gradient], axis=0)
-        return loss, tf.reshape(gradient, [-1])
+
+# Outside the class: the heads of many subsets share what TensorFlow traces.
+@tf.function(reduce_retracing=True)
+def _compute(
+    x: tf.Tensor,
+    rows: tf.Tensor,
+    targets: tf.Tensor,
+    weights: tf.Tensor,
+    decay: tf.Tensor,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns the loss and its gradient; see `_Problem`."""
+    parameters = tf.reshape(x, [tf.shape(rows)[1] + 1, -1])
+    kernel, bias = parameters[:-1], parameters[-1]
+    logits = rows @ kernel + bias
+    losses = tf.nn.sparse_softmax_cross_entropy_with_logits(targets, logits)
+    loss = tf.tensordot(weights, losses, 1)
+    loss += 0.5 * decay * tf.reduce_sum(tf.square(kernel))
+    one_hot = tf.one_hot(targets, tf.shape(logits)[1])
+    errors = (tf.nn.softmax(logits) - one_hot) * weights[:, tf.newaxis]
+    kernel_gradient = tf.matmul(rows, errors, transpose_a=True)
+    kernel_gradient += decay * kernel
+    bias_gradient = tf.reduce_sum(errors, axis=0, keepdims=True)
+    gradient = tf.concat([kernel_gradient, bias_gradient], axis=0)
+    return loss, tf.reshape(gradient, [-1])

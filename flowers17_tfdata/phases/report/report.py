@@ -11,6 +11,7 @@ from flowers17_tfdata.phases.report import (
     audit_findings,
     augmented_views,
     cases,
+    more_photographs,
     page,
     pictures,
     record,
@@ -19,7 +20,7 @@ from flowers17_tfdata.phases.report import (
     tables,
     turned_away,
 )
-from flowers17_tfdata.phases.report.learning_curves import learning_charts
+from flowers17_tfdata.phases.report.training_curves import training_charts
 from flowers17_tfdata.scoring import trust_scores
 from flowers17_tfdata.scoring.predictions import (
     Predictions,
@@ -116,6 +117,7 @@ def _make_context(
         before = trust_scores.measure_reliability(
             logits * trained.trust.temperature, labels
         )
+    curve = more_photographs.read_curve(session) if trained_here else None
     return {
         "dataset": session.source.name,
         "workdir": str(workdir),
@@ -126,7 +128,7 @@ def _make_context(
         "fine_tuning": (
             saved_models.fine_tuning_outcome(workdir) if stages else ""
         ),
-        "learning_charts": learning_charts(stages),
+        "training_charts": training_charts(stages),
         "label_smoothing": flags.get("label_smoothing", 0.0),
         "confusion_chart": result_charts.confusion_chart(evaluation),
         "cases": cases.make_cases(session, trained, predictions, split),
@@ -142,6 +144,8 @@ def _make_context(
             if trained_here
             else None
         ),
+        "learning_curve": curve,
+        "gains_chart": more_photographs.gains_chart(curve) if curve else None,
         "audit": audit,
         "findings": (
             audit_findings.show(audit, session.source) if audit else None

@@ -21,7 +21,7 @@ _COLOURS = (charts.TRAIN, charts.VALIDATION)
 _MOST_TICKS = 8
 
 
-def learning_charts(stages: Sequence[StageRecord]) -> list[Chart]:
+def training_charts(stages: Sequence[StageRecord]) -> list[Chart]:
     """Returns a chart for each quantity, with the stages in succession.
 
     A head that was solved for has one epoch, which makes no curve: without
@@ -29,10 +29,10 @@ def learning_charts(stages: Sequence[StageRecord]) -> list[Chart]:
     """
     if all(len(stage.epochs) < 2 for stage in stages):
         return []
-    return [_learning_chart(stages, *curve) for curve in _CURVES]
+    return [_training_chart(stages, *curve) for curve in _CURVES]
 
 
-def _learning_chart(
+def _training_chart(
     stages: Sequence[StageRecord],
     title: str,
     columns: Sequence[str],

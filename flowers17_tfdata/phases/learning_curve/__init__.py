@@ -1,0 +1,1 @@
+"""The phase `learning_curve`: what would more photographs buy?"""

@@ -110,6 +110,7 @@ def out_of_fold_logits(
     *,
     weight_decay: float,
     example_weights: np.ndarray | None = None,
+    is_rough: bool = False,
     stop: StopRequest | None = None,
 ) -> np.ndarray:
     """Classifies each example by a head that is fitted to the other folds.
@@ -120,6 +121,7 @@ def out_of_fold_logits(
       folds: the fold of each example, int64 `[n]`; at least two different ones.
       weight_decay: see `fit`, which chooses it.
       example_weights: see `fit`.
+      is_rough: whether rough optima are enough, which take half the time.
       stop: see `fit`.
 
     Returns:
@@ -129,10 +131,11 @@ def out_of_fold_logits(
     standardized, _, _ = _standardize(features)
     problem = _Problem(standardized, num_classes, example_weights, stop)
     logits = np.zeros([len(folds), num_classes], np.float32)
+    tolerance = _ROUGH_TOLERANCE if is_rough else _TOLERANCE
     start = None
     for fold in np.unique(folds):
         left_out = folds == fold
-        solution = problem.solve(~left_out, weight_decay, _TOLERANCE, start)
+        solution = problem.solve(~left_out, weight_decay, tolerance, start)
         start = solution.x
         x = start.reshape(-1, num_classes).astype(np.float32)
         logits[left_out] = standardized.values[0, left_out] @ x[:-1] + x[-1]

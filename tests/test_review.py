@@ -84,6 +84,8 @@ def test_the_loop(run, tmp_path, monkeypatch):
     own = [row["probability"] for row in ranked]
     assert own == sorted(own)
     assert review["num_shown"] == cards._FEWEST
+    page = (tmp_path / "old" / "review.html").read_text(encoding="utf-8")
+    assert f"flowers17-tfdata \\\n    --extends={tmp_path / 'old'}" in page
     fixes = tmp_path / "fixes.csv"
     lines = ["file,class,new_class"]
     lines += [
@@ -213,6 +215,8 @@ def test_the_page_in_a_browser(run, tmp_path):
     code, _, err = run("work", "--phase=review")
     assert code == 0, err
     page = tmp_path / "work" / "review.html"
+    # There is nothing to extend.
+    assert "and the flags of your choice" in page.read_text(encoding="utf-8")
     shown = _read(tmp_path / "work" / "review.json")["images"][:20]
     for width in (390, 1280):
         seen = _click_through(page, tmp_path, width)

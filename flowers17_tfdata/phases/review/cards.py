@@ -10,8 +10,9 @@ from typing import Any
 
 from flowers17_tfdata.data import corrections, decode
 from flowers17_tfdata.data.source import Source
-from flowers17_tfdata.phases.report import pictures
+from flowers17_tfdata.phases.report import pictures, reproduce
 from flowers17_tfdata.session import Session
+from flowers17_tfdata.training import resume
 
 # A tenth of the images, within bounds: a person looks at all of them, and the
 # page stays below 10 MB.
@@ -49,7 +50,7 @@ def make_context(
     small = _read_pictures(source, near, _NEIGHBOUR_SIDE)
     return {
         **result,
-        "workdir": str(session.workdir),
+        "command": _command(session),
         "corrections": session.config.data.corrections,
         "drop": corrections.DROP,
         "cards": [
@@ -65,6 +66,24 @@ def make_context(
         ],
         "data": _script_data(source, result, shown),
     }
+
+
+def _command(session: Session) -> str:
+    """Returns the command that trains with the table; '' if it's unknown.
+
+    A run that was never trained has no flags to take over, and no run can
+    extend a fold of a cross-validation.
+    """
+    workdir = session.workdir
+    if session.config.data.folds or not resume.started_with(workdir):
+        return ""
+    return reproduce.command(
+        {
+            "extends": workdir,
+            "corrections": "corrections.csv",
+            "workdir": f"{workdir}_corrected",
+        }
+    )
 
 
 def _script_data(

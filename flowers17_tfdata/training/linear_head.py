@@ -132,12 +132,12 @@ def out_of_fold_logits(
     problem = _Problem(standardized, num_classes, example_weights, stop)
     logits = np.zeros([len(folds), num_classes], np.float32)
     tolerance = _ROUGH_TOLERANCE if is_rough else _TOLERANCE
-    start = None
     for fold in np.unique(folds):
         left_out = folds == fold
-        solution = problem.solve(~left_out, weight_decay, tolerance, start)
-        start = solution.x
-        x = start.reshape(-1, num_classes).astype(np.float32)
+        # From zero: the head of another fold has seen these examples, and with
+        # a weak decay it would hardly change.
+        solution = problem.solve(~left_out, weight_decay, tolerance)
+        x = solution.x.reshape(-1, num_classes).astype(np.float32)
         logits[left_out] = standardized.values[0, left_out] @ x[:-1] + x[-1]
     return logits
 

@@ -100,8 +100,8 @@ def test_labels_change_and_images_go_but_no_other_image_moves(open_photos):
         assert after.fingerprints(split) == before.fingerprints(split)
     assert after.read_images("train", [moved]).keys() == {moved}
     assert after.notes[-1] == (
-        "corrections of fixes.csv: 1 labels changed, 1 images dropped, 1 "
-        "labels kept"
+        "corrections of fixes.csv: 1 label changed, 1 image dropped, 1 label "
+        "kept"
     )
 
 

@@ -629,7 +629,7 @@ def test_the_card_tells_of_corrected_labels(tmp_path):
     rows = [Correction(*row) for row in (kept, dropped)]
     rows += [Correction("train", str(k), "a|b", "c") for k in range(3, 6)]
     card = _make_card(tmp_path, corrections=rows)
-    assert "3 labels were corrected and 1 images dropped" in card
+    assert "labels corrected 3, images dropped 1" in card
     assert "corrected" not in _make_card(tmp_path, corrections=rows[:1])
 
 

@@ -250,7 +250,7 @@ def test_the_page_in_a_browser(run, tmp_path):
     saved = f"--corrections={tmp_path / 'saved.csv'}"
     code, out, err = run("next", "--phase=review", saved)
     assert code == 0, err
-    assert "2 labels changed, 1 images dropped, 1 labels kept" in out
+    assert "2 labels changed, 1 image dropped, 1 label kept" in out
     again = _read(tmp_path / "next" / "review.json")
     assert again["num_reviewed"] == 3
     assert again["num_images"] == 3 * PER_CLASS - 1

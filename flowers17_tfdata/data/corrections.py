@@ -16,7 +16,12 @@ from flowers17_tfdata.data import csv_table
 from flowers17_tfdata.data.csv_table import Mistake
 from flowers17_tfdata.data.file_source import FileSource
 from flowers17_tfdata.data.source import Correction, Source
-from flowers17_tfdata.errors import ConfigError, did_you_mean, one_line
+from flowers17_tfdata.errors import (
+    ConfigError,
+    counted,
+    did_you_mean,
+    one_line,
+)
 
 # In the column new_class. A class name may be any word, and an empty cell may
 # be an accident.
@@ -141,9 +146,10 @@ def correct(source: Source, table: pathlib.Path) -> Source:
         split for (split, _), label in labels.items() if label == _DROPPED
     )
     note = (
-        f"corrections of {table.name}: {len(labels) - dropped.total()} labels "
-        f"changed, {dropped.total()} images dropped, "
-        f"{len(found) - len(labels)} labels kept"
+        f"corrections of {table.name}: "
+        f"{counted(len(labels) - dropped.total(), 'label')} changed, "
+        f"{counted(dropped.total(), 'image')} dropped, "
+        f"{counted(len(found) - len(labels), 'label')} kept"
     )
     return CorrectedSource(
         name=_name(source.name, labels),

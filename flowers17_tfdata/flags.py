@@ -173,7 +173,7 @@ def _parse(argv: list[str]) -> Config:
         if "dataset" in given:
             # The run's splits mean nothing for another data set.
             given |= {"split_fractions", "split_seed", "near_duplicates"}
-            given |= {"folds", "fold", "extends", "groups"}
+            given |= {"folds", "fold", "extends", "groups", "corrections"}
         elif "folds" in given:
             given |= {"fold"}
         values |= {n: v for n, v in recorded.items() if n not in given}

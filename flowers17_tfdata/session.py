@@ -275,7 +275,8 @@ def write_config(session: Session, more: Mapping[str, Any]) -> None:
     record = session.record()
     flags = record["flags"]
     # Later phases may run in another current folder.
-    for name in ("archive", "data_dir", "weights", "init_from", "extends"):
+    paths = "archive data_dir corrections weights init_from extends"
+    for name in paths.split():
         flags[name] = resume.absolute(flags[name])
     own = session.config.data.own_images
     if own is not None:

@@ -137,6 +137,18 @@ IMPORTS = {
         "timings",
         "trained_model",
     },
+    "phases.review": {
+        "data",
+        "files",
+        "input",
+        "phases.frozen_features",
+        "phases.report",
+        "scoring",
+        "session",
+        "terminal",
+        "timings",
+        "training",
+    },
     "phases.runner": {
         "config",
         "files",

@@ -491,6 +491,50 @@ def test_files_that_do_not_fit_end_in_one_line(compare, runs):
     assert "predictions_test.npz can't be read" in error(*both)
 
 
+def _write_audit(workdir, *rows):
+    """Writes an audit with corrections `(id, class, new class)` of test."""
+    keys = ("id", "class", "new_class")
+    rows = [
+        {"split": "test", **dict(zip(keys, row, strict=True))} for row in rows
+    ]
+    text = json.dumps({"corrections": {"rows": rows}})
+    (workdir / "audit.json").write_text(text)
+
+
+def test_corrected_images_are_left_out(compare, runs):
+    ids = [f"image_{k}" for k in range(100)]
+    labels = [k % 3 for k in range(100)]
+    _write(runs / "before", ids, [False] * 4 + [True] * 96, labels=labels)
+    labels[0], labels[1] = 2, 2
+    kept = [*range(3), *range(4, 100)]
+    right = [False, True, True] + [True] * 96
+    _write(
+        runs / "after",
+        [ids[k] for k in kept][::-1],
+        right[::-1],
+        labels=[labels[k] for k in kept][::-1],
+    )
+    flags = "--compare=runs/after", "--baseline=runs/before"
+    code, _, err = compare(*flags)
+    assert code == 1 and "must have the same images in test" in err
+    changed = [("image_0", "a", "c"), ("image_1", "b", "c")]
+    dropped = ("image_3", "a", None)
+    _write_audit(runs / "after", *changed, ("image_9", "a", "a"), dropped)
+    code, out, _ = compare(*flags)
+    assert code == 0
+    assert "left out: 3 answers to images that --corrections relabelled" in out
+    pair = json.loads((runs / "comparison" / "comparison.json").read_text())
+    (row,) = pair["pairs"]
+    assert row["left_out"] == 3
+    assert (row["num_examples"], row["only_compare_right"]) == (97, 1)
+    assert row["only_baseline_right"] == 0
+    # The same corrections in both runs leave nothing out.
+    _write_audit(runs / "after", *changed)
+    assert "image_3" in compare(*flags)[2]
+    _write_audit(runs / "after", changed[0], dropped)
+    assert "same labels in test; 1 differ, e.g. image_1" in compare(*flags)[2]
+
+
 def test_only_worker_0_of_a_cluster_compares(compare, runs, monkeypatch):
     task = {"type": "worker", "index": 1}
     cluster = {"worker": ["localhost:1", "localhost:2"]}

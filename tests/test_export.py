@@ -24,6 +24,7 @@ from PIL import Image
 from flowers17_tfdata import api, cli, files, terminal
 from flowers17_tfdata.config.input import InputConfig
 from flowers17_tfdata.data import decode
+from flowers17_tfdata.data.source import Correction
 from flowers17_tfdata.errors import UserError
 from flowers17_tfdata.models import saved_models
 from flowers17_tfdata.phases.export import (
@@ -645,12 +646,19 @@ def test_the_card_has_the_facts_of_the_workdir(run):
 
 
 def _make_card(
-    workdir: pathlib.Path, formats=("keras",), name="folder:x", **flags
+    workdir: pathlib.Path,
+    formats=("keras",),
+    name="folder:x",
+    corrections=(),
+    **flags,
 ) -> str:
     """A card for a made-up model in `workdir`, with `flags` in its record."""
     files.write_json(workdir / "config.json", {"flags": flags})
     source = types.SimpleNamespace(
-        name=name, class_names=("a|b", "c"), split_sizes={"test": 4}
+        name=name,
+        class_names=("a|b", "c"),
+        split_sizes={"test": 4},
+        corrections=corrections,
     )
     trained = TrainedModel(
         workdir / "model_refit.keras",
@@ -692,6 +700,15 @@ def test_the_card_says_what_was_not_done(tmp_path):
     audit = {"dataset": "of other data", "near_duplicates": {}}
     files.write_json(tmp_path / "audit.json", audit)
     assert "**Leakage: not audited yet:**" in _make_card(tmp_path)
+
+
+def test_the_card_tells_of_corrected_labels(tmp_path):
+    kept, dropped = ("test", "1", "c", "c"), ("train", "2", "c", "")
+    rows = [Correction(*row) for row in (kept, dropped)]
+    rows += [Correction("train", str(k), "a|b", "c") for k in range(3, 6)]
+    card = _make_card(tmp_path, corrections=rows)
+    assert "labels corrected 3, images dropped 1" in card
+    assert "corrected" not in _make_card(tmp_path, corrections=rows[:1])
 
 
 def test_the_card_warns_of_leaks(tmp_path):

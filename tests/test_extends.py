@@ -176,7 +176,7 @@ def test_a_run_goes_on_when_the_earlier_one_is_gone(tmp_path):
         (
             {},
             "--workdir=new",
-            "--extends goes with --dataset=folder:PATH or csv:FILE; got",
+            "--extends goes with --dataset=folder:PATH or csv:FILE, or",
         ),
         ({"dataset": "folder:p"}, "--folds=5", "--extends goes with --folds=0"),
         ({"dataset": "folder:p"}, "", "--extends and --workdir must differ"),

@@ -334,17 +334,20 @@ def test_it_says_that_it_is_alive():
     assert stop.alive_at > 0
 
 
-def test_out_of_fold_logits_are_those_of_heads_that_did_not_see_the_example():
+# Under a weak decay, a head that starts from another fold's hardly moves.
+@pytest.mark.parametrize(("decay", "is_rough"), [(0.1, False), (1e-4, True)])
+def test_out_of_fold_logits_are_those_of_heads_that_did_not_see_the_example(
+    decay, is_rough
+):
     features = _features()
     folds = np.arange(len(features.labels)) % 3
-    logits = linear_head.out_of_fold_logits(
-        features, 3, folds, weight_decay=0.1
-    )
+    options = {"weight_decay": decay, "is_rough": is_rough}
+    logits = linear_head.out_of_fold_logits(features, 3, folds, **options)
     # A wrong label must not reach the answers for its own fold.
     changed = features.labels.copy()
     changed[folds == 1] = (changed[folds == 1] + 1) % 3
     again = linear_head.out_of_fold_logits(
-        features._replace(labels=changed), 3, folds, weight_decay=0.1
+        features._replace(labels=changed), 3, folds, **options
     )
     np.testing.assert_allclose(again[folds == 1], logits[folds == 1], atol=1e-3)
     assert np.abs(again[folds == 0] - logits[folds == 0]).max() > 0.05

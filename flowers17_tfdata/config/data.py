@@ -83,9 +83,16 @@ class DataConfig:
     extends: str = Kind.RUN.option(
         "",
         "Workdir of an earlier run on this folder or table, to which images or "
-        "classes were added since: takes over its flags, splits and features, "
-        "and compares both models on its test images.",
+        "classes were added since, or whose labels were corrected: takes over "
+        "its flags, splits and features, and compares both models on its test "
+        "images.",
         common=True,
+    )
+    corrections: str = Kind.RUN.option(
+        "",
+        "Table of corrected labels, such as --phase=review helps to make: "
+        "columns file, class and new_class (the right class, or (drop)). "
+        "Images keep their splits, and files are not touched.",
     )
     folds: int = Kind.RUN.option(
         0,

@@ -13,7 +13,10 @@ from flowers17_tfdata.errors import ConfigError, UserError, did_you_mean
 # The flags that name a file: the phases that read it, and its suffixes.
 _FILES = {
     "weights": (
-        ("train", "transfer", "find_lr", "learning_curve", "benchmark"),
+        (
+            *("train", "transfer", "find_lr", "learning_curve", "benchmark"),
+            "review",
+        ),
         (".h5",),
     ),
     "init_from": (("finetune", "find_lr"), (".keras", ".h5", ".hdf5")),
@@ -90,6 +93,16 @@ def check_files(config: Config) -> None:
         and not os.path.exists(os.path.expanduser(archive))
     ):
         raise UserError(f"--archive {archive} does not exist{_beside(archive)}")
+    table = config.data.corrections
+    if (
+        table
+        and config.phase not in ("predict", "compare")
+        and not os.path.isfile(os.path.expanduser(table))
+    ):
+        raise UserError(
+            f"--corrections must be an existing file; got {table!r}"
+            f"{_beside(table)}"
+        )
 
 
 def _has_begun(config: Config, flag: str) -> bool:
@@ -219,10 +232,10 @@ def _check_extends(config: Config) -> None:
     data = config.data
     if not data.extends:
         return
-    if data.own_images is None:
+    if data.own_images is None and not data.corrections:
         raise ConfigError(
-            "--extends goes with --dataset=folder:PATH or csv:FILE; got "
-            f"--dataset={data.dataset}"
+            "--extends goes with --dataset=folder:PATH or csv:FILE, or with "
+            f"--corrections; got --dataset={data.dataset}"
         )
     if data.folds:
         raise ConfigError(

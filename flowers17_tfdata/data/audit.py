@@ -24,7 +24,8 @@ def audit(source: Source, scan: Scan) -> dict[str, Any]:
 
     Returns:
       A JSON-serializable summary:
-        `dataset`; `num_examples`, without those that can't be decoded;
+        `dataset`; `num_examples`, without those that can't be decoded or are
+        dropped;
         `notes`: what to show the user about how it was read;
         `splits`: `{split: {"num_examples", "per_class": {name: count}}}`;
         `imbalance`: the number of train's images in its largest class over
@@ -41,15 +42,20 @@ def audit(source: Source, scan: Scan) -> dict[str, Any]:
         `near_duplicates`: `num_pairs`, `num_pairs_across_splits`,
         `num_pairs_across_classes`, `num_groups`, and the `pairs` with their
         ids, splits, classes and dHash distance (None for a published pair that
-        hashing doesn't find).
+        hashing doesn't find);
+        `corrections`: what `--corrections` says: `num_relabelled`,
+        `num_dropped`, `num_kept`, and the `rows` with split, id, class and new
+        class (None for an image that is dropped).
     """
     pairs = zip(scan.splits, scan.labels.tolist(), strict=True)
     counts = collections.Counter(pairs)
     train = [n for (split, _), n in counts.items() if split == "train"]
-    readable = np.delete(scan.images.sizes, list(scan.images.errors), axis=0)
+    # Without those that are dropped by `--corrections`, too.
+    errors = scan.images.errors
+    used = [k for k, s in enumerate(scan.splits) if s and k not in errors]
     return {
         "dataset": source.name,
-        "num_examples": len(scan.ids) - len(scan.images.errors),
+        "num_examples": len(used),
         "notes": list(source.notes),
         "splits": {
             split: {
@@ -69,7 +75,7 @@ def audit(source: Source, scan: Scan) -> dict[str, Any]:
                 "maximum": int(column.max()),
             }
             for side, column in zip(
-                ("height", "width"), readable.T, strict=True
+                ("height", "width"), scan.images.sizes[used].T, strict=True
             )
             if len(column)
         },
@@ -78,6 +84,27 @@ def audit(source: Source, scan: Scan) -> dict[str, Any]:
         "faults": _faults(scan),
         "series": _series(scan),
         "near_duplicates": _near_duplicates(source, scan),
+        "corrections": _corrections(source),
+    }
+
+
+def _corrections(source: Source) -> dict[str, Any]:
+    rows = [
+        {
+            "split": row.split,
+            "id": row.id,
+            "class": row.label,
+            "new_class": row.new_label or None,
+        }
+        for row in source.corrections
+    ]
+    changed = [row for row in rows if row["new_class"] != row["class"]]
+    num_dropped = sum(row["new_class"] is None for row in rows)
+    return {
+        "num_relabelled": len(changed) - num_dropped,
+        "num_dropped": num_dropped,
+        "num_kept": len(rows) - len(changed),
+        "rows": rows,
     }
 
 
@@ -126,12 +153,15 @@ def _near_duplicates(source: Source, scan: Scan) -> dict[str, Any]:
     position = {image_id: k for k, image_id in enumerate(scan.ids)}
     found = scans.find_pairs(scan.images)
     distances: dict[tuple[int, ...], int | None] = {
-        (first, second): distance for first, second, distance in found
+        (first, second): distance
+        for first, second, distance in found
+        if scan.splits[first] and scan.splits[second]
     }
     for pair in source.known_near_duplicates:
         if position.keys() >= set(pair):
             ends = sorted(position[image_id] for image_id in pair)
-            distances.setdefault(tuple(ends), None)
+            if all(scan.splits[k] for k in ends):
+                distances.setdefault(tuple(ends), None)
     pairs = [
         {
             "ids": [scan.ids[k] for k in ends],

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import collections
-import csv
-import io
+import functools
 import os
 import pathlib
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from flowers17_tfdata.data import folder_listing, image_formats
+from flowers17_tfdata.data import csv_table, folder_listing, image_formats
+from flowers17_tfdata.data.csv_table import Mistake
 from flowers17_tfdata.data.listing import SPLIT_NAMES, Listing
 from flowers17_tfdata.errors import ConfigError, one_line
 
@@ -23,8 +23,6 @@ _COLUMNS = {
     "split": ("split",),
     "group": ("group",),
 }
-
-_DELIMITERS = ",;\t"
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
@@ -37,10 +35,6 @@ class _Row(NamedTuple):
     label: str
     split: str
     group: str
-
-
-class _Mistake(Exception):
-    """What is wrong in the table, without the table's name."""
 
 
 def list_images(table: pathlib.Path) -> Listing:
@@ -61,12 +55,14 @@ def list_images(table: pathlib.Path) -> Listing:
         what = "it is a folder" if table.is_dir() else "there is none"
         raise ConfigError(f"--dataset=csv:{table} must name a file; {what}")
     try:
-        text = _decode(table.read_bytes())
-        rows = list(_read_rows(text, table.parent))
+        make_row = functools.partial(_make_row, table.parent)
+        rows = csv_table.read_rows(table, _COLUMNS, ("path", "label"), make_row)
+        if not rows:
+            raise Mistake("must hold a line for each image; it holds none")
         unique = _unique(rows)
         _check(unique)
         listing = _to_listing(unique, table.parent)
-    except _Mistake as mistake:
+    except Mistake as mistake:
         what = one_line(mistake)
         raise ConfigError(f"--dataset=csv:{table}: {what}") from mistake
     repeated = len(rows) - len(unique)
@@ -76,103 +72,9 @@ def list_images(table: pathlib.Path) -> Listing:
     return listing._replace(notes=[*listing.notes, note])
 
 
-def _decode(data: bytes) -> str:
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise _Mistake(
-            f"must be UTF-8; line {line} holds the byte "
-            f"{data[error.start]:#04x}: save it as UTF-8"
-        ) from error
-    if "\0" in text:
-        raise _Mistake("must be text; it holds NUL bytes")
-    return text
-
-
-def _records(
-    text: str, delimiter: str, strict: bool
-) -> Iterator[tuple[int, list[str]]]:
-    """Yields the line and the fields of each record that isn't blank."""
-    reader = csv.reader(
-        io.StringIO(text, newline=""),
-        delimiter=delimiter,
-        skipinitialspace=True,
-        strict=strict,
-    )
-    while True:
-        # A field in quotes may go over several lines.
-        line = reader.line_num + 1
-        try:
-            fields = [field.strip() for field in next(reader)]
-        except StopIteration:
-            return
-        except csv.Error as error:
-            raise _Mistake(
-                f"line {line}: quotes must match ({error})"
-            ) from error
-        if any(fields):
-            yield line, fields
-
-
-def _read_rows(text: str, root: pathlib.Path) -> Iterator[_Row]:
-    delimiter, columns = _find_columns(text)
-    (_, header), *records = _records(text, delimiter, strict=True)
-    if not records:
-        raise _Mistake("must hold a line for each image; it holds none")
-    for line, fields in records:
-        if len(fields) != len(header):
-            raise _Mistake(
-                f"line {line} has {len(fields)} fields, the first line "
-                f"{len(header)}: put a field that holds {delimiter!r} in quotes"
-            )
-        values = {name: fields[k] for name, k in columns.items()}
-        try:
-            yield _make_row(line, root, **values)
-        except _Mistake as mistake:
-            raise _Mistake(f"line {line}: {mistake}") from mistake
-
-
-def _find_columns(text: str) -> tuple[str, dict[str, int]]:
-    """Returns the delimiter, and the position of each column that is there."""
-    headers = {
-        # Quotes needn't match if another delimiter is the right one.
-        d: next(_records(text, d, strict=False), (0, []))[1]
-        for d in _DELIMITERS
-    }
-    found = {d: _positions(header) for d, header in headers.items()}
-    delimiter = max(found, key=lambda d: (len(found[d]), len(headers[d])))
-    header, positions = headers[delimiter], found[delimiter]
-    for name, places in positions.items():
-        if len(places) > 1:
-            names = " and ".join(header[k] for k in places)
-            raise _Mistake(
-                f"must have one column {name}; {names} could both be it: "
-                "rename one of them"
-            )
-    for name in ("path", "label"):
-        if name not in positions:
-            raise _Mistake(
-                f"the first line must name a column {name} (or "
-                f"{', '.join(_COLUMNS[name][1:])}); it names "
-                f"{one_line(', '.join(header), 80) if header else 'none'}"
-            )
-    return delimiter, {name: places[0] for name, places in positions.items()}
-
-
-def _positions(header: Sequence[str]) -> dict[str, list[int]]:
-    """Returns the positions of the fields that name each column."""
-    names = [re.sub("[ _]", "", field).lower() for field in header]
-    places = {
-        column: [k for k, name in enumerate(names) if name in known]
-        for column, known in _COLUMNS.items()
-    }
-    return {column: found for column, found in places.items() if found}
-
-
 def _make_row(
-    line: int,
     root: pathlib.Path,
+    line: int,
     path: str,
     label: str,
     split: str = "",
@@ -180,17 +82,15 @@ def _make_row(
 ) -> _Row:
     for name, value in (("path", path), ("label", label)):
         if not value:
-            raise _Mistake(f"the {name} is missing")
+            raise Mistake(f"the {name} is missing")
     if _URL.match(path):
-        raise _Mistake(
+        raise Mistake(
             f"the path must name a file (download the images); got {path}"
         )
     if not folder_listing.may_be_a_name(label):
-        raise _Mistake(
-            f"a label must have no control characters; got {label!r}"
-        )
+        raise Mistake(f"a label must have no control characters; got {label!r}")
     if split and split.lower() not in SPLIT_NAMES:
-        raise _Mistake(
+        raise Mistake(
             f"a split must be train, validation, test or unused; got {split!r}"
         )
     # Relative if it can be: then the table may move with its images.
@@ -209,7 +109,7 @@ def _unique(rows: Sequence[_Row]) -> list[_Row]:
         for name in ("label", "split", "group"):
             one, two = getattr(other, name), getattr(row, name)
             if one != two:
-                raise _Mistake(
+                raise Mistake(
                     f"{row.path} must have one {name}; it has {one!r} in line "
                     f"{other.line} and {two!r} in line {row.line}"
                 )
@@ -220,10 +120,10 @@ def _check(rows: Sequence[_Row]) -> None:
     """Refuses a single class, missing splits, and a group in two splits."""
     names = {row.label for row in rows}
     if len(names) < 2:
-        raise _Mistake(f"must hold at least 2 labels; got only {min(names)}")
+        raise Mistake(f"must hold at least 2 labels; got only {min(names)}")
     without = [row.line for row in rows if not row.split]
     if 0 < len(without) < len(rows):
-        raise _Mistake(
+        raise Mistake(
             f"line {min(without)}: the split is missing, and other lines have "
             "one: write train, validation, test or unused"
         )
@@ -233,7 +133,7 @@ def _check(rows: Sequence[_Row]) -> None:
             continue
         other = first.setdefault(row.group, row)
         if other.split != row.split:
-            raise _Mistake(
+            raise Mistake(
                 f"a group must lie in one split; {row.group!r} is in "
                 f"{other.split} (line {other.line}) and in {row.split} (line "
                 f"{row.line})"
@@ -247,7 +147,7 @@ def _to_listing(rows: Sequence[_Row], root: pathlib.Path) -> Listing:
         path = root / row.path
         # Reading a pipe would wait for ever.
         if os.path.exists(path) and not os.path.isfile(path):
-            raise _Mistake(
+            raise Mistake(
                 f"line {row.line}: the path must name a regular file; got "
                 f"{row.path}"
             )
@@ -292,7 +192,7 @@ def _check_found(
         *(unicodedata.normalize(form, row.path) for form in ("NFC", "NFD")),
     ]
     hint = next((h for h in hints if os.path.isfile(root / h)), "")
-    raise _Mistake(
+    raise Mistake(
         "none of the files exists; paths start in the table's folder; first "
         f"line {row.line}: {row.path}"
         + (f" (did you mean {hint}?)" if hint else "")

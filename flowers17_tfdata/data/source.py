@@ -7,6 +7,7 @@ import hashlib
 import os
 import pathlib
 from collections.abc import Collection, Iterator, Mapping
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -22,6 +23,27 @@ from flowers17_tfdata.data.scan import (
 from flowers17_tfdata.errors import ConfigError, UserError, did_you_mean
 
 
+class Correction(NamedTuple):
+    """What the user says about the label of an image.
+
+    Attributes:
+      split: the split that holds the image, or held it.
+      id: the image.
+      label: the name of the class that the data set gives it.
+      new_label: the name of its right class; '' if the image is dropped.
+    """
+
+    split: str
+    id: str
+    label: str
+    new_label: str
+
+    @property
+    def changes(self) -> bool:
+        """Whether the label isn't kept as it is."""
+        return self.new_label != self.label
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Source:
     """A prepared image classification data set.
@@ -33,6 +55,7 @@ class Source:
       known_near_duplicates: pairs of ids of examples that are known to show the
         same picture, in addition to those that hashing finds.
       notes: what to show the user about how it was read, one line each.
+      corrections: what `--corrections` says, sorted.
     """
 
     name: str
@@ -40,6 +63,7 @@ class Source:
     split_sizes: Mapping[str, int]
     known_near_duplicates: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()
+    corrections: tuple[Correction, ...] = ()
 
     def check_split(self, split: str) -> None:
         """Raises a `UserError` if there is no such split."""
@@ -129,7 +153,8 @@ def open_source(
     """Opens the data set of `--dataset`: prepares, checks and divides it.
 
     Splits that the data set lacks are taken out of train. Data sets that can be
-    divided anew are, if the flags ask for it.
+    divided anew are, if the flags ask for it. Then the labels are corrected, so
+    that corrections move no image to another split.
 
     Args:
       config: the flags.
@@ -140,12 +165,12 @@ def open_source(
 
     Raises:
       ConfigError: there is no such data set, it has no labelled images, a flag
-        would divide a data set that comes with its splits, or there is no home
-        folder for the default of `--data_dir`.
+        would divide a data set that comes with its splits, a correction doesn't
+        fit, or there is no home folder for the default of `--data_dir`.
       UserError: the data set can't be read, downloaded or divided.
     """
-    # Imported here because both build on this module.
-    from flowers17_tfdata.data import file_source, tfds_source
+    # Imported here because they build on this module.
+    from flowers17_tfdata.data import corrections, file_source, tfds_source
 
     default = tfds.core.constants.DATA_DIR
     data_dir = os.path.expanduser(config.data_dir or default)
@@ -156,6 +181,14 @@ def open_source(
         )
     cache_dir = pathlib.Path(data_dir, "folders")
     own = config.own_images
+    source: Source
     if own is not None:
-        return file_source.open_files(config, own, cache_dir, on_scanned, known)
-    return tfds_source.open_tfds(config, cache_dir, on_scanned)
+        source = file_source.open_files(
+            config, own, cache_dir, on_scanned, known
+        )
+    else:
+        source = tfds_source.open_tfds(config, cache_dir, on_scanned)
+    if config.corrections:
+        path = pathlib.Path(config.corrections).expanduser()
+        return corrections.correct(source, path)
+    return source

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -43,7 +44,11 @@ def compare_with_earlier(session: Session) -> None:
     except UserError as error:
         line = f"not compared with {earlier}: {error}"
     else:
-        figures = _compare(now, before, config.runtime.seed)
+        figures = _compare(
+            now,
+            _unchanged(before, session, earlier, old_images),
+            config.runtime.seed,
+        )
         line = _line(figures, earlier, split, len(before.ids))
     new = {
         name: _count(now, names.index(name)) for name in changes["new_classes"]
@@ -59,6 +64,28 @@ def compare_with_earlier(session: Session) -> None:
     }
     files.write_json(session.output / "extension.json", result)
     terminal.say(line, **result)
+
+
+def _unchanged(
+    before: Predictions,
+    session: Session,
+    earlier: pathlib.Path,
+    old_images: Iterable[extension.Row],
+) -> Predictions:
+    """Returns the earlier predictions without those of corrected images."""
+    split = session.config.evaluation.split
+    scan, names = session.source.scan(), session.source.class_names
+    labels = (names[label] for label in scan.labels)
+    now = dict(zip(scan.ids, labels, strict=True))
+    was = {image_id: name for image_id, name, _ in old_images}
+    corrected = {
+        image_id
+        for workdir in (session.workdir, earlier)
+        for image_id in answers.corrected(workdir, split)
+        if was.get(image_id) != now.get(image_id)
+    }
+    kept = [k for k, i in enumerate(before.ids) if i not in corrected]
+    return answers.select(before, np.array(kept, np.int64))
 
 
 def _compare(

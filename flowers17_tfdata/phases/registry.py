@@ -115,6 +115,17 @@ _PHASES = (
         reads_model=True,
     ),
     Phase(
+        "review",
+        "review.review:review",
+        "rank the labels that are probably wrong, on a page to correct them",
+        _TRAINING,
+        trains=True,
+        writes_run=True,
+        reads_run=True,
+        recalls_training=True,
+        one_worker=True,
+    ),
+    Phase(
         "folders",
         "folders:folders",
         "write the splits as class folders, for other programs",

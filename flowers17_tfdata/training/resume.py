@@ -44,6 +44,8 @@ def resume_key(
     if key.get("extends"):
         # It may be gone by the time that the run is resumed.
         key["extends"] = os.path.abspath(os.path.expanduser(key["extends"]))
+    # The name of the data set stands for what the table says.
+    del key["corrections"]
     return key | {"dataset": dataset, "precision": precision}
 
 

@@ -24,10 +24,10 @@ def compare(config: Config) -> None:
     folders = workdirs.find_pairs(config.compare, split)
     predictions = answers.read_pairs(folders, split)
     rows, pairs = [], []
-    for paths, sides in zip(folders, predictions, strict=True):
+    for paths, (*sides, left_out) in zip(folders, predictions, strict=True):
         correct = (side.predicted == side.labels for side in sides)
         pair = comparison.PairedAnswers(sides[0].ids, *correct)
-        row: dict[str, Any] = {}
+        row: dict[str, Any] = {"left_out": left_out}
         for name, path, side in zip(verdict.SIDES, paths, sides, strict=True):
             row[name] = str(path)
             row[f"{name}_model"] = side.model

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flowers17_tfdata import terminal
+from flowers17_tfdata.errors import counted
 
 SIDES = ("compare", "baseline")
 
@@ -25,6 +26,13 @@ def show(comparison: Mapping[str, Any]) -> None:
         rows,
         records=pairs,
     )
+    left_out = sum(pair["left_out"] for pair in pairs)
+    if left_out:
+        terminal.say(
+            f"left out: {counted(left_out, 'answer')} to images that "
+            "--corrections relabelled or dropped in one run of a pair",
+            left_out=left_out,
+        )
     for side in SIDES:
         models = dict.fromkeys(
             pathlib.Path(pair[f"{side}_model"]).name for pair in pairs

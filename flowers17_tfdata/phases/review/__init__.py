@@ -1,0 +1,1 @@
+"""The phase `review`: which labels are probably wrong?"""

@@ -250,7 +250,7 @@ def test_the_error_of_calibration_has_an_interval():
     logits, labels = _answers(1500, scale=3.0)
     scores = trust_scores.calibration_scores(logits, labels)
     low, high = scores["ece_interval"]
-    assert 0.02 < low < scores["ece"] < high + 0.01 and high < 0.2
+    assert 0.02 < low < scores["ece"] <= high < 0.2
     # The interval is about the error, which a larger sample shows.
     many, true = _answers(40000, seed=1, scale=3.0)
     assert low < trust_scores.measure_reliability(many, true).ece < high

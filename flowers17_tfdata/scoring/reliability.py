@@ -109,10 +109,10 @@ def ece_interval(
 
     The examples are resampled with replacement (B. Efron, "Bootstrap methods:
     another look at the jackknife", 1979). Noise in the bins makes the error of
-    a few hundred examples, and of each resample, too large rather than too
-    small. The interval is the basic one (A. C. Davison and D. V. Hinkley,
-    "Bootstrap methods and their application", 1997, section 5.2), which
-    reflects that excess instead of doubling it.
+    a few hundred examples too large, and that of a resample larger still. So
+    the interval is the basic one (A. C. Davison and D. V. Hinkley, "Bootstrap
+    methods and their application", 1997, section 5.2), which takes off that
+    excess, widened where it would leave out the measured error.
 
     Args:
       confidences: see `measure`.
@@ -133,4 +133,4 @@ def ece_interval(
     sums = np.bincount(index, gaps, minlength=num_bins)
     ece = np.abs(sums).sum() / total
     low, high = np.percentile(errors, [2.5, 97.5])
-    return float(max(0.0, 2 * ece - high)), float(max(0.0, 2 * ece - low))
+    return float(max(0.0, 2 * ece - high)), float(max(ece, 2 * ece - low))

@@ -302,3 +302,32 @@ def test_probabilities_are_those_of_the_divided_logits():
         scipy.special.softmax(logits.astype(float) / found, axis=1),
         atol=1e-6,
     )
+
+
+def test_another_temperature_changes_no_score():
+    fitted = _fit()
+    features, _ = _features(60, seed=8)
+    logits = _logits(features)
+    changed = fitted.with_temperature(2 * fitted.temperature, fitted.sets, 5)
+    np.testing.assert_allclose(
+        changed.score(logits / np.float32(changed.temperature), features),
+        fitted.score(logits / np.float32(fitted.temperature), features),
+        rtol=1e-4,
+        atol=1e-4,
+    )
+
+
+def test_a_model_that_keeps_its_word_is_not_called_uncalibrated():
+    starts = []
+    for seed in range(30):
+        logits, labels = _answers(200, seed=seed)
+        scores = trust_scores.calibration_scores(logits, labels)
+        starts.append(scores["ece_interval"][0])
+    assert np.mean(np.array(starts) == 0) >= 0.85
+
+
+def test_one_image_of_each_class_makes_no_huge_numbers():
+    features, labels = _features(CLASSES)
+    found = trust.fit_surroundings(features[np.newaxis], labels, CLASSES)
+    # Below the largest float16, in which TensorFlow Lite keeps it.
+    assert np.abs(found.kernel).max() < 1e4

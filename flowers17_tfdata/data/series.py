@@ -64,14 +64,16 @@ def _to_shot(exif: Image.Exif) -> Shot:
         return Shot()
     # Without time zone: no two clocks are compared.
     secs = calendar.timegm(tuple(map(int, taken.groups())))
-    fraction = _text(details.get(ExifTags.Base.SubsecTimeOriginal))
+    subsec = _text(details.get(ExifTags.Base.SubsecTimeOriginal))
+    # Some cameras write something else into it.
+    fraction = subsec if subsec.isdecimal() and subsec.isascii() else "0"
     camera = (
         exif.get(ExifTags.Base.Make),
         exif.get(ExifTags.Base.Model),
         details.get(ExifTags.Base.BodySerialNumber),
     )
     name = " ".join(filter(None, map(_text, camera)))
-    return Shot(secs + float(f"0.{fraction or 0}"), name)
+    return Shot(secs + float(f"0.{fraction}"), name)
 
 
 def _text(value: object) -> str:

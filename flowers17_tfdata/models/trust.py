@@ -20,6 +20,8 @@ from flowers17_tfdata.scoring import calibration, conformal
 # variance. More directions changed nothing.
 _DIRECTIONS = 64
 _RIDGE = 0.3
+# The least ridge, as a share of the variance of all images.
+_LEAST_RIDGE = 0.003
 
 
 class Surroundings(NamedTuple):
@@ -82,6 +84,8 @@ class Trust(NamedTuple):
         like those it was fitted on have one, or fewer.
       sets: the thresholds of the sets of classes.
       num_examples: the number of images it was fitted on.
+      loss: the mean cross-entropy of the calibrated model on images that were
+        held out, nats.
     """
 
     temperature: float
@@ -93,6 +97,7 @@ class Trust(NamedTuple):
     unknown_above: float
     sets: conformal.SetThresholds
     num_examples: int
+    loss: float
 
     def terms(self, logits: tf.Tensor, features: tf.Tensor) -> tf.Tensor:
         """Returns what the score is made of, float32 `[n, 3]`.
@@ -117,6 +122,28 @@ class Trust(NamedTuple):
         """
         terms = self.terms(logits, features)
         return tf.reduce_sum((terms - self.centres) / self.scales, axis=1)
+
+    def with_temperature(
+        self,
+        temperature: float,
+        sets: conformal.SetThresholds,
+        num_examples: int,
+    ) -> Trust:
+        """Returns the same with another temperature and other sets.
+
+        Margins are in units of the divided logits, so those of the score are
+        converted.
+        """
+        factor = np.array([self.temperature / temperature, 1, 1], np.float32)
+        return self._replace(
+            temperature=temperature,
+            centres=factor * self.centres,
+            scales=factor * self.scales,
+            trained_centres=factor * self.trained_centres,
+            trained_scales=factor * self.trained_scales,
+            sets=sets,
+            num_examples=num_examples,
+        )
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """Returns all numbers by name; `from_arrays` undoes it."""
@@ -195,19 +222,24 @@ def fit_surroundings(
       num_classes: number of classes of the data set. A class without images is
         left out.
     """
-    views, _, channels = features.shape
-    u = _normalized(features.reshape(-1, channels)).numpy().astype(np.float64)
-    rows = np.tile(labels, views)
-    mean = u.mean(axis=0)
-    u -= mean
+    views, num_examples, channels = features.shape
     present = [c for c in range(num_classes) if (labels == c).any()]
-    means = np.stack([u[rows == c].mean(axis=0) for c in present])
-    u -= means[np.searchsorted(present, rows)]
-    # The covariance is (u^T u) / rows; its largest eigenvectors.
-    covariance = u.T @ u / len(u)
+    # One view at a time: float64 copies of all may not fit into memory.
+    sums = np.zeros([len(present), channels])
+    squares = np.zeros([channels, channels])
+    for view in features:
+        u = _normalized(view).numpy().astype(np.float64)
+        squares += u.T @ u
+        sums += np.stack([u[labels == c].sum(axis=0) for c in present])
+    counts = views * np.array([(labels == c).sum() for c in present])
+    mean = sums.sum(axis=0) / (views * num_examples)
+    means = sums / counts[:, np.newaxis] - mean
+    total = squares / counts.sum() - np.outer(mean, mean)
+    covariance = total - (means.T * (counts / counts.sum())) @ means
     variances, directions = np.linalg.eigh(covariance)
-    # Constant features, as of a single image, have no variance.
-    ridge = max(_RIDGE * variances.mean(), 1e-6)
+    # A single image of each class has no variance within classes.
+    least = _LEAST_RIDGE * np.trace(total) / channels
+    ridge = max(_RIDGE * variances.mean(), least, 1e-6)
     variances = np.maximum(variances[-_DIRECTIONS:], 0)
     directions = directions[:, -_DIRECTIONS:]
     damping = 1 / ridge - 1 / (variances + ridge)
@@ -252,6 +284,11 @@ def fit(
         conformal.upper_limit(scores),
         conformal.fit_sets(tf.nn.softmax(logits).numpy(), labels),
         len(labels),
+        float(
+            tf.reduce_mean(
+                tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+            )
+        ),
     )
 
 
@@ -296,8 +333,10 @@ def _terms(
 
 
 def _centres_and_scales(terms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    # A single image has no spread.
-    return terms.mean(axis=0), np.maximum(terms.std(axis=0), np.float32(1e-3))
+    centres, scales = terms.mean(axis=0), terms.std(axis=0)
+    # A few images may happen to have no spread.
+    least = np.maximum(0.01 * np.abs(centres), np.float32(1e-3))
+    return centres, np.maximum(scales, least)
 
 
 def _normalized(features: tf.Tensor) -> tf.Tensor:

@@ -84,6 +84,11 @@ def _load_initial_model(session: Session) -> StageModel:
         )
         classifier.check_backbone(model, path, config.model.backbone)
         _check_policy(model, path, session.precision)
+        trust = saved_models.read_trust(pathlib.Path(path))
+        if trust is not None:
+            # Calibration is no part of the training: it starts from the head
+            # that was solved for.
+            classifier.divide_logits(model, 1 / trust.temperature)
         backbone = classifier.get_backbone(model)
         unfreeze = config.model.unfreeze_from
         if unfreeze == "auto" and config.model.weights == "none":

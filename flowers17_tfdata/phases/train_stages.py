@@ -391,7 +391,8 @@ def _save_model(
     if result.validation_accuracy is not None:
         extras["validation"] = {
             "accuracy": result.validation_accuracy,
-            "loss": result.validation_loss,
+            # That of the model as it is saved.
+            "loss": trust.loss if trust else result.validation_loss,
         }
     saved_models.save_classifier(
         model,

@@ -115,37 +115,55 @@ def _after_refit(session: Session, stage: TrainedStage) -> Trust | None:
       None if that was trained by an earlier version.
     """
     path = session.model_path(stage.method)
-    before = saved_models.read_trust(path)
-    if before is None:
-        return None
-    if not stage.features:
-        images = stage.splits.train
-        logits, seen = _run(session, stage, images, "train and validation")
-        surroundings = trust.fit_surroundings(
-            seen[np.newaxis], images.labels, logits.shape[1]
+    fitted = saved_models.read_trust(path)
+    if fitted is None:
+        terminal.say(
+            f"{stage.name}: not calibrated, because {path} is of an earlier "
+            "version: train in another --workdir"
         )
-        return trust.after_refit(before, surroundings, logits, seen)
-    if stage.head is None:
-        return before
-    # The backbone is the same, so the features are, and all that was fitted on
-    # them. The head is another.
-    features, labels = stage.features[0], stage.features[0].labels
+        return None
+    # The features of a frozen backbone stay the same, and so does what was
+    # fitted on them, unless its statistics are measured on these images.
+    if not stage.features or session.config.model.weights == "none":
+        if stage.features:
+            train = stage.features[0]
+            seen = train.values[0]
+            logits = classifier.head_logits(stage.model, seen)
+        else:
+            images = stage.splits.train
+            logits, seen = _run(session, stage, images, "train and validation")
+            train = Features(seen[np.newaxis], images.labels)
+        surroundings = trust.fit_surroundings(*train, logits.shape[1])
+        fitted = trust.after_refit(fitted, surroundings, logits, seen)
+    if stage.features and stage.head:
+        return _out_of_fold(session, stage, stage.features[0], fitted)
+    return fitted
+
+
+def _out_of_fold(
+    session: Session, stage: TrainedStage, features: Features, fitted: Trust
+) -> Trust:
+    """Calibrates a solved head on out-of-fold answers to its images."""
+    assert stage.head is not None
+    labels, num_classes = features.labels, len(stage.head.bias)
+    folds = _folds(session, stage.splits, labels)
+    # A class that is a single group is unknown to the head that is asked.
+    spread = [len(np.unique(folds[labels == c])) for c in range(num_classes)]
+    judged = np.array(spread)[labels] > 1
+    if judged.sum() < len(labels) / 2:
+        return fitted
     weights = train_data.class_weights(session, labels)
     logits = linear_head.out_of_fold_logits(
         features,
-        stage.head.bias.shape[0],
-        _folds(session, stage.splits, labels),
+        num_classes,
+        folds,
         weight_decay=stage.head.weight_decay,
         example_weights=None if weights is None else weights[labels],
         stop=stage.stop,
-    )
-    temperature = calibration.fit_temperature(logits, labels)
-    probabilities = softmax(logits / temperature)
-    return before._replace(
-        temperature=temperature,
-        sets=conformal.fit_sets(probabilities, labels),
-        num_examples=len(labels),
-    )
+    )[judged]
+    temperature = calibration.fit_temperature(logits, labels[judged])
+    sets = conformal.fit_sets(softmax(logits / temperature), labels[judged])
+    return fitted.with_temperature(temperature, sets, int(judged.sum()))
 
 
 def _folds(session: Session, splits: Splits, labels: np.ndarray) -> np.ndarray:

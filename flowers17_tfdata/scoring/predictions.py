@@ -77,6 +77,8 @@ def load(path: pathlib.Path) -> Predictions:
     """
     try:
         arrays = files.read_arrays(path)
+        if int(arrays.get("num_views", 1)) > 1:
+            raise ValueError("an earlier version averaged several views")
         return Predictions(
             tuple(map(str, arrays["ids"])),
             arrays["labels"],

@@ -183,7 +183,10 @@ def summarize(
             "exponent": float(law.exponent[0]),
             "floor": float(law.floor[0]),
         },
-        "predictions": _predict(law, num_images),
+        "predictions": [
+            _no_surer(prediction, counts["curve"][-1], wrong[0, -1])
+            for prediction in _predict(law, num_images)
+        ],
         **_gains(law, num_images, per_class, classes),
     }
 
@@ -275,6 +278,22 @@ def _predict(law: _Law, num_images: int) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _no_surer(
+    prediction: dict[str, Any], largest: dict[str, Any], num_wrong: float
+) -> dict[str, Any]:
+    """Widens a prediction that rests on few wrong images.
+
+    Resampling so few shows too little spread, as in `_judged_accuracy`.
+    """
+    if num_wrong >= _LEAST_WRONG:
+        return prediction
+    low, high = prediction["accuracy_interval"]
+    least, most = largest["accuracy_interval"]
+    return prediction | {
+        "accuracy_interval": [min(low, least), max(high, most)]
+    }
 
 
 def _gains(

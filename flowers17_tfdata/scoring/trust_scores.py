@@ -115,9 +115,7 @@ def _set_scores(
     num_uncertain, held = int(uncertain.sum()), int(holds.sum())
     scores: dict[str, Any] = {
         "coverage": float(holds.mean()),
-        "coverage_interval": list(
-            wilson_interval(int(holds.sum()), len(holds))
-        ),
+        "coverage_interval": list(wilson_interval(held, len(holds))),
         "mean_size": float(sizes.mean()),
         "num_uncertain": num_uncertain,
         "uncertain_coverage": None,
@@ -125,11 +123,11 @@ def _set_scores(
         "uncertain_mean_size": None,
     }
     if num_uncertain:
-        held = int(holds[uncertain].sum())
+        num_held = int(holds[uncertain].sum())
         scores |= {
-            "uncertain_coverage": held / num_uncertain,
+            "uncertain_coverage": num_held / num_uncertain,
             "uncertain_coverage_interval": list(
-                wilson_interval(held, num_uncertain)
+                wilson_interval(num_held, num_uncertain)
             ),
             "uncertain_mean_size": float(sizes[uncertain].mean()),
         }

@@ -159,8 +159,7 @@ class ImageInference:
         Args:
           examples: the examples.
           global_batch_size: images per step over all replicas.
-          transforms: the views of the examples; see
-            `input_pipeline.make_eval_dataset`.
+          transforms: see `input_pipeline.make_eval_dataset`.
         """
         batches = self._strategy.distribute_datasets_from_function(
             lambda context: input_pipeline.make_eval_dataset(

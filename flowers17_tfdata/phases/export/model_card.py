@@ -6,6 +6,7 @@ It is Markdown with the front matter of Hugging Face's hub
 
 from __future__ import annotations
 
+import math
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -55,9 +56,17 @@ def make_card(
         near_duplicates=near_duplicates,
         evaluation=evaluation,
         trust=evaluation.get("trust"),
+        unknown_above=_unknown_above(trained),
         report=report,
         files=[row["file"] for row in report["formats"][1:]],
     )
+
+
+def _unknown_above(trained: TrainedModel) -> float | None:
+    """Returns the threshold of unknown pictures; None: none is unknown."""
+    if trained.trust is None or not math.isfinite(trained.trust.unknown_above):
+        return None
+    return trained.trust.unknown_above
 
 
 def _load_template() -> jinja2.Template:

@@ -5,7 +5,8 @@
 
 It needs Python, TensorFlow and the folder `pictures` beside it, and Pillow for
 the formats that TensorFlow doesn't decode. It suits trials and a few users.
-TensorFlow Serving answers the same JSON, batches it and is hardened.
+TensorFlow Serving answers the same JSON, but for `names_at_95`, batches it and
+is hardened.
 """
 
 from __future__ import annotations
@@ -87,11 +88,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
         ]
         for row in rows:
             if "classes_at_95" in row:
-                row["classes_at_95"] = self._members(row)
+                row["names_at_95"] = self._names_at_95(row)
         return rows
 
-    def _members(self, row: dict[str, Any]) -> list[bytes]:
-        """Returns the names of the classes in a set, the likeliest first."""
+    def _names_at_95(self, row: dict[str, Any]) -> list[bytes]:
+        """Returns the names of the classes at 95 %, the likeliest first."""
         found = zip(row["probabilities"], self.class_names, strict=True)
         members = zip(found, row["classes_at_95"], strict=True)
         inside = [pair for pair, is_in in members if is_in]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -41,13 +42,13 @@ class TurnedAway(NamedTuple):
 
     Attributes:
       chart: accuracy by the share that is turned away.
-      threshold: the score above which a picture is unknown.
+      threshold: the score above which a picture is unknown; None: none is.
       shown: the pictures with the largest scores of those that are unknown.
       num_more: the number of the others.
     """
 
     chart: Chart
-    threshold: float
+    threshold: float | None
     shown: list[Unknown]
     num_more: int
 
@@ -80,7 +81,7 @@ def make(
     )
     return TurnedAway(
         result_charts.risk_coverage_chart(curve),
-        threshold,
+        threshold if math.isfinite(threshold) else None,
         [
             Unknown(
                 pictures.to_data_uri(

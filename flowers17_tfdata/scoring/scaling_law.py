@@ -150,7 +150,7 @@ def summarize(
     wrong = resampled.wrong.sum(axis=2)
     totals = resampled.judged.sum(axis=1)
     num_groups = len(np.unique(judged.groups))
-    counts = {
+    counts: dict[str, Any] = {
         "curve": [
             {
                 "num_images": float(size),

@@ -139,7 +139,7 @@ def test_help_of_a_phase_shows_its_flags_alone(phase, capsys):
         "--baseline=": {"compare"},
         "--finetune_epochs=": {
             *("transfer", "finetune", "refit", "train"),
-            *("find_lr", "learning_curve", "benchmark"),
+            *("find_lr", "learning_curve", "review", "benchmark"),
         },
         "--workdir=": set(PHASES),
     }.items():

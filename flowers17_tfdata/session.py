@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import pathlib
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -18,7 +19,7 @@ from flowers17_tfdata.config import rules
 from flowers17_tfdata.config.config import Config, all_flags, to_values
 from flowers17_tfdata.config.input import InputConfig
 from flowers17_tfdata.config.option import Kind
-from flowers17_tfdata.data import class_folders, extension
+from flowers17_tfdata.data import class_folders, corrections, extension
 from flowers17_tfdata.data.source import Source, open_source
 from flowers17_tfdata.errors import UserError, counted, one_line
 from flowers17_tfdata.input import examples, input_pipeline
@@ -190,6 +191,14 @@ def _open_source(
     ):
         known = {file: split for file, _, split in before}
         source = open_source(config.data, bar.scanned, known)
+    if config.data.extends:
+        undone = corrections.count_undone(earlier, source)
+        if undone:
+            terminal.say(
+                f"warning: {counted(undone, 'correction')} of {earlier} "
+                "undone: a table of corrections replaces the earlier one, so "
+                "it must contain it"
+            )
     told = _told_before(config, output)
     for note in source.notes:
         if note not in told:
@@ -281,6 +290,13 @@ def write_config(session: Session, more: Mapping[str, Any]) -> None:
     own = session.config.data.own_images
     if own is not None:
         flags["dataset"] = f"{own.prefix}{own.absolute}"
+    if flags["corrections"]:
+        # The user's own table may be edited or moved after this.
+        copy = corrections.copy_path(session.workdir)
+        if pathlib.Path(flags["corrections"]) != copy:
+            with files.whole_file(session.output / copy.name) as temporary:
+                shutil.copyfile(flags["corrections"], temporary)
+        flags["corrections"] = resume.absolute(str(copy))
     files.write_json(
         session.output / "config.json",
         {"dataset": session.source.name, **record, **more},

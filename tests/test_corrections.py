@@ -14,6 +14,7 @@ from flowers17_tfdata.config import rules
 from flowers17_tfdata.config.config import Config, to_values
 from flowers17_tfdata.config.data import DataConfig
 from flowers17_tfdata.data import audit as audit_lib
+from flowers17_tfdata.data import corrections
 from flowers17_tfdata.data.corrections import correct
 from flowers17_tfdata.data.source import Source, open_source
 from flowers17_tfdata.errors import ConfigError, UserError
@@ -223,6 +224,10 @@ def test_ids_that_repeat_need_their_split(numbered, tmp_path):
             "line 2: lily/000.jpg: there is no class rosé (did you mean rose?)",
         ),
         (
+            [HEADER, "lily/000.jpg,lily,Drop"],
+            "line 2: lily/000.jpg: there is no class Drop (did you mean (drop)",
+        ),
+        (
             [HEADER, "lily/000.jpg,rose,(drop)"],
             "line 2: lily/000.jpg must have the class that the data set gives "
             "it, lily; got rose",
@@ -292,3 +297,20 @@ def test_later_phases_correct_as_the_run_did(tmp_path):
     # Another data set has other images.
     other = flags.parse([*words, "--dataset=folder:y"])
     assert other.data.corrections == ""
+
+
+def test_corrections_that_a_later_table_lacks_are_counted(
+    tmp_path, open_photos
+):
+    lines = [
+        "lily/000.jpg,lily,rose",
+        "lily/001.jpg,lily,(drop)",
+        "lily/002.jpg,lily,lily",
+    ]
+    write(corrections.copy_path(tmp_path), HEADER, *lines)
+    assert corrections.count_undone(tmp_path, open_photos()) == 2
+    later = open_photos(HEADER, lines[1], "lily/000.jpg,lily,(drop)")
+    assert corrections.count_undone(tmp_path, later) == 1
+    later = open_photos(HEADER, *lines, "rose/000.jpg,rose,lily")
+    assert corrections.count_undone(tmp_path, later) == 0
+    assert corrections.count_undone(tmp_path / "none", later) == 0

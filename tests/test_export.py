@@ -278,7 +278,7 @@ def test_a_broken_image_fails_the_request(run, broken):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("file", "tolerance"),
-    [("model_float16.tflite", 0.01), ("model_int8.tflite", 0.15)],
+    [("model_float16.tflite", 0.01), ("model_int8.tflite", 0.25)],
 )
 def test_tflite_takes_pixels(run, file, tolerance):
     classify = tflite.load(run.folder / file)
@@ -790,7 +790,7 @@ def test_the_card_s_python_runs(run, tmp_path, monkeypatch, capsys):
         if "probabilities" in names:
             # int8 rounds, and Pillow resizes differently from TensorFlow.
             np.testing.assert_allclose(
-                names["probabilities"], expected, atol=0.15
+                names["probabilities"], expected, atol=0.25
             )
     labels = (run.folder / "labels.txt").read_text().splitlines()
     assert labels[expected.argmax()] in capsys.readouterr().out

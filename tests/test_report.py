@@ -781,7 +781,7 @@ def test_in_a_browser(trained, tmp_path, width, dark):
     assert seen["requests"] == []
     assert seen["width"] == width
     assert seen["scroll_width"] <= width
-    assert seen["drawn"] == seen["plots"] == 5
+    assert seen["drawn"] == seen["plots"] == 6
     assert seen["before"]["theme"] == ("dark" if dark else "light")
     assert seen["after"]["theme"] == ("light" if dark else "dark")
     for part in ("background", "axis"):
@@ -823,7 +823,7 @@ def test_a_thousand_classes_in_a_browser(
     seen = _look(workdir / "report.html", tmp_path, PHONE_WIDTH, dark=False)
     assert seen["problems"] == []
     assert seen["scroll_width"] <= PHONE_WIDTH
-    assert seen["drawn"] == seen["plots"] == 4
+    assert seen["drawn"] == seen["plots"] == 5
     assert (seen["at_first"], seen["in_all"]) == (50, 1000)
     # All rows are sorted, not only the visible ones.
     assert seen["descending"] == sorted(seen["ascending"], reverse=True)

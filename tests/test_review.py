@@ -125,6 +125,10 @@ def test_the_loop(run, tmp_path, monkeypatch):
     code, _, err = run("new", old, fix)
     assert code == 1
     assert "is not what --workdir" in err
+    # Later phases read the run's own copy.
+    fixes.unlink()
+    code, _, err = run("new", "--phase=evaluate")
+    assert code == 0, err
 
 
 _PROBE = """<script>

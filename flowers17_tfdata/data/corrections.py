@@ -163,6 +163,27 @@ def correct(source: Source, table: pathlib.Path) -> Source:
     )
 
 
+def copy_path(workdir: pathlib.Path) -> pathlib.Path:
+    """Returns where a run keeps the table that it was trained with."""
+    return workdir / "corrections_applied.csv"
+
+
+def count_undone(earlier: pathlib.Path, source: Source) -> int:
+    """Returns how many corrections of an earlier run a data set lacks.
+
+    Args:
+      earlier: the workdir of that run.
+      source: the data set, with its own corrections.
+    """
+    path = copy_path(earlier)
+    if not path.exists():
+        return 0
+    rows = csv_table.read_rows(path, _COLUMNS, _REQUIRED, _make_row)
+    now = {(c.id, c.new_label or DROP) for c in source.corrections}
+    before = {(r.file, r.new_class) for r in rows if r.new_class != r.label}
+    return len(before - now)
+
+
 def _make_row(line: int, **values: str) -> _Row:
     for name in _REQUIRED:
         if not values[name]:
@@ -218,10 +239,10 @@ def _find(
         split, label = _place(where, row, placed)
         for name in (row.label, row.new_class):
             if name not in known and name != DROP:
-                raise Mistake(
-                    f"{where}: there is no class {name}"
-                    f"{did_you_mean(name, known)}"
-                )
+                hint = did_you_mean(name, known)
+                if name.strip("()").lower() in ("drop", "delete", "remove"):
+                    hint = f" (did you mean {DROP}?)"
+                raise Mistake(f"{where}: there is no class {name}{hint}")
         if known.get(row.label) != names[label]:
             hint = ""
             if known.get(row.new_class) == names[label]:

@@ -262,7 +262,7 @@ def classify(export_folder) -> Callable[[np.ndarray], np.ndarray]:
         export_folder / "model.keras", compile=False
     )
     run = Network(model, fakes.preprocess_input, None).runner()
-    return lambda pixels: np.asarray(run(pixels[np.newaxis]))[0]
+    return lambda pixels: run(pixels[np.newaxis])["probabilities"][0]
 
 
 @pytest.fixture(scope="module")
@@ -287,7 +287,9 @@ def readers(export_folder, classify, tmp_path_factory) -> Iterator[dict]:
                     files, tmp_path_factory.mktemp("train")
                 ),
                 "predict": predict,
-                "SavedModel": _one_by_one(lambda data: graph([data])[0]),
+                "SavedModel": _one_by_one(
+                    lambda data: graph([data])["probabilities"][0]
+                ),
                 "serve.py": server,
                 "TFLite": _by_page("TensorFlow Lite", folder),
                 "ONNX": _by_page("ONNX", folder),

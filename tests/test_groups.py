@@ -211,3 +211,10 @@ def test_mistakes_are_told_before_anything_is_read(
     command = ["main.py", "--phase=prepare", f"--workdir={tmp_path / 'w'}"]
     assert cli.main([*command, *arguments]) == 2
     assert expected in capsys.readouterr().err
+
+
+def test_groups_of_several_classes_are_told(photos, open_images):
+    # The second digit of a plant repeats in both classes.
+    source, _ = open_images(photos, r"plant\d*(\d)_")
+    (note,) = [note for note in source.notes if "--groups=" in note]
+    assert "(10 of them with images of several classes)" in note

@@ -13,7 +13,6 @@ import pytest
 from flowers17_tfdata import files
 from flowers17_tfdata.config.optimization import OptimizationConfig
 from flowers17_tfdata.errors import UserError
-from flowers17_tfdata.models import saved_models
 from flowers17_tfdata.training import optimizers
 from flowers17_tfdata.training.checkpoints import StageCheckpoints
 from flowers17_tfdata.training.inference import Inference
@@ -100,8 +99,6 @@ def test_fine_tuning_and_its_refit_go_on(run, tmp_path, monkeypatch):
     after = _weights(work / "model_finetune.keras")
     for a, b in zip(before, after, strict=True):
         np.testing.assert_array_equal(a, b)
-    validation = saved_models.validation_of(work / "model_finetune.keras")
-    assert validation.loss == 0
 
     # Killed in the added part, once in each stage.
     save, saved = StageCheckpoints.save, itertools.count(1)

@@ -141,7 +141,8 @@ def _blocks(text: str) -> list[str]:
 
 def _expected(folder: pathlib.Path) -> np.ndarray:
     classify = saved_model.load(folder / "saved_model")
-    return classify([(folder / "photo.jpg").read_bytes()])[0]
+    answers = classify([(folder / "photo.jpg").read_bytes()])
+    return answers["probabilities"][0]
 
 
 def _best(folder: pathlib.Path) -> str:

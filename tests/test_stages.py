@@ -26,6 +26,7 @@ from flowers17_tfdata.models import (
 )
 from flowers17_tfdata.models.backbones import build_backbone
 from flowers17_tfdata.phases import train_data
+from flowers17_tfdata.scoring import predictions, scores
 from flowers17_tfdata.training import checkpoints, optimizers, strategy
 from flowers17_tfdata.training.inference import Inference
 
@@ -130,7 +131,15 @@ def test_the_saved_model_takes_images_as_its_head_took_features(
     run("a", "--phase=evaluate", "--split=validation")
     evaluation = json.loads((tmp_path / "a" / "evaluation.json").read_text())
     assert evaluation["accuracy"] == best["validation_accuracy"]
-    assert evaluation["loss"] == pytest.approx(best["validation_loss"], 1e-4)
+    path = tmp_path / "a" / "model_transfer.keras"
+    trust = saved_models.read_trust(path)
+    assert evaluation["loss"] == pytest.approx(trust.loss, 1e-4)
+    assert saved_models.validation_of(path).loss == trust.loss
+    # Without the temperature it is the model that was trained.
+    found = predictions.load(tmp_path / "a" / "predictions_validation.npz")
+    plain = found._replace(logits=found.logits * trust.temperature)
+    loss = scores.summarize(plain, "validation", [""] * 17)["loss"]
+    assert loss == pytest.approx(best["validation_loss"], 1e-4)
 
 
 def test_a_solved_head_leaves_one_line_and_is_not_solved_again(run, tmp_path):

@@ -118,6 +118,12 @@ class Listing(NamedTuple):
             line += divided[0]
         else:
             line += "each kept in one split"
+        classes: dict[str, set[int]] = {}
+        for name, label in zip(self.groups, self.labels, strict=False):
+            classes.setdefault(name, set()).add(label)
+        mixed = sum(len(classes[name]) > 1 for name in splits_of)
+        if mixed:
+            line += f" ({mixed} of them with images of several classes)"
         if flag:
             alone = counted(len(self.ids) - num_images, "image")
             line = f"--groups={flag}: {line}; {alone} in no group"

@@ -96,6 +96,7 @@ IMPORTS = {
     },
     "phases.folders": {"data", "session", "terminal"},
     "phases.frozen_features": {
+        "data",
         "input",
         "models",
         "phases.train_data",

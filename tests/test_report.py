@@ -11,7 +11,6 @@ import pathlib
 import re
 import shlex
 import shutil
-import subprocess
 
 import keras
 import numpy as np
@@ -41,7 +40,7 @@ from flowers17_tfdata.phases.report import (
 )
 from flowers17_tfdata.scoring import reliability, scores
 from flowers17_tfdata.scoring.predictions import Predictions
-from tests import fakes
+from tests import browser, fakes
 
 NASTY = '<b>x</b> & "y"'
 PHONE_WIDTH = 390
@@ -673,21 +672,6 @@ def test_text_can_be_read_in_both_themes(theme, text, grounds):
         assert (max(a, b) + 0.05) / (min(a, b) + 0.05) >= 4.5, ground
 
 
-def _find_browser() -> str:
-    for name in ("chromium", "chromium-browser", "google-chrome", "chrome"):
-        if path := shutil.which(name):
-            return path
-    pytest.skip("no Chromium on the PATH")
-
-
-_ERRORS = """<script>
-window.problems = [];
-addEventListener("error", (e) => problems.push(e.message));
-addEventListener("unhandledrejection", (e) => problems.push(String(e.reason)));
-document.addEventListener("securitypolicyviolation",
-  (e) => problems.push(`${e.violatedDirective} ${e.blockedURI}`));
-</script>"""
-
 _PROBE = """<script>
 const look = () => ({
   theme: document.documentElement.dataset.theme,
@@ -726,50 +710,11 @@ addEventListener("load", () => setTimeout(() => {
 }, 500));
 </script>"""
 
-_FRAME = """<body><iframe src="page.html" width="{width}" height="800"
-style="border:0"></iframe><pre id="result"></pre><script>
-addEventListener("message", (e) => {{
-  document.getElementById("result").textContent = JSON.stringify(e.data);
-}});
-</script>"""
-
 
 def _look(path: pathlib.Path, folder: pathlib.Path, width: int, dark: bool):
     """Opens a report in a frame; returns what `_PROBE` posts."""
-    browser = _find_browser()
-    source = path.read_text(encoding="utf-8")
-    source = source.replace("<head>", "<head>" + _ERRORS, 1)
-    end = source.rindex("</body>")
-    source = source[:end] + _PROBE + source[end:]
-    (folder / "page.html").write_text(source, encoding="utf-8")
-    frame = folder / "frame.html"
-    frame.write_text(_FRAME.format(width=width), encoding="utf-8")
-    result = subprocess.run(
-        [
-            browser,
-            "--headless",
-            # The sandbox refuses to run as root, as in containers.
-            "--no-sandbox",
-            "--disable-gpu",
-            "--disable-quic",
-            "--no-first-run",
-            "--disable-background-networking",
-            "--disable-component-update",
-            "--disable-sync",
-            f"--user-data-dir={folder / 'profile'}",
-            f"--blink-settings=preferredColorScheme={0 if dark else 1}",
-            "--window-size=1400,900",
-            "--virtual-time-budget=30000",
-            "--dump-dom",
-            frame.as_uri(),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    found = re.search(r'<pre id="result">(.+?)</pre>', result.stdout, re.S)
-    assert found, result.stderr[-2000:]
-    return json.loads(html.unescape(found[1]))
+    scheme = f"--blink-settings=preferredColorScheme={0 if dark else 1}"
+    return browser.look(path, _PROBE, folder, width, scheme)
 
 
 @pytest.mark.slow

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import csv
-import html
 import io
 import json
 import pathlib
 import re
-import subprocess
 
 import pytest
 
 from flowers17_tfdata.phases.review import cards
 from flowers17_tfdata.training.inference import Inference
-from tests import fakes
+from tests import browser, fakes
 from tests.test_folder_source import write_picture
-from tests.test_report import _ERRORS, _find_browser
 
 NAMES = ("blue & <b>", "green", "red")
 PER_CLASS = 30
@@ -175,44 +172,6 @@ addEventListener("load", () => setTimeout(async () => {
 }, 300));
 </script>"""
 
-_FRAME = """<body><iframe src="page.html" width="{width}" height="800"
-style="border:0"></iframe><pre id="result"></pre><script>
-addEventListener("message", (e) => {{
-  document.getElementById("result").textContent = JSON.stringify(e.data);
-}});
-</script>"""
-
-
-def _click_through(path: pathlib.Path, folder: pathlib.Path, width: int):
-    """Opens a review in a frame; returns what `_PROBE` posts."""
-    source = path.read_text(encoding="utf-8")
-    source = source.replace("<head>", "<head>" + _ERRORS, 1)
-    end = source.rindex("</body>")
-    (folder / "page.html").write_text(
-        source[:end] + _PROBE + source[end:], encoding="utf-8"
-    )
-    frame = folder / "frame.html"
-    frame.write_text(_FRAME.format(width=width), encoding="utf-8")
-    result = subprocess.run(
-        [
-            _find_browser(),
-            *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic"),
-            *("--no-first-run", "--disable-background-networking"),
-            *("--disable-component-update", "--disable-sync"),
-            f"--user-data-dir={folder / 'profile'}",
-            "--window-size=1400,900",
-            "--virtual-time-budget=20000",
-            "--dump-dom",
-            frame.as_uri(),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    found = re.search(r'<pre id="result">(.+?)</pre>', result.stdout, re.S)
-    assert found, result.stderr[-2000:]
-    return json.loads(html.unescape(found[1]))
-
 
 @pytest.mark.slow
 def test_the_page_in_a_browser(run, tmp_path):
@@ -223,7 +182,7 @@ def test_the_page_in_a_browser(run, tmp_path):
     assert "and the flags of your choice" in page.read_text(encoding="utf-8")
     shown = _read(tmp_path / "work" / "review.json")["images"][:20]
     for width in (390, 1280):
-        seen = _click_through(page, tmp_path, width)
+        seen = browser.look(page, _PROBE, tmp_path, width)
         assert seen["problems"] == seen["requests"] == []
         assert seen["scroll_width"] <= width
         assert seen["unnamed"] == seen["small"] == 0
@@ -260,8 +219,8 @@ def test_the_page_in_a_browser(run, tmp_path):
     assert again["num_images"] == 3 * PER_CLASS - 1
     # The next table contains this one.
     (tmp_path / "second").mkdir()
-    seen = _click_through(
-        tmp_path / "next" / "review.html", tmp_path / "second", 1280
+    seen = browser.look(
+        tmp_path / "next" / "review.html", _PROBE, tmp_path / "second", 1280
     )
     second = list(csv.DictReader(io.StringIO(seen["csv"].lstrip("\ufeff"))))
     assert sorted(second[:4], key=str) == sorted(rows, key=str)

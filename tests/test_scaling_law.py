@@ -23,7 +23,7 @@ def _judge(errors, num_images=1000, seed=0, num_classes=4) -> Judged:
     Args:
       errors: `[sizes]`, or `[sizes, classes]`.
       num_images: the number of images.
-      seed: of the answers.
+      seed: the seed of the answers.
       num_classes: label k is that of image k modulo this.
     """
     rng = np.random.default_rng(seed)

@@ -84,8 +84,8 @@ class DataConfig:
         "",
         "Workdir of an earlier run on this folder or table, to which images or "
         "classes were added since, or whose labels were corrected: takes over "
-        "its flags, splits and features, and compares both models on its test "
-        "images.",
+        "the flags, splits and features of that run, and compares both models "
+        "on the test images of that run.",
         common=True,
     )
     corrections: str = Kind.RUN.option(

@@ -15,7 +15,7 @@ import tensorflow as tf
 from flowers17_tfdata.data import csv_table
 from flowers17_tfdata.data.csv_table import Mistake
 from flowers17_tfdata.data.file_source import FileSource
-from flowers17_tfdata.data.source import Correction, Source
+from flowers17_tfdata.data.source import Correction, Place, Source
 from flowers17_tfdata.errors import (
     ConfigError,
     counted,
@@ -38,9 +38,6 @@ _REQUIRED = ("file", "class", "new_class")
 # The label of an image that is dropped. TFDS marks missing labels by -1.
 _DROPPED = -2
 
-# An image: its split and its id.
-_Place = tuple[str, str]
-
 
 class _Row(NamedTuple):
     """A line of the table; `new_class` may be `DROP`, `split` ''."""
@@ -61,7 +58,7 @@ class CorrectedSource(Source):
 
     _base: Source
     # The new label of each image that changes, or `_DROPPED`.
-    _labels: Mapping[_Place, int]
+    _labels: Mapping[Place, int]
 
     def read(self, split):
         self.check_split(split)
@@ -107,11 +104,14 @@ class CorrectedSource(Source):
     def groups(self, scan):
         return self._base.groups(scan)
 
+    def known_groups(self, places):
+        return self._base.known_groups(places)
+
 
 def correct(source: Source, table: pathlib.Path) -> Source:
     """Returns the data set with the labels that a table corrects.
 
-    Its first line names the columns `file` (the image's id), `class` (the one
+    The first line names the columns `file` (the image's id), `class` (the one
     that the data set gives it) and `new_class` (the right one, the same one to
     keep it, or `DROP`), and `split` where ids repeat.
 
@@ -204,10 +204,10 @@ def _make_row(line: int, **values: str) -> _Row:
     )
 
 
-def _labels(source: Source) -> Iterator[tuple[_Place, int]]:
+def _labels(source: Source) -> Iterator[tuple[Place, int]]:
     """Yields the label of every image in a split."""
     if isinstance(source, FileSource):
-        # Its `read` reads the files.
+        # `FileSource.read` would read the files.
         scan = source.scan()
         labels = scan.labels.tolist()
         for split, image_id, label in zip(
@@ -224,7 +224,7 @@ def _labels(source: Source) -> Iterator[tuple[_Place, int]]:
 
 def _find(
     rows: Sequence[_Row],
-    images: Sequence[tuple[_Place, int]],
+    images: Sequence[tuple[Place, int]],
     names: Sequence[str],
 ) -> list[Correction]:
     """Finds the image of each row, and checks its classes."""
@@ -232,8 +232,8 @@ def _find(
     for (split, image_id), label in images:
         placed[image_id].append((split, label))
     known = {unicodedata.normalize("NFC", name): name for name in names}
-    found: dict[_Place, Correction] = {}
-    line_of: dict[_Place, int] = {}
+    found: dict[Place, Correction] = {}
+    line_of: dict[Place, int] = {}
     for row in rows:
         where = f"line {row.line}: {row.file}"
         split, label = _place(where, row, placed)
@@ -290,8 +290,8 @@ def _place(
 
 
 def _check_left(
-    images: Sequence[tuple[_Place, int]],
-    changed: Mapping[_Place, int],
+    images: Sequence[tuple[Place, int]],
+    changed: Mapping[Place, int],
     names: Sequence[str],
 ) -> None:
     """Refuses corrections that leave no image of a class, or of a split."""
@@ -308,7 +308,7 @@ def _check_left(
         raise Mistake(f"no image is left in split {split}")
 
 
-def _name(name: str, changed: Mapping[_Place, int]) -> str:
+def _name(name: str, changed: Mapping[Place, int]) -> str:
     """Returns the name of the data set with a digest of what changed."""
     if not changed:
         return name

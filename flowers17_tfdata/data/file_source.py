@@ -94,7 +94,10 @@ class FileSource(Source):
     def scan(self, on_scanned=None):
         return self._scan
 
-    def _kept_together(self, scan):
+    def known_groups(self, places):
+        return self.groups_at(places, self._scan)
+
+    def _kept_together(self, ids):
         return list(self._group_pairs)
 
 

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import os
 import pathlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +14,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from flowers17_tfdata.config.data import DataConfig
+from flowers17_tfdata.data.oxford_flowers17.splits import group_pairs
 from flowers17_tfdata.data.scan import (
     OnScanned,
     Scan,
@@ -42,6 +43,10 @@ class Correction(NamedTuple):
     def changes(self) -> bool:
         """Whether the label isn't kept as it is."""
         return self.new_label != self.label
+
+
+# The split and the id of an image; ids repeat across splits in some data sets.
+Place = tuple[str, str]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -127,11 +132,26 @@ class Source:
         Near-duplicates share a group, and so do images that the user keeps
         together.
         """
-        return find_groups(scan.images, self._kept_together(scan))
+        return find_groups(scan.images, self._kept_together(scan.ids))
 
-    def _kept_together(self, scan: Scan) -> list[tuple[int, int]]:
+    def groups_at(self, places: Sequence[Place], scan: Scan) -> np.ndarray:
+        """Returns the groups of some images of a scan, int64 `[n]`."""
+        found = zip(scan.splits, scan.ids, strict=True)
+        group_of = dict(zip(found, self.groups(scan), strict=True))
+        return np.array([group_of[place] for place in places], np.int64)
+
+    def known_groups(self, places: Sequence[Place]) -> np.ndarray:
+        """Returns the groups of some images, int64 `[n]`, without decoding.
+
+        So near-duplicates that only hashing finds are not grouped, unless the
+        images have been decoded already.
+        """
+        pairs = self._kept_together([image_id for _, image_id in places])
+        return np.asarray(group_pairs(pairs, len(places)), np.int64)
+
+    def _kept_together(self, ids: Sequence[str]) -> list[tuple[int, int]]:
         """Returns the positions of pairs that share a group in any case."""
-        position = {image_id: k for k, image_id in enumerate(scan.ids)}
+        position = {image_id: k for k, image_id in enumerate(ids)}
         return [
             (position[first], position[second])
             for first, second in self.known_near_duplicates

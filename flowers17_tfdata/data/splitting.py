@@ -271,6 +271,23 @@ def out_of_fold_parts(
     return np.array([fold_of[name] for name in names], np.int64)
 
 
+def known_elsewhere(labels: np.ndarray, folds: np.ndarray) -> np.ndarray:
+    """Returns which examples have their class in another fold, too, bool `[n]`.
+
+    A model of the other folds knows the class of these alone: a class that is
+    a single group lies wholly in one fold.
+
+    Args:
+      labels: int64 `[n]`.
+      folds: int64 `[n]`.
+    """
+    pairs = np.stack([labels, folds], axis=1)
+    _, inverse, in_fold = np.unique(
+        pairs, axis=0, return_inverse=True, return_counts=True
+    )
+    return in_fold[inverse.ravel()] < np.bincount(labels)[labels]
+
+
 def _balanced_folds(
     ids: Sequence[str],
     labels: Sequence[int],

@@ -76,7 +76,7 @@ class Trust(NamedTuple):
       temperature: the number that the model's logits were divided by. It is in
         the weights of the last layer.
       surroundings: where the training images are.
-      centres: float32 `[3]`, the means of the three terms of `terms`.
+      centres: float32 `[3]`, the means of the three terms of `score`.
       scales: float32 `[3]`, their standard deviations.
       trained_centres: the same as `centres`, of images it was trained on.
       trained_scales: the same as `scales`, of images it was trained on.
@@ -99,28 +99,21 @@ class Trust(NamedTuple):
     num_examples: int
     loss: float
 
-    def terms(self, logits: tf.Tensor, features: tf.Tensor) -> tf.Tensor:
-        """Returns what the score is made of, float32 `[n, 3]`.
-
-        They are minus the margin between the two largest logits, and the two
-        `Surroundings.distances`.
-        """
-        return _terms(self.surroundings, logits, features)
-
     def score(self, logits: tf.Tensor, features: tf.Tensor) -> tf.Tensor:
         """Returns how unlike the training images pictures are, float32 `[n]`.
 
-        It is the sum of the three terms, each minus its mean and divided by its
-        standard deviation on images that the model was not trained on. So it is
-        about 0 for an ordinary picture, in units of standard deviations. The
-        weights are equal, since fitted ones were no better: docs/trust.md has
-        the measurements.
+        It is the sum of three terms: minus the margin between the two largest
+        logits, and the two `Surroundings.distances`. Each is taken minus its
+        mean and divided by its standard deviation on images that the model was
+        not trained on. So the score is about 0 for an ordinary picture, in
+        units of standard deviations. The weights are equal, since fitted ones
+        were no better: docs/trust.md has the measurements.
 
         Args:
           logits: float32 `[n, num_classes]`, of the calibrated model.
           features: float32 `[n, channels]`, the input of the head.
         """
-        terms = self.terms(logits, features)
+        terms = _terms(self.surroundings, logits, features)
         return tf.reduce_sum((terms - self.centres) / self.scales, axis=1)
 
     def with_temperature(
@@ -305,7 +298,8 @@ def after_refit(
     from those of training images as they did before.
 
     Args:
-      before: of the model that was trained without the validation images.
+      before: what was fitted to the model that was trained without the
+        validation images.
       surroundings: where the training images of the new model are.
       logits: float32 `[n, num_classes]`, of images that the new model was
         trained on, before they are divided by the temperature.

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from flowers17_tfdata.data.scan import Scan
 from flowers17_tfdata.input import examples as examples_lib
 from flowers17_tfdata.input.feature_cache import Features
 from flowers17_tfdata.models import batch_norm
@@ -26,12 +27,14 @@ class ImageFeatures(NamedTuple):
       groups: int64 `[n]`. Near-duplicates share a group, and so do images that
         the user keeps together.
       features: the features and the labels.
+      scan: what was found by decoding all images of the data set.
     """
 
     ids: tuple[str, ...]
     splits: tuple[str, ...]
     groups: np.ndarray
     features: Features
+    scan: Scan
 
 
 def read_features(
@@ -67,16 +70,14 @@ def read_features(
         for split, examples in decoded.items()
     ]
     scan = session.source.scan()
-    places = zip(scan.splits, scan.ids, strict=True)
-    group_of = dict(zip(places, session.source.groups(scan), strict=True))
-    split_of = [s for s, e in decoded.items() for _ in e.ids]
-    ids = [image_id for e in decoded.values() for image_id in e.ids]
+    places = [(split, i) for split, e in decoded.items() for i in e.ids]
     return ImageFeatures(
-        tuple(ids),
-        tuple(split_of),
-        np.array([group_of[p] for p in zip(split_of, ids, strict=True)]),
+        tuple(image_id for _, image_id in places),
+        tuple(split for split, _ in places),
+        session.source.groups_at(places, scan),
         Features(
             np.concatenate([part.values for part in parts], axis=1),
             np.concatenate([part.labels for part in parts]),
         ),
+        scan,
     )

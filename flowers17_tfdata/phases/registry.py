@@ -62,6 +62,21 @@ def _stage(name: str, text: str) -> Phase:
     )
 
 
+def _on_solved_heads(name: str, target: str, text: str) -> Phase:
+    """Returns a phase that fits heads of its own to the training's features."""
+    return Phase(
+        name,
+        target,
+        text,
+        _TRAINING,
+        trains=True,
+        writes_run=True,
+        reads_run=True,
+        recalls_training=True,
+        one_worker=True,
+    )
+
+
 _PHASES = (
     Phase(
         "prepare",
@@ -114,16 +129,10 @@ _PHASES = (
         reads_run=True,
         reads_model=True,
     ),
-    Phase(
+    _on_solved_heads(
         "review",
         "review.review:review",
         "rank the labels that are probably wrong, on a page to correct them",
-        _TRAINING,
-        trains=True,
-        writes_run=True,
-        reads_run=True,
-        recalls_training=True,
-        one_worker=True,
     ),
     Phase(
         "folders",
@@ -149,16 +158,10 @@ _PHASES = (
         reads_run=True,
         recalls_training=True,
     ),
-    Phase(
+    _on_solved_heads(
         "learning_curve",
         "learning_curve.learning_curve:predict_gains",
         "predict what more photographs would buy",
-        _TRAINING,
-        trains=True,
-        writes_run=True,
-        reads_run=True,
-        recalls_training=True,
-        one_worker=True,
     ),
     Phase(
         "benchmark",

@@ -68,6 +68,17 @@ def class_weights(session: Session, labels: np.ndarray) -> np.ndarray | None:
     return balanced_class_weights(labels, len(session.source.class_names))
 
 
+def example_weights(session: Session, labels: np.ndarray) -> np.ndarray | None:
+    """Returns the weight of each example in the loss; None: 1 for all.
+
+    Args:
+      session: the open run.
+      labels: int64 `[n]`, the classes of the training examples.
+    """
+    weights = class_weights(session, labels)
+    return None if weights is None else weights[labels]
+
+
 def balanced_class_weights(labels: np.ndarray, num_classes: int) -> np.ndarray:
     """Returns weights that give every class the same share of the loss.
 

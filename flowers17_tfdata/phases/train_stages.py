@@ -329,15 +329,12 @@ def _solve_head(
     session, stage, model = run.session, run.stage, run.start.model
     train, validation = features
     start_secs = time.perf_counter()
-    class_weights = train_data.class_weights(session, train.labels)
     with timings.measure(session.output, f"{stage}: solving the head"):
         head = linear_head.fit(
             train,
             len(session.source.class_names),
             seed=session.config.runtime.seed,
-            example_weights=(
-                None if class_weights is None else class_weights[train.labels]
-            ),
+            example_weights=train_data.example_weights(session, train.labels),
             stop=run.stop,
         )
     with session.strategy.scope():

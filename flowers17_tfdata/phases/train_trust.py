@@ -9,7 +9,6 @@ import numpy as np
 
 from flowers17_tfdata import terminal, timings
 from flowers17_tfdata.data import splitting
-from flowers17_tfdata.data.oxford_flowers17.splits import group_pairs
 from flowers17_tfdata.errors import counted
 from flowers17_tfdata.input import input_pipeline
 from flowers17_tfdata.input.examples import Examples
@@ -147,18 +146,15 @@ def _out_of_fold(
     assert stage.head is not None
     labels, num_classes = features.labels, len(stage.head.bias)
     folds = _folds(session, stage.splits, labels)
-    # A class that is a single group is unknown to the head that is asked.
-    spread = [len(np.unique(folds[labels == c])) for c in range(num_classes)]
-    judged = np.array(spread)[labels] > 1
+    judged = splitting.known_elsewhere(labels, folds)
     if judged.sum() < len(labels) / 2:
         return fitted
-    weights = train_data.class_weights(session, labels)
     logits = linear_head.out_of_fold_logits(
         features,
         num_classes,
         folds,
         weight_decay=stage.head.weight_decay,
-        example_weights=None if weights is None else weights[labels],
+        example_weights=train_data.example_weights(session, labels),
         stop=stage.stop,
     )[judged]
     temperature = calibration.fit_temperature(logits, labels[judged])
@@ -168,31 +164,12 @@ def _out_of_fold(
 
 def _folds(session: Session, splits: Splits, labels: np.ndarray) -> np.ndarray:
     """Returns the fold of each image, with near-duplicates in one fold."""
-    source = session.source
     places = [
         (split, image_id)
         for split, examples in splits.trained.items()
         for image_id in examples.ids
     ]
-    if session.config.data.own_images is not None:
-        scan = source.scan()
-        group_of = dict(
-            zip(
-                zip(scan.splits, scan.ids, strict=True),
-                source.groups(scan),
-                strict=True,
-            )
-        )
-        groups = np.array([group_of[place] for place in places])
-    else:
-        # Finding those that aren't known would decode all images again.
-        position = {image_id: k for k, (_, image_id) in enumerate(places)}
-        pairs = [
-            (position[a], position[b])
-            for a, b in source.known_near_duplicates
-            if a in position and b in position
-        ]
-        groups = group_pairs(pairs, len(places))
+    groups = session.source.known_groups(places)
     seed = session.config.runtime.seed
     return splitting.out_of_fold_parts(labels, groups, _FOLDS, seed)
 

@@ -23,10 +23,10 @@ left out (30 heads of each size, all 1360 images):
     530         10 of 10                        3.5
 
 The floor, an error that no photograph removes, is always fitted: without it the
-truth was within only 9, 8 (pool of 265) and 7 (530) of 10 intervals. The gains
-of the classes, which have some 30 images each in the pools of 530, could not be
-told apart: those that were predicted and those that came had a correlation of
-0.2. So `most_wanted` asks for certainty.
+truth was within only 9, 8 (pool of 265) and 7 (530) of 10 intervals. In pools
+of 530, a class has some 30 images. Which classes gain most could not be told:
+predicted and true gains had a correlation of 0.2. So `most_wanted` asks for
+certainty.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ def predict_gains(session: Session) -> None:
       `dataset`;
       `trained_splits`: the splits that the run's model is trained on;
       `num_images`: their images, `now` in the predictions;
-      `weight_decay`: of the heads;
+      `weight_decay`: what the heads were fitted with;
       `summary`: the line;
       and the flags, versions and hardware of `Session.record`.
 
@@ -82,14 +82,12 @@ def _fit_heads(
     """Returns the heads' answers and their weight decay."""
     config, labels = session.config, images.features.labels
     num_classes = len(session.source.class_names)
-    class_weights = train_data.class_weights(session, labels)
+    weights = train_data.example_weights(session, labels)
     whole = linear_head.fit(
         images.features,
         num_classes,
         seed=config.runtime.seed,
-        example_weights=(
-            None if class_weights is None else class_weights[labels]
-        ),
+        example_weights=weights,
     )
     title = "learning_curve: heads"
     with terminal.EpochProgress(title, subsets.NUM_FITS) as progress:
@@ -98,7 +96,7 @@ def _fit_heads(
             images.groups,
             num_classes,
             weight_decay=whole.weight_decay,
-            balanced=class_weights is not None,
+            balanced=weights is not None,
             seed=config.runtime.seed,
             on_fit=progress.advance,
         )

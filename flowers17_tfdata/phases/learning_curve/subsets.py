@@ -48,7 +48,7 @@ def judge(
       features: the features and labels of the images.
       groups: int64 `[n]`; near-duplicates share a group.
       num_classes: the number of classes of the data set.
-      weight_decay: of all heads, see `linear_head.fit`.
+      weight_decay: what all heads are fitted with, see `linear_head.fit`.
       balanced: whether every class has the same share of the loss.
       seed: any integer.
       on_fit: called after each of `NUM_FITS` fits.

@@ -86,7 +86,7 @@ def reliability_chart(
     """Returns the reliability diagram: accuracy by confidence.
 
     Args:
-      reliability: of the model's probabilities.
+      reliability: how well the model's probabilities hold.
       before: the same without the temperature; None: there is none.
     """
     bins = reliability.bins

@@ -64,7 +64,7 @@ def make(
     Args:
       session: the open run.
       trained: the model, which has a `trust`.
-      predictions: its predictions of the split.
+      predictions: what it predicts on the split.
       split: the name of the split.
     """
     assert trained.trust is not None

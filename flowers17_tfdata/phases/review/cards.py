@@ -42,7 +42,7 @@ def make_context(
     Args:
       session: the open run.
       result: the contents of `review.json`.
-      shown: its images on the page.
+      shown: the images on the page.
     """
     source = session.source
     large = _read_pictures(source, shown, _PICTURE_SIDE)

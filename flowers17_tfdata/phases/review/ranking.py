@@ -73,7 +73,7 @@ def rank(
         )
         return softmax(logits)
 
-    judged = ~_unjudged(labels, folds)
+    judged = splitting.known_elsewhere(labels, folds)
 
     def confident_classes(probabilities: np.ndarray) -> np.ndarray:
         # The threshold of a class that no head knew would be next to 0.
@@ -91,12 +91,3 @@ def rank(
         second,
         label_errors.estimate_errors(labels, confident_classes(second)),
     )
-
-
-def _unjudged(labels: np.ndarray, folds: np.ndarray) -> np.ndarray:
-    """Returns which images have their whole class in their fold, bool `[n]`."""
-    pairs = np.stack([labels, folds], axis=1)
-    _, inverse, in_fold = np.unique(
-        pairs, axis=0, return_inverse=True, return_counts=True
-    )
-    return in_fold[inverse.ravel()] == np.bincount(labels)[labels]

@@ -50,7 +50,7 @@ def review(session: Session) -> None:
         ranked = ranking.rank(
             images,
             len(source.class_names),
-            _twins(session, images),
+            _twins(images),
             session.config.runtime.seed,
         )
         result = _make_result(session, images, ranked)
@@ -70,9 +70,9 @@ def review(session: Session) -> None:
     )
 
 
-def _twins(session: Session, images: ImageFeatures) -> list[tuple[int, int]]:
+def _twins(images: ImageFeatures) -> list[tuple[int, int]]:
     """Returns the positions of near-duplicates in `images`."""
-    scan = session.source.scan()
+    scan = images.scan
     places = zip(images.splits, images.ids, strict=True)
     position = {place: k for k, place in enumerate(places)}
     twins = []

@@ -29,6 +29,8 @@ def _images(seed=0, share=0.06, spread=1.0) -> tuple[ImageFeatures, np.ndarray]:
         ("train",) * count,
         np.arange(count),
         Features(values[np.newaxis].astype(np.float32), given),
+        # The ranking reads no scan.
+        None,
     )
     return images, exchanged
 
